@@ -1,19 +1,52 @@
 """Package hybridgen; `hybridgen/kernels` is a link to the top-level folder `kernels`."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_namespace_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hybridgen/__init__.py").read_text())[1]
 
 setup(
     name="hybridgen",
-    version="0.1.0",
+    version=VERSION,
+    description="A small and a large language model write one text together, exactly as the large one would",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
     packages=find_namespace_packages(include=["hybridgen", "hybridgen.*"]),
-    package_data={"hybridgen.pair": ["**/*"]},
+    package_data={
+        "hybridgen": ["py.typed"],
+        "hybridgen.pair": ["**/*.json", "**/*.safetensors", "**/*.md"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
-        "numpy",
-        "safetensors",
-        "tokenizers",
+        'triton>=3.6; sys_platform == "linux"',
+        "numpy>=1.26",
+        "safetensors>=0.5",
+        "tokenizers>=0.22",
     ],
+    extras_require={
+        "flash": ["flash-attn>=2.8"],
+        "plot": ["matplotlib>=3.8"],
+        "bench": ["matplotlib>=3.8"],
+        "test": [
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "scipy>=1.11",
+            "jinja2>=3.1",
+            "setuptools>=77",
+        ],
+        "dev": ["ruff>=0.12", "mypy>=1.15"],
+    },
     entry_points={"console_scripts": ["hybridgen = hybridgen.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Operating System :: OS Independent",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
 )

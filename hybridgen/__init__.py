@@ -1,0 +1,34 @@
+"""hybridgen: a small and a large language model write one text together.
+
+The names below are imported when first used, so that `import hybridgen` and `hybridgen --help` do
+not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridgen.exactness import verify_exactness
+    from hybridgen.generator import HybridGenerator
+    from hybridgen.result import GenerationResult
+    from hybridgen.strategies.base import GenerationStrategy
+
+__version__ = "0.1.0"
+__all__ = ["GenerationResult", "GenerationStrategy", "HybridGenerator", "verify_exactness"]
+
+_HOMES = {
+    "GenerationResult": "hybridgen.result",
+    "GenerationStrategy": "hybridgen.strategies.base",
+    "HybridGenerator": "hybridgen.generator",
+    "verify_exactness": "hybridgen.exactness",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -147,7 +147,7 @@ def make_request(
             "llm_consecutive_tokens", llm_consecutive_tokens, 1, MAX_CONSECUTIVE
         ),
         evidence=check_choice("evidence", evidence, EVIDENCE),
-        seed=_check_seed(seed, len(rows)),
+        seed=check_seed(seed, len(rows)),
         stop=_check_stop(stop),
         eos_token_id=eos,
         ignore_eos=check_bool("ignore_eos", ignore_eos),
@@ -220,7 +220,7 @@ def _check_routing(threshold: object, llm_fraction: object) -> tuple[float | Non
     return None, None
 
 
-def _check_seed(seed: object, rows: int) -> tuple[int, ...]:
+def check_seed(seed: object, rows: int) -> tuple[int, ...]:
     """One seed a row. Drawn seeds are short, so that one can be typed again from the statistics."""
     if seed is None:
         seed = secrets.randbelow(2**32)

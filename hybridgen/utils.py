@@ -1,0 +1,88 @@
+"""The kernels behind the strategies, for your own: sampling and the two routing metrics.
+
+Each takes the logits of one token [V] and returns Python numbers, or those of R tokens [R, V] and
+returns tensors [R] on the same device. Logits may have any floating dtype.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridgen.checks import check_choice, check_float, check_int, shown
+from hybridgen.kernels import philox, sampling, uncertainty
+from hybridgen.request import EVIDENCE, check_sampling, check_seed
+
+
+def sample_token(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: Any = None,
+    position: int = 0,
+) -> Any:
+    """Draw a token id: an int for logits [V], an int64 tensor [R] for [R, V].
+
+    The filters apply in the order of the arguments; 0, 0, 1 and 0 turn them off, and temperature 0
+    takes the largest logit. `seed` and `position` decide the draw: in a loop, keep the seed and
+    count the position up. An int seed s gives row r the seed s + r; None draws one.
+
+    Raises ValueError for logits that hold NaN or +inf, or nothing above -inf.
+    """
+    rows = _rows(logits)
+    count, vocab_size = rows.shape
+    chosen = check_sampling(temperature, top_k, top_p, min_p, vocab_size)
+    columns = torch.tensor([[chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]])
+    seeds = torch.tensor(check_seed(seed, count), device=rows.device)
+    place = torch.full((count,), check_int("position", position, 0, 2**31 - 1), device=rows.device)
+    token, _, log_z = sampling.sample(
+        rows, columns.repeat(count, 1).to(rows.device), seeds, place, philox.TARGET
+    )
+    if bool(log_z.isnan().any()):
+        raise ValueError("logits hold NaN or +inf, or nothing above -inf")
+    return token if logits.ndim == 2 else int(token)
+
+
+def compute_logu(logits: Tensor, k: int = 10, evidence: str = "probs") -> tuple[Any, Any]:
+    """Aleatoric and epistemic uncertainty (LogTokU, Ma et al. 2025), floats or tensors [R].
+
+    With evidence a_1..a_k of the k likeliest tokens and S their sum,
+    AU = -sum_i a_i/S (psi(a_i + 1) - psi(S + 1)) and EU = k / (S + k).
+
+    evidence="probs"    AU from the tokens' probabilities: 0 when sure, about 0.7 at most for k = 10
+    evidence="logits"   AU from their logits, negative ones as 0, as in the paper
+
+    EU always uses the logits: with probabilities it would be a constant.
+    """
+    rows = _rows(logits)
+    number = check_int("k", k, 1, rows.shape[1])
+    kind = EVIDENCE.index(check_choice("evidence", evidence, EVIDENCE))
+    aleatoric, epistemic = uncertainty.logtoku(rows, number, kind)
+    if logits.ndim == 2:
+        return aleatoric, epistemic
+    return float(aleatoric), float(epistemic)
+
+
+def calculate_token_entropy(logits: Tensor, temperature: float = 1.0) -> Any:
+    """Entropy in nats of softmax(logits / temperature), a float or a tensor [R]; 0 at 0."""
+    rows = _rows(logits)
+    heat = check_float(
+        "temperature", temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0
+    )
+    entropy = uncertainty.entropy(rows, torch.full((rows.shape[0],), heat, device=rows.device))
+    return entropy if logits.ndim == 2 else float(entropy)
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """`logits` as [R, V] in a dtype the kernels take."""
+    accepted = "a floating-point tensor [V] or [R, V]"
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits must be {accepted}, got {shown(logits)}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be {accepted}, got dtype {logits.dtype}")
+    if logits.ndim not in (1, 2) or 0 in logits.shape:
+        raise ValueError(f"logits must be {accepted}, not empty, got shape {list(logits.shape)}")
+    rows = logits.reshape(-1, logits.shape[-1])
+    return rows if rows.dtype in (torch.float32, torch.bfloat16) else rows.float()

@@ -1,0 +1,113 @@
+"""What every test shares: threads, offline mode, hypothesis settings and a tiny random pair."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores: more threads would only contend
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+MOST_WORKERS = 8  # each one imports torch and builds its own pair
+EOS = "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+# Latin, a word repeated so that merges form, and characters of two, three and four bytes.
+TRAINING_TEXT = [
+    "def area(radius):\n    return 3.14159 * radius ** 2\n\nfor item in items:\n    print(item)\n",
+    "the quick brown fox jumps over the lazy dog and the other dog jumps over the fox",
+    "größe straße façade naïve Ελλάδα Ελλάδα Москва Москва 日本語 日本語 中文 中文 😀 😀 👩‍💻 👩‍💻",
+]
+
+torch.set_num_threads(1)
+
+# Fixed examples: a run that fails fails again. Timing is not under test, so there is no deadline.
+settings.register_profile("hybridgen", deadline=None, derandomize=True, database=None)
+settings.load_profile("hybridgen")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto` starts one worker a core, but not more than memory is good for."""
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+class TinyPair(NamedTuple):
+    """Folders of two random checkpoints with one tokenizer."""
+
+    slm: Path
+    llm: Path
+
+
+def train_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: every text is some tokens, many tokens are part of a character."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        TRAINING_TEXT,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[EOS],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=EOS, pad_token=EOS, chat_template=CHAT_TEMPLATE
+    )
+
+
+def random_model(vocab_size: int, layers: int, hidden: int, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 model with random float32 weights, sharp enough that sampling is not uniform."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 16,
+        num_key_value_heads=hidden // 32,
+        head_dim=16,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """An ordinary checkpoint folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> TinyPair:
+    folder = tmp_path_factory.mktemp("tiny_pair")
+    size = len(tiny_tokenizer)
+    return TinyPair(
+        slm=save(random_model(size, 1, 32, seed=1), tiny_tokenizer, folder / "slm"),
+        llm=save(random_model(size, 2, 64, seed=2), tiny_tokenizer, folder / "llm"),
+    )
