@@ -1,0 +1,173 @@
+"""The native decoder: a few tokens a row in, logits out, over a static cache.
+
+It holds no length. The caller says where each row's tokens go, and every token sees the positions
+up to its own: rolling back is forgetting, the next call overwrites. One layer is five ops:
+
+    [RMSNorm + QKV] [qk-norm + RoPE + cache write + attention] [output + residual]
+    [RMSNorm + gate-up + SiLU * mul] [down + residual]
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from hybridgen.engine.cache import CacheLayout
+from hybridgen.engine.families import Weights, check, fuse
+from hybridgen.engine.rope import rope_table, rope_type
+from hybridgen.kernels.attention import QUERY_TILE, Plan, attention, make_plan
+from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear, row_tile
+
+
+class Decoder:
+    """A llama, mistral, qwen2 or qwen3 model over a bound cache.
+
+    batch_invariant   a token's logits have the same bits however many rows and tokens are computed
+                      with it; on CPU this may pad rows, so a draft model turns it off
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        weights: Weights,
+        generation_config: GenerationConfig | None = None,
+        batch_invariant: bool = True,
+    ) -> None:
+        check(config)
+        self.config = config
+        self.generation_config = generation_config
+        self.batch_invariant = batch_invariant
+        self.weights = weights
+        self.vocab_size = weights.head.shape[0]
+        self.head_dim = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        self.group = config.num_attention_heads // config.num_key_value_heads
+        self.eps = float(config.rms_norm_eps)
+        self.windows = tuple(sorted({layer.window for layer in weights.layers}))
+        self._tile, self._block = self._row_policy()
+
+    @classmethod
+    def from_model(cls, model: PreTrainedModel, batch_invariant: bool = True) -> "Decoder":
+        """A decoder that shares the weights of a loaded model (see `families.fuse`)."""
+        generation_config = getattr(model, "generation_config", None)
+        return cls(model.config, fuse(model), generation_config, batch_invariant)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.embedding.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, what a forward must at least read (but for the embedding rows)."""
+        return sum(tensor.nbytes for tensor in self.weights.tensors())
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence the model is made for, in tokens."""
+        longest = int(self.config.max_position_embeddings)
+        if rope_type(self.config) == "dynamic":
+            return int(longest * self.config.rope_parameters["factor"])
+        return longest
+
+    def cache_layout(self) -> CacheLayout:
+        """What the model keeps per position; float32 on CPU, where attention computes in it."""
+        dtype = torch.float32 if self.device.type == "cpu" else self.dtype
+        heads = int(self.config.num_key_value_heads)
+        return CacheLayout(len(self.weights.layers), heads, self.head_dim, dtype)
+
+    def bind(self, cache: Tensor) -> None:
+        """Use ``cache`` [layers, 2, kv_heads, rows, positions, head_dim] from now on."""
+        self.cache = cache
+        self._rope_table = rope_table(self.config, cache.shape[4], self.device)
+
+    def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
+        """Logits [B, M, V], in the model's dtype, of ``tokens`` int64 [B, M].
+
+        Token i of row b is at position ``max(start[b] + i, 0)`` of row b of the cache, where its
+        key and value are written; start int64 [B].
+        """
+        batch, count = tokens.shape
+        if batch * count <= self._block:
+            return self._logits(tokens, start, self.cache)
+        return self._in_blocks(tokens, start)
+
+    def prefill(self, tokens: Tensor, lengths: Sequence[int] | Tensor, chunk: int = 128) -> None:
+        """Write keys and values of the prompts ``tokens[b, :lengths[b]]``, tokens int64 [B, T].
+
+        Row by row, in chunks of ``chunk`` tokens: the shapes depend on that row alone.
+        """
+        chunk = min(chunk, self._block)
+        for row, length in enumerate(lengths):
+            for first in range(0, int(length), chunk):
+                part = tokens[row : row + 1, first : min(first + chunk, int(length))]
+                start = torch.full((1,), first, dtype=torch.int64, device=tokens.device)
+                self._hidden(part, start, self.cache[:, :, :, row : row + 1])
+
+    def _in_blocks(self, tokens: Tensor, start: Tensor) -> Tensor:
+        """The forward in pieces of at most ``_block`` rows: earlier tokens first, as causality asks."""
+        batch, count = tokens.shape
+        rows = min(batch, self._block)
+        step = self._block // rows
+        groups = []
+        for row in range(0, batch, rows):
+            cache = self.cache[:, :, :, row : row + rows]
+            group, first = tokens[row : row + rows], start[row : row + rows]
+            parts = [
+                self._logits(group[:, i : i + step], first + i, cache)
+                for i in range(0, count, step)
+            ]
+            groups.append(torch.cat(parts, 1))
+        return torch.cat(groups)
+
+    def _logits(self, tokens: Tensor, start: Tensor, cache: Tensor) -> Tensor:
+        x = self._hidden(tokens, start, cache)
+        weights = self.weights
+        logits = norm_linear(x, weights.norm, self.eps, weights.head, None)
+        batch, count = tokens.shape
+        return logits[: batch * count].view(batch, count, -1)
+
+    def _hidden(self, tokens: Tensor, start: Tensor, cache: Tensor) -> Tensor:
+        """The residual stream [rows padded to the tile, hidden] after the last layer."""
+        plan = self._plan(tokens, start)
+        ids = tokens.reshape(-1)
+        padding = -len(ids) % self._tile
+        if padding:
+            ids = F.pad(ids, (0, padding))
+        x = self.weights.embedding.index_select(0, ids)
+        eps = self.eps
+        for layer, layer_cache in zip(self.weights.layers, cache, strict=True):
+            qkv = norm_linear(x, layer.input_norm, eps, layer.qkv, layer.qkv_bias)
+            seen = attention(
+                qkv,
+                layer_cache,
+                start,
+                plan.rope,
+                layer.qk_norm,
+                eps,
+                layer.window,
+                plan.index,
+                plan.masks[layer.window],
+            )
+            x = linear_residual(seen, layer.output, layer.output_bias, x)
+            inner = norm_gated_linear(x, layer.mlp_norm, eps, layer.gate_up, layer.gate_up_bias)
+            x = linear_residual(inner, layer.down, layer.down_bias, x)
+        return x
+
+    def _plan(self, tokens: Tensor, start: Tensor) -> Plan:
+        tile = QUERY_TILE if self.batch_invariant else 1
+        return make_plan(start, tokens.shape[1], self._rope_table, self.windows, self.group, tile)
+
+    def _row_policy(self) -> tuple[int, int]:
+        """Row counts are padded to the first number and limited to the second."""
+        if not self.batch_invariant or self.device.type != "cpu":
+            return 1, 1 << 30
+        layer = self.weights.layers[0]
+        weights = (layer.qkv, layer.output, layer.gate_up, layer.down, self.weights.head)
+        return row_tile({(len(weight), weight.shape[1]) for weight in weights}, self.dtype)

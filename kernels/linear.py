@@ -1,0 +1,108 @@
+"""Matrix products of a few rows, with what stands before and after them fused in.
+
+    norm_linear         rms_norm(x) @ weight.T + bias                            QKV, the head
+    norm_gated_linear   silu(g) * u, (g, u) = rms_norm(x) @ weight.T + bias      gate and up
+    linear_residual     residual + x @ weight.T + bias                           output, down
+
+x [R, H], R = 1 to 128 rows; weight [O, H] as torch.nn.Linear keeps it; all of one dtype. With so
+few rows each product costs its weight's bytes: the floor is O * H * itemsize / bandwidth.
+Nothing is written in place.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridgen.kernels.layers import rms_norm
+from hybridgen.kernels.registry import define
+
+MAX_ROWS = 64
+
+
+def norm_linear_reference(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """``rms_norm(x [R, H], norm [H]) @ weight [O, H].T + bias [O]`` -> [R, O]."""
+    return F.linear(rms_norm(x, norm, eps), weight, bias)
+
+
+def norm_gated_linear_reference(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """``silu(gate) * up`` of ``rms_norm(x [R, H])`` -> [R, I]; weight [2 I, H] is gate over up."""
+    both = F.linear(rms_norm(x, norm, eps), weight, bias)
+    gate, up = both.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def linear_residual_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+) -> Tensor:
+    """``residual [R, O] + x [R, H] @ weight [O, H].T + bias [O]`` -> [R, O]."""
+    return F.linear(x, weight, bias).add_(residual)
+
+
+def _norm_linear_fake(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _norm_gated_linear_fake(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0] // 2)
+
+
+def _linear_residual_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+) -> Tensor:
+    return torch.empty_like(residual)
+
+
+norm_linear = define(
+    "norm_linear(Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias) -> Tensor",
+    norm_linear_reference,
+    _norm_linear_fake,
+)
+norm_gated_linear = define(
+    "norm_gated_linear(Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias) -> Tensor",
+    norm_gated_linear_reference,
+    _norm_gated_linear_fake,
+)
+linear_residual = define(
+    "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor residual) -> Tensor",
+    linear_residual_reference,
+    _linear_residual_fake,
+)
+
+
+def row_tile(shapes: set[tuple[int, int]], dtype: torch.dtype) -> tuple[int, int]:
+    """Row counts at which a CPU product's rows do not depend on the other rows.
+
+    Libraries switch kernels with the number of rows, and with it the order of the sums: the same
+    row then has other bits in a product of 1 row than of 5. Tried here, for weights of these
+    ``shapes`` (O, H) on the current number of threads.
+
+    Returns ``(tile, block)``: pad to a multiple of ``tile`` rows and never go beyond ``block``.
+    """
+    for tile in (1, 2, 4, 8):
+        if all(_same_bits(out, inner, dtype, tile) for out, inner in shapes):
+            return tile, MAX_ROWS
+    return 8, 8
+
+
+def _same_bits(out: int, inner: int, dtype: torch.dtype, tile: int) -> bool:
+    """Whether products of tile, 2 tile, ... rows give the bits of an 8-row product."""
+    generator = torch.Generator().manual_seed(0)
+    # A few thousand output columns show a kernel switch as well as a whole vocabulary does.
+    weight = torch.randn(out, inner, generator=generator).to(dtype)
+    x = torch.randn(MAX_ROWS, inner, generator=generator).to(dtype)
+    expected = torch.cat([F.linear(x[i : i + 8], weight) for i in range(0, MAX_ROWS, 8)])
+    for rows in range(tile, MAX_ROWS + 1, tile):
+        first = (MAX_ROWS - rows) // 2
+        if not torch.equal(
+            F.linear(x[first : first + rows], weight), expected[first : first + rows]
+        ):
+            return False
+    return True
