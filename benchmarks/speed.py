@@ -1,0 +1,240 @@
+"""Tokens per second against transformers, on the same checkpoints, dtype and threads.
+
+    python benchmarks/speed.py                              the embedded pair
+    python benchmarks/speed.py --slm DIR --llm DIR          any other
+    python benchmarks/speed.py --shape smollm2-135m         one random llama of that shape, LLM alone
+
+Every contender writes the same number of tokens after the same prompts; runs are interleaved, so
+that a slow moment of the machine hits all alike, and medians are reported. Ratios are to
+transformers' ``generate``. The floor is the time to read the weights once a token at the bandwidth
+measured in this run.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+import transformers
+from bandwidth import read_bandwidth, synchronize
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import hybridgen
+from hybridgen import HybridGenerator
+from hybridgen.pair import LLM_PATH, SLM_PATH
+
+PROMPTS = (
+    "def quicksort(items):\n",
+    "import os\nimport sys\n\n\nclass Parser:\n    ",
+    "    def read(self, size=-1):\n        ",
+)
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+SAMPLED = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+Contender = Callable[[list[int], bool, int], dict[str, Any] | None]
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        slm, llm = checkpoints(arguments, Path(folder))
+        generator = HybridGenerator(slm, llm, device=arguments.device, dtype=arguments.dtype)
+        peers = [
+            AutoModelForCausalLM.from_pretrained(path, dtype=decoder.dtype).to(generator.device)
+            for path, decoder in ((slm, generator.slm), (llm, generator.llm))
+        ]
+    contenders = build(generator, *peers, arguments)
+    report = {
+        "date": date.today().isoformat(),
+        "command": "benchmarks/speed.py " + " ".join(
+            f"--{name.replace('_', '-')} {value}"
+            for name, value in vars(arguments).items()
+            if value is not None and name != "out"
+        ),
+        "machine": machine(generator.device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "hybridgen": hybridgen.__version__,
+        },
+        "dtypes": {"slm": str(generator.slm.dtype), "llm": str(generator.llm.dtype)},
+        "new_tokens": arguments.new_tokens,
+        "modes": {
+            mode: measure(contenders, generator, arguments, sampled=mode == "sampled")
+            for mode in arguments.modes.split(",")
+        },
+        "floor": floor(generator),
+    }
+    show(report)
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--slm", help="folder of the small model")
+    parser.add_argument("--llm", help="folder of the large model")
+    parser.add_argument("--shape", choices=["smollm2-135m"], help="a random llama; LLM alone")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", help="of both models; default: the generator's own choice")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--new-tokens", type=int, default=200)
+    parser.add_argument("--num-drafts", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--modes", default="greedy,sampled")
+    parser.add_argument("--out", help="write the raw JSON there")
+    return parser.parse_args()
+
+
+def checkpoints(arguments: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
+    """What to load: the embedded pair, two folders, or one random model as both."""
+    if arguments.shape is None:
+        return arguments.slm or SLM_PATH, arguments.llm or LLM_PATH
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(LLM_PATH).save_pretrained(folder)
+    return str(folder), str(folder)
+
+
+def build(
+    generator: HybridGenerator, slm: Any, llm: Any, arguments: argparse.Namespace
+) -> dict[str, Contender]:
+    """Name to a function that writes new_tokens after a prompt: (ids, sampled, seed) -> statistics."""
+    count, drafts = arguments.new_tokens, arguments.num_drafts
+
+    def peer(assistant: Any) -> Contender:
+        def write(ids: list[int], sampled: bool, seed: int) -> None:
+            torch.manual_seed(seed)
+            prompt = torch.tensor([ids], device=generator.device)
+            llm.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                min_new_tokens=count,
+                max_new_tokens=count,
+                assistant_model=assistant,
+                pad_token_id=0,
+                **({"do_sample": True, **SAMPLED} if sampled else GREEDY),
+            )
+
+        return write
+
+    def ours(strategy: str, **options: Any) -> Contender:
+        def write(ids: list[int], sampled: bool, seed: int) -> dict[str, Any]:
+            result = generator.generate(
+                ids,
+                strategy,
+                max_new_tokens=count,
+                ignore_eos=True,
+                seed=seed,
+                print_stats=False,
+                **(SAMPLED if sampled else {"temperature": 0.0}),
+                **options,
+            )
+            return result.stats
+
+        return write
+
+    contenders = {"transformers": peer(None), "llm": ours("llm")}
+    if arguments.shape is None:
+        contenders |= {
+            "transformers assisted": peer(slm),
+            "slm": ours("slm"),
+            "speculative": ours("speculative", num_drafts=drafts),
+            "speculative coupled": ours("speculative", num_drafts=drafts, verification="coupled"),
+            "uncertainty, llm_fraction 0.2": ours("uncertainty", llm_fraction=0.2),
+        }
+    return contenders
+
+
+def measure(
+    contenders: dict[str, Contender],
+    generator: HybridGenerator,
+    arguments: argparse.Namespace,
+    sampled: bool,
+) -> dict[str, Any]:
+    """Seconds of every run, interleaved, after one warm-up each; medians and ratios."""
+    prompts = [generator.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    tokens_per_round: dict[str, list[float]] = {}
+    for repeat in range(-1, arguments.repeats):
+        for name, write in contenders.items():
+            for index, ids in enumerate(prompts):
+                synchronize(generator.device)
+                began = perf_counter()
+                stats = write(ids, sampled, 100 * max(repeat, 0) + index)
+                synchronize(generator.device)
+                if repeat < 0:
+                    continue
+                seconds[name].append(perf_counter() - began)
+                if stats is not None and "draft_generated" in stats:
+                    per_round = stats["total_tokens"] / stats["decode_steps"]
+                    tokens_per_round.setdefault(name, []).append(per_round)
+    base = median(seconds["transformers"])
+    return {
+        name: {
+            "milliseconds_per_token": 1e3 * median(runs) / arguments.new_tokens,
+            "ratio_to_transformers": base / median(runs),
+            "tokens_per_round": median(tokens_per_round.get(name, [1.0])),
+            "seconds": runs,
+        }
+        for name, runs in seconds.items()
+    }
+
+
+def floor(generator: HybridGenerator) -> dict[str, float]:
+    """Milliseconds to read each model's weights once."""
+    bandwidth = read_bandwidth(generator.device)
+    return {
+        "bandwidth_gb_per_s": bandwidth / 1e9,
+        "llm_milliseconds": 1e3 * generator.llm.weight_bytes / bandwidth,
+        "slm_milliseconds": 1e3 * generator.slm.weight_bytes / bandwidth,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What ran it."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"device": f"CPU, {capability}", "threads": torch.get_num_threads()}
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report as a table."""
+    floor_ms = report["floor"]["llm_milliseconds"]
+    print(f"{report['machine']}, {report['dtypes']}, {report['new_tokens']} new tokens")
+    print(
+        f"read bandwidth {report['floor']['bandwidth_gb_per_s']:.1f} GB/s: the LLM's weights alone "
+        f"cost {floor_ms:.2f} ms a token"
+    )
+    for mode, results in report["modes"].items():
+        print(f"{mode:32s}{'ms/token':>10s}{'ratio':>8s}{'tokens/round':>14s}{'of floor':>10s}")
+        for name, result in results.items():
+            per_token = result["milliseconds_per_token"]
+            rounds = result["tokens_per_round"]
+            print(
+                f"  {name:30s}{per_token:10.2f}{result['ratio_to_transformers']:8.2f}"
+                f"{rounds:14.2f}{floor_ms / rounds / per_token:10.1%}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""HybridGenerator: load the pair, check the request, run a strategy, print the statistics."""
+
+import inspect
+from typing import Any
+
+import torch
+
+from hybridgen import pair as embedded_pair
+from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, shown
+from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.loading import load, load_tokenizer
+from hybridgen.engine.pair import Pair
+from hybridgen.pairing import check_same_tokenizer
+from hybridgen.request import make_request, sampling_defaults, tokenize_prompt
+from hybridgen.result import GenerationResult, format_stats
+from hybridgen.strategies import built_in_strategies
+from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
+
+DEFAULT_MAX_SEQ_LEN = 4096
+
+
+class HybridGenerator:
+    """A small and a large language model that write text together.
+
+    slm_model_id, llm_model_id    a hub id, a local folder, or a loaded transformers model; neither
+                                  given: the embedded pair that ships with the package
+    tokenizer                     needed only for loaded models that do not tell where they are from
+    device                        None: cuda if there is one, else cpu
+    dtype                         None: bfloat16 on cuda; on cpu, for each model, what is fastest
+    trust_remote_code             run code that a checkpoint brings; off unless you turn it on
+    max_batch_size, max_seq_len   what the KV cache is allocated for, once; max_seq_len counts the
+                                  prompt too and is at most the models' own context
+
+    ``strategies`` is an ordinary dict from name to `GenerationStrategy`; add your own.
+
+    Raises ValueError for models that cannot be loaded, cannot roll back their cache, have different
+    tokenizers, or whose cache does not fit in memory.
+    """
+
+    def __init__(
+        self,
+        slm_model_id: Any = None,
+        llm_model_id: Any = None,
+        *,
+        tokenizer: Any = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        trust_remote_code: bool = False,
+        max_batch_size: int = 4,
+        max_seq_len: int | None = None,
+    ) -> None:
+        rows = check_int("max_batch_size", max_batch_size, 1)
+        longest = DEFAULT_MAX_SEQ_LEN
+        if max_seq_len is not None:
+            longest = check_int("max_seq_len", max_seq_len, 2)
+        check_bool("trust_remote_code", trust_remote_code)
+        slm_source, llm_source = choose_sources(slm_model_id, llm_model_id)
+        self.device = choose_device(device)
+        self.tokenizer = choose_tokenizer(slm_source, llm_source, tokenizer, trust_remote_code)
+        slm, llm = (
+            load(source, name, self.device, choose_dtype(dtype), trust_remote_code, invariant)
+            for source, name, invariant in (
+                (slm_source, "slm_model_id", False),
+                (llm_source, "llm_model_id", True),
+            )
+        )
+        self.pair = Pair(slm, llm, rows, min(longest, llm.max_positions))
+        self.strategies: dict[str, GenerationStrategy] = built_in_strategies()
+
+    @property
+    def slm(self) -> Decoder:
+        return self.pair.slm
+
+    @property
+    def llm(self) -> Decoder:
+        return self.pair.llm
+
+    def generate(
+        self,
+        prompt: Any,
+        strategy: str = "speculative",
+        max_new_tokens: int = 200,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        *,
+        num_drafts: int = 4,
+        verification: str = "rejection",
+        threshold: float | None = None,
+        llm_fraction: float | None = None,
+        llm_consecutive_tokens: int = 1,
+        evidence: str = "probs",
+        seed: Any = None,
+        stop: Any = None,
+        eos_token_id: Any = None,
+        ignore_eos: bool = False,
+        stream: Any = None,
+        print_stats: bool = True,
+        **kwargs: Any,
+    ) -> GenerationResult:
+        """Continue ``prompt``.
+
+        prompt                   a string, a list of strings, token ids, or chat messages
+        strategy                 a name in ``self.strategies``
+        temperature, top_k,      applied in this order; 0, 0, 1 and 0 turn them off (temperature 0
+        top_p, min_p             is greedy); None: the LLM's generation config, else off
+        num_drafts               speculative: tokens the SLM drafts a round, 1 to 15
+        verification             speculative: "rejection" (the LLM's distribution) or "coupled" (the
+                                 LLM's own tokens for this seed)
+        threshold                routing: metric above which the LLM writes the next token
+        llm_fraction             routing, instead: the share of tokens the LLM is to write
+        llm_consecutive_tokens   routing: how many tokens the LLM then writes, 1 to 16
+        evidence                 uncertainty: "probs" or "logits" (see `hybridgen.utils`)
+        seed                     an int s gives row r the seed s + r; or one int a row; None draws one
+        stop                     a string or strings before which the text ends
+        eos_token_id             one id or several; None: the LLM's own. ``ignore_eos`` writes on
+        stream                   a transformers streamer, or a callable that takes text
+        print_stats              print the statistics block to stdout
+        **kwargs                 passed on to a custom strategy; an error for the built-in ones
+
+        Raises ValueError or TypeError, naming the argument, before any model runs; the generator
+        stays usable. Raises ValueError if a model computes NaN.
+        """
+        chosen = self._choose(strategy, kwargs)
+        prompt_ids, is_batch = tokenize_prompt(self.tokenizer, prompt)
+        request = make_request(
+            prompt_ids=prompt_ids,
+            strategy=strategy,
+            max_new_tokens=max_new_tokens,
+            **sampling_defaults(
+                self.llm.generation_config,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+            ),
+            num_drafts=num_drafts,
+            verification=verification,
+            threshold=threshold,
+            llm_fraction=llm_fraction,
+            llm_consecutive_tokens=llm_consecutive_tokens,
+            evidence=evidence,
+            seed=seed,
+            stop=stop,
+            eos_token_id=eos_token_id,
+            ignore_eos=ignore_eos,
+            stream=stream,
+            default_eos=self._default_eos(),
+            vocab_size=min(self.slm.vocab_size, self.llm.vocab_size),
+            max_positions=self._context(chosen),
+            max_batch_size=self.pair.rows,
+        )
+        with torch.inference_mode():
+            outcome = chosen.generate(
+                slm=self.slm,
+                llm=self.llm,
+                tokenizer=self.tokenizer,
+                prompt=prompt,
+                max_new_tokens=request.max_new_tokens,
+                temperature=request.temperature,
+                top_k=request.top_k,
+                top_p=request.top_p,
+                min_p=request.min_p,
+                device=self.device,
+                request=request,
+                pair=self.pair,
+                **kwargs,
+            )
+        result = outcome if isinstance(outcome, GenerationResult) else self._wrap(outcome, prompt)
+        if not is_batch and isinstance(chosen, RoundStrategy):
+            result = result.single()
+        if print_stats:
+            print(format_stats(result.stats))
+        return result
+
+    def _choose(self, name: Any, kwargs: dict[str, Any]) -> GenerationStrategy:
+        """The strategy of this name; only custom ones take arguments that we do not know."""
+        chosen = self.strategies[check_choice("strategy", name, self.strategies)]
+        if not isinstance(chosen, GenerationStrategy):
+            raise TypeError(
+                f"strategies[{name!r}] must be a GenerationStrategy instance, got {shown(chosen)}"
+            )
+        if isinstance(chosen, RoundStrategy):
+            known = list(inspect.signature(HybridGenerator.generate).parameters)[1:-1]
+            check_no_more("generate", kwargs, known)
+        return chosen
+
+    def _context(self, strategy: GenerationStrategy) -> int:
+        """Most positions of a row: the context of every model that the strategy runs."""
+        models = (
+            [self.slm] * getattr(strategy, "reads_slm", True)
+            + [self.llm] * getattr(strategy, "reads_llm", True)
+        )
+        return min(self.pair.positions, *(model.max_positions for model in models))
+
+    def _default_eos(self) -> tuple[int, ...]:
+        """The LLM's eos ids; those of its generation config win over its tokenizer's."""
+        ids = getattr(self.llm.generation_config, "eos_token_id", None)
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+
+    def _wrap(self, outcome: Any, prompt: Any) -> GenerationResult:
+        """The (text, stats) of a custom strategy as a result; its tokens are those of the text."""
+        text, stats = outcome
+        tokens = stats.get("tokens")
+        if tokens is None and isinstance(text, str):
+            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        full = prompt + text if isinstance(prompt, str) and isinstance(text, str) else text
+        return GenerationResult(text=text, tokens=tokens, stats=stats, full_text=full)
+
+
+def choose_sources(slm: Any, llm: Any) -> tuple[Any, Any]:
+    """The two models to load; the embedded pair when neither is named."""
+    if slm is None and llm is None:
+        return str(embedded_pair.SLM_PATH), str(embedded_pair.LLM_PATH)
+    for name, given, other in (
+        ("slm_model_id", slm, "llm_model_id"),
+        ("llm_model_id", llm, "slm_model_id"),
+    ):
+        if given is None:
+            raise ValueError(f"{name} is None but {other} is not: name both models, or neither")
+    return slm, llm
+
+
+def choose_device(device: Any) -> torch.device:
+    """``device``, or cuda where there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one such as 'cpu' or 'cuda', got {device!r}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch sees no CUDA device")
+    return chosen
+
+
+def choose_dtype(dtype: Any) -> torch.dtype | None:
+    """``dtype`` as a torch dtype; None lets each model take the fastest."""
+    chosen = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen in (torch.float32, torch.bfloat16, torch.float16):
+        return chosen
+    raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype!r}")
+
+
+def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool) -> Any:
+    """The tokenizer of the pair, after checking that both models use the same."""
+    if tokenizer is not None:
+        return tokenizer
+    large = load_tokenizer(llm, "llm_model_id", trust_remote_code)
+    check_same_tokenizer(load_tokenizer(slm, "slm_model_id", trust_remote_code), large)
+    return large

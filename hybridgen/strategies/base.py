@@ -1,0 +1,200 @@
+"""What a strategy is, and what the strategies that run as rounds share."""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from hybridgen.engine.loop import Program, run
+from hybridgen.engine.pair import Pair
+from hybridgen.engine.state import State
+from hybridgen.engine.steps import embeddable
+from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
+from hybridgen.request import Request
+from hybridgen.result import GenerationResult, Stats, add_rates, sum_stats
+from hybridgen.text import TextStream
+
+
+class GenerationStrategy(ABC):
+    """A way for two models to write one text; put yours into ``generator.strategies[name]``."""
+
+    @abstractmethod
+    def generate(
+        self,
+        slm: Any,
+        llm: Any,
+        tokenizer: Any,
+        prompt: Any,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        device: torch.device,
+        **kwargs: Any,
+    ) -> tuple[str, Stats] | GenerationResult:
+        """Return the new text and its statistics.
+
+        slm, llm    decoders: ``logits = model(tokens[B, M], start[B])`` for positions start to
+                    start + M - 1, after ``model.prefill(tokens[B, T], lengths)``
+        prompt      as the caller gave it
+        **kwargs    the remaining arguments of ``HybridGenerator.generate``, and ``request``, the
+                    same checked, with the prompt's token ids
+        """
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Who wrote the tokens of one row."""
+
+    sources: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        return len(self.sources)
+
+    @property
+    def slm(self) -> int:
+        return self.sources.count(SOURCE_SLM)
+
+    @property
+    def llm(self) -> int:
+        return self.sources.count(SOURCE_LLM)
+
+    def accepted_runs(self) -> list[int]:
+        """SLM tokens before each LLM token, the end of the row counting as one: one a round."""
+        runs, run = [], 0
+        for source in self.sources:
+            if source == SOURCE_LLM:
+                runs.append(run)
+                run = 0
+            else:
+                run += 1
+        return [*runs, run] if run else runs
+
+
+class RoundStrategy(GenerationStrategy):
+    """A strategy whose work is a `Program` of rounds over the pair's state."""
+
+    name: str
+    reads_slm = True
+    reads_llm = True
+
+    def num_drafts(self, request: Request) -> int:
+        """Drafts of a round; 0 where nothing is drafted."""
+        return 0
+
+    def threshold(self, request: Request) -> float:
+        """The routing threshold; 0 where nothing is routed."""
+        return 0.0
+
+    @abstractmethod
+    def program(self, state: State, pair: Pair, request: Request) -> Program:
+        """The rounds of this request."""
+
+    @abstractmethod
+    def describe(self, counts: RowCounts, state: State, row: int, request: Request) -> Stats:
+        """The statistics of one row that only this strategy has."""
+
+    def generate(
+        self,
+        slm: Any,
+        llm: Any,
+        tokenizer: Any,
+        prompt: Any,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        device: torch.device,
+        **kwargs: Any,
+    ) -> GenerationResult:
+        """Run ``kwargs["request"]`` on ``kwargs["pair"]``: a batch result, whatever the prompt.
+
+        The other arguments are those the request was made from.
+        """
+        request: Request = kwargs["request"]
+        pair: Pair = kwargs["pair"]
+        began = perf_counter()
+        state = self.start(pair, request)
+        texts = [TextStream(tokenizer, request, row) for row in range(request.rows)]
+        with progress_bar(request) as progress:
+            run(state, self.program(state, pair, request), texts, progress)
+        if bool(state.broken.any()):
+            self.refuse_broken(state, pair)
+        new_texts = [text.finish() for text in texts]
+        elapsed = perf_counter() - began
+        strings = isinstance(prompt, list) and isinstance(prompt[0], str)
+        prompts = prompt if strings else [prompt] * request.rows
+        rows = [self.row_stats(state, row, texts[row], request, elapsed) for row in range(request.rows)]
+        return GenerationResult(
+            text=new_texts,
+            tokens=[text.tokens for text in texts],
+            stats=sum_stats(rows),
+            full_text=[text.full_text(given) for text, given in zip(texts, prompts, strict=True)],
+        )
+
+    def row_stats(
+        self, state: State, row: int, text: TextStream, request: Request, elapsed: float
+    ) -> Stats:
+        """The statistics of one row; tokens after its stop string do not count."""
+        first = len(request.prompt_ids[row])
+        written = state.source[row, first : first + len(text.tokens)].tolist()
+        counts = RowCounts(tuple(written))
+        return add_rates(
+            {
+                "strategy": self.name,
+                "total_tokens": counts.total,
+                "slm_tokens": counts.slm,
+                "llm_tokens": counts.llm,
+                "elapsed_time": elapsed,
+                "prompt_tokens": first,
+                "seed": request.seed[row],
+                **self.describe(counts, state, row, request),
+            }
+        )
+
+    def start(self, pair: Pair, request: Request) -> State:
+        """Load the request into its state and let the models read the prompts but for one token."""
+        prompts = request.prompt_ids
+        state = pair.state(request.rows, self.num_drafts(request))
+        state.load(
+            prompts,
+            [len(prompt) + request.max_new_tokens for prompt in prompts],
+            request.seed,
+            (request.temperature, request.top_k, request.top_p, request.min_p),
+            request.end_ids,
+            self.threshold(request),
+        )
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        tokens = state.tokens[:, : max(lengths)]
+        for model, reads in ((pair.slm, self.reads_slm), (pair.llm, self.reads_llm)):
+            if reads:
+                model.prefill(embeddable(state, tokens, model), lengths)
+        return state
+
+    def refuse_broken(self, state: State, pair: Pair) -> None:
+        """Name the rows in which a model computed NaN, and forget what it cached."""
+        rows = state.broken.nonzero()[:, 0].tolist()
+        pair.forget()
+        raise ValueError(
+            f"a model computed NaN or infinite logits in row(s) {rows} of the prompt, after "
+            f"{[int(state.length[row]) for row in rows]} tokens: check its weights and dtype"
+        )
+
+
+@contextmanager
+def progress_bar(request: Request) -> Iterator[Callable[[int], Any] | None]:
+    """A callable that counts new tokens on the terminal; None without one, or while text streams."""
+    if request.stream is not None or not sys.stderr.isatty():
+        yield None
+        return
+    with tqdm(total=request.rows * request.max_new_tokens, unit="tok", leave=False) as bar:
+        yield bar.update

@@ -1,0 +1,128 @@
+"""The whole loop writes what the LLM alone would: every text of a few tokens, by enumeration.
+
+Each run writes 20,000 rows with different seeds. The seeds are fixed, so a run is deterministic;
+with a bound of 1e-4 on the p-value, a correct loop that drew its seeds anew would fail one run in
+ten thousand, and a bias of two per cent in one token fails for certain.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from table_decoder import TableDecoder, enumerate_law, p_value, random_table, sample_law
+
+from hybridgen.engine.loop import Program
+from hybridgen.engine.state import State
+from hybridgen.kernels import philox
+from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.strategies import single, speculative
+
+ROWS = 20_000
+PROMPT = [1, 0, 1]
+DEPTH = 3
+BOUND = 1e-4
+
+PLAIN = (1.0, 0, 1.0, 0.0)
+SAMPLINGS = {
+    "plain": PLAIN,
+    "cold": (0.6, 0, 1.0, 0.0),
+    "hot": (1.7, 0, 1.0, 0.0),
+    "top_k": (1.0, 3, 1.0, 0.0),
+    "top_p": (0.9, 0, 0.8, 0.0),
+    "min_p": (1.2, 0, 1.0, 0.2),
+    "all": (0.8, 4, 0.9, 0.1),
+}
+
+
+def loaded_state(vocab: int, num_drafts: int, sampling: tuple, depth: int = DEPTH) -> State:
+    """ROWS rows of the same prompt, each with its own seed, ending after ``depth`` tokens."""
+    state = State.allocate(
+        ROWS, 32, num_drafts, vocab, vocab, torch.float32, torch.device("cpu")
+    )
+    limits = [len(PROMPT) + depth] * ROWS
+    state.load([PROMPT] * ROWS, limits, range(7, 7 + ROWS), sampling, [], 0.0)
+    return state
+
+
+def decoders(vocab: int, noise: float = 0.6) -> tuple[TableDecoder, TableDecoder]:
+    target = random_table(vocab, seed=0)
+    draft = random_table(vocab, seed=1, like=target, noise=noise)
+    pair = TableDecoder(draft, ROWS, 32), TableDecoder(target, ROWS, 32)
+    for decoder in pair:
+        decoder.prefill(PROMPT)
+    return pair
+
+
+def speculative_p_value(
+    num_drafts: int, rejection: bool, sampling: tuple, vocab: int = 5, depth: int = DEPTH
+) -> float:
+    slm, llm = decoders(vocab)
+    state = loaded_state(vocab, num_drafts, sampling, depth)
+    program = Program(
+        partial(speculative.speculative_round, state, slm, llm, num_drafts, rejection)
+    )
+    observed = sample_law(state, program, PROMPT, depth, vocab)
+    return p_value(observed, enumerate_law(llm.table, PROMPT, depth, sampling))
+
+
+@pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
+@pytest.mark.parametrize("num_drafts", [1, 2, 3, 4, 5])
+def test_every_draft_length_writes_the_llms_law(num_drafts: int, rejection: bool) -> None:
+    assert speculative_p_value(num_drafts, rejection, PLAIN) > BOUND
+
+
+@pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_every_filter_writes_the_llms_law(sampling: tuple, rejection: bool) -> None:
+    assert speculative_p_value(3, rejection, sampling) > BOUND
+
+
+@pytest.mark.parametrize("vocab, depth", [(2, 6), (3, 4), (8, 3)])
+def test_every_vocabulary_writes_the_llms_law(vocab: int, depth: int) -> None:
+    assert speculative_p_value(4, True, PLAIN, vocab, depth) > BOUND
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_the_llm_alone_writes_its_law(sampling: tuple) -> None:
+    _, llm = decoders(5)
+    state = loaded_state(5, 0, sampling)
+    program = Program(partial(single.single_round, state, llm, SOURCE_LLM, 5))
+    observed = sample_law(state, program, PROMPT, DEPTH, 5)
+    assert p_value(observed, enumerate_law(llm.table, PROMPT, DEPTH, sampling)) > BOUND
+
+
+def test_a_stream_shared_by_draft_and_residual_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculative, "DRAFT", philox.RESIDUAL)
+    assert speculative_p_value(3, True, PLAIN) < BOUND
+
+
+def test_a_stream_shared_by_draft_and_acceptance_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(speculative, "DRAFT", philox.ACCEPT)
+    assert speculative_p_value(3, True, PLAIN) < BOUND
+
+
+def test_a_draft_that_is_always_right_is_always_accepted() -> None:
+    target = random_table(5, seed=0)
+    slm, llm = TableDecoder(target, ROWS, 32), TableDecoder(target, ROWS, 32)
+    slm.prefill(PROMPT)
+    llm.prefill(PROMPT)
+    state = loaded_state(5, 5, PLAIN, depth=6)
+    speculative.speculative_round(state, slm, llm, 5, True)
+    assert bool((state.length == len(PROMPT) + 6).all())
+
+
+def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
+    texts = []
+    for num_drafts in (0, 1, 2, 5):
+        slm, llm = decoders(5)
+        state = loaded_state(5, num_drafts, PLAIN, depth=8)
+        program = (
+            Program(partial(speculative.speculative_round, state, slm, llm, num_drafts, False))
+            if num_drafts
+            else Program(partial(single.single_round, state, llm, SOURCE_LLM, 5))
+        )
+        sample_law(state, program, PROMPT, 1, 5)
+        texts.append(state.tokens[:, : len(PROMPT) + 8])
+    assert all(torch.equal(text, texts[0]) for text in texts[1:])
