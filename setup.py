@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hybridgen/__init__.py").re
 setup(
     name="hybridgen",
     version=VERSION,
-    description="A small and a large language model write one text together, exactly as the large one would",
+    description="A small and a large language model write one text together",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

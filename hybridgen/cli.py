@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hybridgen import __version__
@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from hybridgen.result import GenerationResult
 
 STRATEGIES = ("speculative", "uncertainty", "entropy", "llm", "slm")
+PASSED_ON = (
+    "strategy",
+    "num_drafts",
+    "verification",
+    "threshold",
+    "llm_fraction",
+    "llm_consecutive_tokens",
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "stop",
+)
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 141  # 128 + SIGPIPE, what a shell reports for any program whose reader has gone
 
@@ -152,11 +167,7 @@ def generate(arguments: argparse.Namespace, prompt: str) -> "GenerationResult":
     generator = HybridGenerator(
         arguments.slm, arguments.llm, device=arguments.device, dtype=arguments.dtype
     )
-    names = (
-        "strategy num_drafts verification threshold llm_fraction llm_consecutive_tokens "
-        "max_new_tokens temperature top_k top_p min_p seed stop"
-    ).split()
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in PASSED_ON if (value := getattr(arguments, name)) is not None}
     stream = None if arguments.no_stream else write
     return generator.generate(prompt, stream=stream, print_stats=False, **given)
 
@@ -171,7 +182,8 @@ def silence_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    disable_progress_bar: Callable[[], None] = logging.disable_progress_bar
+    disable_progress_bar()
 
 
 def read_stdin() -> str:

@@ -7,13 +7,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 MOST_WORKERS = 8  # each one imports torch and builds its own pair
 EOS = "<|endoftext|>"
@@ -48,8 +49,11 @@ class TinyPair(NamedTuple):
     llm: Path
 
 
-def train_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: every text is some tokens, many tokens are part of a character."""
+def train_tokenizer(vocab_size: int = 384) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE tokenizer: every text has tokens, many tokens are part of a character."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -68,8 +72,10 @@ def train_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
     )
 
 
-def random_model(vocab_size: int, layers: int, hidden: int, seed: int) -> Qwen3ForCausalLM:
+def random_model(vocab_size: int, layers: int, hidden: int, seed: int) -> "Qwen3ForCausalLM":
     """A Qwen3 model with random float32 weights, sharp enough that sampling is not uniform."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=vocab_size,
@@ -97,13 +103,13 @@ def save(model: Any, tokenizer: Any, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     return train_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_pair(
-    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+    tiny_tokenizer: "PreTrainedTokenizerFast", tmp_path_factory: pytest.TempPathFactory
 ) -> TinyPair:
     folder = tmp_path_factory.mktemp("tiny_pair")
     size = len(tiny_tokenizer)

@@ -1,0 +1,125 @@
+"""The result unpacks as two, and the statistics add up and print as promised."""
+
+from typing import Any
+
+import pytest
+
+from hybridgen.result import GenerationResult, add_rates, format_stats, sum_stats
+
+SPECULATIVE = {
+    "strategy": "speculative",
+    "total_tokens": 200,
+    "slm_tokens": 128,
+    "llm_tokens": 72,
+    "decode_steps": 42,
+    "elapsed_time": 15.32,
+    "prompt_tokens": 5,
+    "seed": 7,
+    "draft_generated": 168,
+    "draft_accepted": 128,
+    "accepted_per_position": [40, 36, 30, 22],
+    "num_drafts": 4,
+    "verification": "rejection",
+}
+ROUTING = {
+    "strategy": "uncertainty",
+    "total_tokens": 200,
+    "slm_tokens": 166,
+    "llm_tokens": 34,
+    "decode_steps": 200,
+    "elapsed_time": 4.0,
+    "prompt_tokens": 5,
+    "seed": 7,
+    "threshold": 0.5,
+    "llm_consecutive_tokens": 1,
+}
+
+
+def test_the_result_unpacks_as_text_and_stats() -> None:
+    result = GenerationResult("b", [2], {"seed": 1}, "ab")
+    text, stats = result
+    assert (text, stats) == ("b", {"seed": 1})
+
+
+def test_a_batch_of_one_becomes_a_single_result() -> None:
+    batch = GenerationResult(["b"], [[2]], {"rows": [{"seed": 1}]}, ["ab"])
+    assert batch.single() == GenerationResult("b", [2], {"seed": 1}, "ab")
+
+
+def test_the_block_of_speculation() -> None:
+    assert format_stats(add_rates(dict(SPECULATIVE))) == (
+        "============================================================\n"
+        "Strategy: speculative\n"
+        "Time taken: 15.32s\n"
+        "Total tokens generated: 200\n"
+        "Speed: 13.05 tok/s\n"
+        "Decode steps: 42\n"
+        "Draft tokens: 168, Accepted: 128, Acceptance rate: 76.19%\n"
+        "SLM tokens: 128, LLM tokens: 72\n"
+        "============================================================"
+    )
+
+
+def test_the_block_of_routing_has_usage_and_threshold_in_place_of_drafts() -> None:
+    lines = format_stats(add_rates(dict(ROUTING))).splitlines()
+    assert lines[5:9] == [
+        "Decode steps: 200",
+        "SLM usage: 83.00%",
+        "Threshold: 0.5",
+        "SLM tokens: 166, LLM tokens: 34",
+    ]
+
+
+def test_the_block_of_a_baseline_has_neither() -> None:
+    keys = ("threshold", "llm_consecutive_tokens")
+    stats = {k: v for k, v in ROUTING.items() if k not in keys} | {"strategy": "llm"}
+    lines = format_stats(add_rates(stats)).splitlines()
+    assert lines[5:7] == ["Decode steps: 200", "SLM tokens: 166, LLM tokens: 34"]
+
+
+@pytest.mark.parametrize(
+    "stats", [{}, {"strategy": "mine"}, {"threshold": None, "custom": object()}]
+)
+def test_statistics_of_a_custom_strategy_print_what_they_have(stats: dict[str, Any]) -> None:
+    lines = format_stats(stats).splitlines()
+    assert lines[0] == lines[-1] == "=" * 60
+    assert lines[1:-1] == [f"Strategy: {name}" for name in [stats.get("strategy")] if name]
+
+
+def test_rates_over_nothing_are_zero() -> None:
+    empty = {"total_tokens": 0, "slm_tokens": 0, "elapsed_time": 0.0, "threshold": 1.0}
+    empty |= {"draft_generated": 0, "draft_accepted": 0}
+    rates = add_rates(empty)
+    assert [rates[k] for k in ("tokens_per_second", "acceptance_rate", "slm_usage")] == [0, 0, 0]
+
+
+def test_a_batch_sums_counts_and_recomputes_rates() -> None:
+    second = {
+        **SPECULATIVE,
+        "total_tokens": 100,
+        "draft_generated": 32,
+        "draft_accepted": 22,
+        "accepted_per_position": [8, 7, 4, 3],
+        "elapsed_time": 15.0,
+        "seed": 8,
+    }
+    rows = [add_rates(dict(SPECULATIVE)), add_rates(second)]
+    total = sum_stats(rows)
+    assert total["total_tokens"] == 300
+    assert total["prompt_tokens"] == 10
+    assert total["decode_steps"] == 84
+    assert total["draft_accepted"] == 150
+    assert total["acceptance_rate"] == 150 / 200
+    assert total["accepted_per_position"] == [48, 43, 34, 25]
+    assert total["elapsed_time"] == 15.32
+    assert total["tokens_per_second"] == 300 / 15.32
+    assert total["seed"] == [7, 8]
+    assert total["rows"] == rows
+    assert total["strategy"] == "speculative"
+
+
+def test_a_batch_of_routing_rows_reports_the_mean_threshold() -> None:
+    rows = [add_rates({**ROUTING, "threshold": t}) for t in (0.25, 0.75)]
+    total = sum_stats(rows)
+    assert total["threshold"] == 0.5
+    assert total["slm_usage"] == 332 / 400
