@@ -72,27 +72,28 @@ def philox4x32(even: Words, odd: Words, key: Words) -> None:
 def random_bits(seed: Integers, position: Integers, token: Integers, stream: Integers) -> Words:
     """64 random bits for each element of the arguments' common (broadcast) shape."""
     shape = np.broadcast(seed, position, token, stream).shape
-    even, odd, key = (np.empty((2, *shape), np.uint64) for _ in range(3))
-    even[0], odd[0], even[1], odd[1] = token & _LOW, position & _LOW, stream, 0
-    key[0], key[1] = seed & _LOW, seed >> 32 & _LOW
-    even, odd, key = even.reshape(2, -1), odd.reshape(2, -1), key.reshape(2, -1)
-    if even.shape[1] <= _BLOCK:
-        philox4x32(even, odd, key)
-    else:  # pieces that stay in the cache
-        for i in range(0, even.shape[1], _BLOCK):
-            piece = slice(i, i + _BLOCK)
-            part_even, part_odd = even[:, piece].copy(), odd[:, piece].copy()
-            philox4x32(part_even, part_odd, key[:, piece])
-            even[:, piece], odd[:, piece] = part_even, part_odd
-    bits: Words = (even[0] | odd[0] << _32).reshape(shape)
+    words = np.empty((6, *shape), np.uint64)
+    words[0], words[1], words[2], words[3] = token, stream, position, 0
+    words[4] = seed
+    np.right_shift(words[4], _32, out=words[5, ...])
+    np.bitwise_and(words, _MASK, out=words)
+    flat = words.reshape(6, -1)
+    if flat.shape[1] <= _BLOCK:
+        philox4x32(flat[:2], flat[2:4], flat[4:])
+    else:  # piece by piece, each small enough for the cache
+        for i in range(0, flat.shape[1], _BLOCK):
+            piece = flat[:, i : i + _BLOCK].copy()
+            philox4x32(piece[:2], piece[2:4], piece[4:])
+            flat[:4, i : i + _BLOCK] = piece[:4]
+    bits: Words = words[0] | words[2] << _32
     return bits
 
 
 def uniform(seed: Integers, position: Integers, token: Integers, stream: Integers) -> Floats:
     """Uniform float32 in [2**-64, 1 - 2**-24], in the arguments' common (broadcast) shape."""
     bits = random_bits(seed, position, token, stream)
-    u = bits.astype(np.float32) * SMALLEST
-    return np.minimum(np.maximum(u, SMALLEST), LARGEST)
+    u: Floats = np.minimum(np.maximum(bits.astype(np.float32) * SMALLEST, SMALLEST), LARGEST)
+    return u
 
 
 def exponential(seed: Integers, position: Integers, token: Integers, stream: Integers) -> Floats:

@@ -21,15 +21,15 @@ A token is the argmax over the kept of (logit - max) / T + gumbel(seed, position
 (Gumbel-max; Maddison, Tarlow and Minka 2014), the first of equals: an exact draw that depends on
 the row and its own seed and position alone.
 
-A broken row (any NaN, any +inf, or nothing but -inf) has log_z = NaN and token 0; the others
-around it do not notice.
+A broken row (any NaN, any +inf, or nothing but -inf) has log_z = NaN, tau 0 and token 0; the
+others around it do not notice.
 
 Shapes: logits [R, V] float32 or bfloat16, any row stride; sampling [R, 4] float32 with the columns
 below; seed and position [R] int64. tau and log_z are float32 [R], tokens int64 [R]. The inputs are
 read only. The precision of log_z, 2**-24 of its size, is the relative precision of p.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +44,10 @@ TEMPERATURE, TOP_K, TOP_P, MIN_P = 0, 1, 2, 3
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Doubles: TypeAlias = npt.NDArray[np.float64]
-Integers: TypeAlias = npt.NDArray[np.int64]
+Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
 _LOWEST = np.finfo(np.float32).min
+_NO_TOKEN = np.iinfo(np.int64).max
 _SMALL_K = 128
 
 
@@ -56,94 +57,129 @@ def float_rows(logits: torch.Tensor) -> Floats:
     return rows
 
 
-def _candidates(rows: Floats, top_k: Integers) -> Floats:
-    """Every logit that may be kept, descending: [R, V], or [R, k + 1] where that is enough.
+def _top(rows: Floats, top_k: Integers) -> Floats:
+    """What top-k [R] keeps of the rows: [R, C], descending, NaN first, -inf for what it dropped.
 
-    NaN sorts first, as the largest. With top-k on in every row, one logit beyond the widest k
-    shows whether the k-th has equals outside; if it has, the whole rows are sorted.
+    With top-k on in every row, one logit beyond the widest k shows whether the k-th has an equal
+    outside; only if it has, or top-k is off in some row, the rows are sorted.
     """
-    if top_k.min() >= 1 and (width := int(top_k.max())) < min(_SMALL_K, rows.shape[1]):
-        top: Floats = torch.from_numpy(rows).topk(width + 1).values.numpy()
-        row = np.arange(len(rows))
-        if not (top[row, top_k - 1] == top[row, top_k]).any():
-            return top
-    return np.ascontiguousarray(np.sort(rows, axis=1)[:, ::-1])
+    vocab = rows.shape[1]
+    least, most = int(top_k.min()), int(top_k.max())
+    top: Floats
+    if least >= 1 and most < min(_SMALL_K, vocab):
+        top = torch.from_numpy(rows).topk(most + 1).values.numpy()
+        if least == most:
+            tied, top = top[:, -2] == top[:, -1], top[:, :-1]
+            threshold = None
+        else:
+            row = np.arange(len(rows))
+            threshold = top[row, top_k - 1]
+            tied = threshold == top[row, top_k]
+        if not tied.any():
+            return top if threshold is None else _drop_below(top, threshold)
+    top = np.ascontiguousarray(np.sort(rows, axis=1)[:, ::-1])
+    last = np.where((top_k < 1) | (top_k > vocab), vocab, top_k) - 1
+    return _drop_below(top, top[np.arange(len(rows)), last])
+
+
+def _drop_below(top: Floats, threshold: Floats) -> Floats:
+    return np.where(top < threshold[:, None], np.float32(-np.inf), top)
 
 
 class FilteredRows:
-    """Rows [R, V] with their filter: what `filter_logits` returns and `draw` needs.
+    """Rows [R, V] with their filter: what `filter_logits` returns, and what a draw needs.
 
     `rows` are the given ones, unless some are broken: those are replaced, in a copy, by a row that
-    keeps token 0 alone.
+    keeps token 0 alone. `temperature` and `max` are float64 [R], 1 for T in greedy rows.
     """
 
     def __init__(self, rows: Floats, sampling: Floats) -> None:
-        self.temperature, top_k, top_p, min_p = sampling.T.astype(np.float64)[:, :, None]
-        self.greedy: Bools = ~(self.temperature > 0)
-        if self.greedy.any():
-            self.temperature = np.where(self.greedy, 1.0, self.temperature)
-            top_k = np.where(self.greedy, 1.0, top_k)
-        limit = top_k.astype(np.int64)[:, 0]
-        top = _candidates(rows, limit)
-        broken: Bools = ~np.isfinite(top[:, 0])
-        self.rows = rows
-        if broken.any():
-            self.rows = rows.copy()
-            self.rows[broken] = -np.inf
-            self.rows[broken, 0] = 0
-            top = _candidates(self.rows, limit)
+        temperature, top_k, top_p, min_p = sampling.T.astype(np.float64)
+        limit = top_k.astype(np.int64)
+        self.greedy: Bools | None = None
+        if not temperature.all():
+            self.greedy = temperature == 0
+            temperature = np.where(self.greedy, 1.0, temperature)
+            limit[self.greedy] = 1
+        top = _top(rows, limit)
+        broken: Bools | None = None
+        if not np.isfinite(top[:, 0]).all():
+            broken = ~np.isfinite(top[:, 0])
+            rows = rows.copy()
+            rows[broken] = -np.inf
+            rows[broken, 0] = 0
+            top = _top(rows, limit)
 
-        self.max = top[:, :1].astype(np.float64)
-        index = np.arange(len(rows))
-        width = top.shape[1]
-        last = np.where((limit < 1) | (limit > width), width, limit) - 1
-        kept = top >= np.maximum(top[index, last], _LOWEST)[:, None]
-        weight = np.exp((top - self.max) / self.temperature)
+        self.rows, self.temperature = rows, temperature
+        self.max: Doubles = top[:, 0].astype(np.float64)
+        weight = np.exp((top - self.max[:, None]) / temperature[:, None])
         # A running sum, not a pairwise one: the same to the bit however many columns follow.
-        mass = np.add.accumulate(np.where(kept, weight, 0.0), axis=1)
-        kept[:, 1:] &= mass[:, :-1] < np.where(top_p < 1, top_p * mass[:, -1:], np.inf)
-        kept &= weight >= np.minimum(min_p, 1.0)
-        self.tau: Floats = top[index, kept.sum(axis=1) - 1]
-        with_ties = (top >= self.tau[:, None]).sum(axis=1)
-        log_z = np.log(mass[index, with_ties - 1]) + (self.max / self.temperature)[:, 0]
-        self.log_z: Floats = np.where(self.greedy[:, 0], 0.0, log_z).astype(np.float32)
-        self.log_z[broken] = np.nan
+        mass = np.add.accumulate(weight, axis=1)
+        kept = top >= _LOWEST
+        if top_p.min() < 1:
+            edge = np.where(top_p < 1, top_p * mass[:, -1], np.inf)
+            kept[:, 1:] &= mass[:, :-1] < edge[:, None]
+        if min_p.max() > 0:
+            kept &= weight >= np.minimum(min_p, 1.0)[:, None]
+        row = np.arange(len(rows))
+        self.tau: Floats = top[row, kept.sum(axis=1) - 1]
+        last = (top >= self.tau[:, None]).sum(axis=1) - 1
+        log_z = np.log(mass[row, last]) + self.max / temperature
+        if self.greedy is not None:
+            log_z[self.greedy] = 0
+        if broken is not None:
+            log_z[broken] = np.nan
+        self.log_z: Floats = log_z.astype(np.float32)
 
-    def kept(self) -> tuple[Integers, Integers]:
-        """Row and token of every kept logit, [n] each, in row-major order."""
-        return np.divmod(np.flatnonzero(self.rows >= self.tau[:, None]), self.rows.shape[1])
+    def kept(self, among: Integers | None = None) -> tuple[Integers, Integers]:
+        """Row and token of every kept logit, [n] each in row-major order; or of rows `among`."""
+        rows, tau = (self.rows, self.tau) if among is None else (self.rows[among], self.tau[among])
+        index, token = np.divmod(np.flatnonzero(rows >= tau[:, None]), rows.shape[1])
+        return index, token
 
     def score(self, row: Integers, token: Integers) -> Doubles:
-        """Log-weights (logit - max) / T of the kept tokens, [n]; 0 for all of a greedy row."""
-        score: Doubles = (self.rows[row, token] - self.max[row, 0]) / self.temperature[row, 0]
+        """Log-weights (logit - max) / T of kept tokens, [n]."""
+        score: Doubles = (self.rows[row, token] - self.max[row]) / self.temperature[row]
         return score
+
+    def noise(
+        self, row: Integers, token: Integers, seed: Integers, position: Integers, stream: Any
+    ) -> Floats:
+        """Gumbel noise for kept tokens, all [n]; 0 in greedy rows, whose kept score the same."""
+        noise = gumbel(seed, position, token, stream)
+        if self.greedy is not None:
+            noise[self.greedy[row]] = 0
+        return noise
 
     def draw(self, seed: Integers, position: Integers, stream: int) -> Integers:
         """One token a row, int64 [R]."""
         row, token = self.kept()
-        score = self.score(row, token) + gumbel(seed[row], position[row], token, stream)
-        return first_argmax(np.where(self.greedy[row, 0], 0.0, score), row, token)
+        noise = self.noise(row, token, seed[row], position[row], stream)
+        return first_best(self.score(row, token) + noise, row, token)
 
 
-def first_argmax(score: Doubles, row: Integers, token: Integers) -> Integers:
-    """For each row its first token of the largest score; entries in row-major order, none empty."""
+def first_best(score: Doubles, row: Integers, token: Integers) -> Integers:
+    """Each row's first token of the largest score; [n] in row-major order, no row without one."""
     if row[-1] == 0:
-        return token[score.argmax(keepdims=True)]
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
-    best = np.maximum.reduceat(score, starts)
-    losers_last = np.where(score == best[row], token, np.iinfo(np.int64).max)
-    return np.minimum.reduceat(losers_last, starts)
+        return token[[score.argmax()]]
+    starts = row_starts(row)
+    is_best = score == np.maximum.reduceat(score, starts)[row]
+    return np.minimum.reduceat(np.where(is_best, token, _NO_TOKEN), starts)
 
 
-def greedy_rows(rows: Floats) -> tuple[Integers, Floats, Floats]:
-    """`sample_rows` where every temperature is 0: token, maximum and 0 (NaN where broken)."""
+def row_starts(row: Integers) -> Integers:
+    """Where each row's entries begin, of row numbers [n] in order, none left out."""
+    return np.flatnonzero(np.diff(row, prepend=-1))
+
+
+def _greedy_rows(rows: Floats) -> tuple[Integers, Floats, Floats]:
+    """`sample_rows` where every temperature is 0: argmax, maximum, and 0 or NaN."""
     token = rows.argmax(axis=1)
     tau: Floats = rows[np.arange(len(rows)), token]
-    log_z = tau * 0  # NaN where the maximum is not finite
-    if np.isnan(log_z).any():
-        broken = np.isnan(log_z)
-        token[broken] = 0
-        tau[broken] = 0
+    log_z = np.zeros_like(tau)
+    if not np.isfinite(tau).all():
+        broken = ~np.isfinite(tau)
+        token[broken], tau[broken], log_z[broken] = 0, 0, np.nan
     return token, tau, log_z
 
 
@@ -152,7 +188,7 @@ def sample_rows(
 ) -> tuple[Integers, Floats, Floats]:
     """Token, tau and log_z of each row, [R]; `sample` in numpy."""
     if not sampling[:, TEMPERATURE].any():
-        return greedy_rows(rows)
+        return _greedy_rows(rows)
     filtered = FilteredRows(rows, sampling)
     return filtered.draw(seed, position, stream), filtered.tau, filtered.log_z
 

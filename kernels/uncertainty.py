@@ -29,6 +29,7 @@ from hybridgen.kernels.registry import define
 from hybridgen.kernels.sampling import Doubles, float_rows
 
 PROBS, LOGITS = 0, 1
+EVIDENCE = {"probs": PROBS, "logits": LOGITS}
 """Evidence of AU: the k largest probabilities (temperature 1), or the k largest logits."""
 
 _UNDERFLOW = -1000.0

@@ -26,10 +26,12 @@ count int64 [B] from 1 to K + 1, and broken bool [B]: one of the rows up to coun
 -inf throughout. Inputs are read only; `commit` alone writes, in place.
 """
 
+from typing import NamedTuple, TypeAlias
+
 import numpy as np
 import torch
 
-from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET, gumbel, uniform
+from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET, uniform
 from hybridgen.kernels.registry import define
 from hybridgen.kernels.sampling import (
     TEMPERATURE,
@@ -38,8 +40,9 @@ from hybridgen.kernels.sampling import (
     FilteredRows,
     Floats,
     Integers,
-    first_argmax,
+    first_best,
     float_rows,
+    row_starts,
     sample_rows,
 )
 
@@ -49,14 +52,15 @@ ROUNDS, DRAFTED, ACCEPTED, ACCEPTED_AT = 0, 1, 2, 3
 """Columns of `counters`; ACCEPTED_AT + i counts the rounds whose draft i was emitted, i < 16."""
 COUNTERS = 19
 
-Verdict = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Verdict: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _leading(match: Bools) -> Integers:
     """How many of the first columns are true, [B], of match [B, K]."""
     mismatch = np.ones((match.shape[0], match.shape[1] + 1), np.bool_)
     np.logical_not(match, out=mismatch[:, :-1])
-    return mismatch.argmax(axis=1)
+    leading: Integers = mismatch.argmax(axis=1)
+    return leading
 
 
 def _verdict(tokens: Integers, accepted: Integers, log_z: Floats) -> Verdict:
@@ -67,11 +71,6 @@ def _verdict(tokens: Integers, accepted: Integers, log_z: Floats) -> Verdict:
         torch.from_numpy(accepted + 1),
         torch.from_numpy(read.any(axis=1)),
     )
-
-
-def _per_row(x: torch.Tensor, columns: int) -> Floats:
-    """Sampling parameters of each of the B * columns rows."""
-    return np.repeat(x.numpy(), columns, axis=0)
 
 
 def _verify_coupled(
@@ -86,7 +85,7 @@ def _verify_coupled(
     position = (length.numpy()[:, None] + np.arange(columns)).reshape(-1)
     chosen, _, log_z = sample_rows(
         float_rows(target_logits.reshape(-1, vocab)),
-        _per_row(sampling, columns),
+        np.repeat(sampling.numpy(), columns, axis=0),
         np.repeat(seed.numpy(), columns),
         position,
         TARGET,
@@ -109,16 +108,15 @@ def _verify_coupled_fake(
 
 
 def _probability(logit: Floats, tau: Floats, log_z: Floats, temperature: Doubles) -> Doubles:
-    """p = exp(logit / T - log_z) where the logit is kept, else 0; NaN where log_z is."""
+    """exp(logit / T - log_z) where the logit is kept, else 0; NaN where log_z is."""
     p: Doubles = np.where(logit < tau, 0.0, np.exp(logit / temperature - log_z))
     return p
 
 
-def _gather(rows: Floats, token: Integers) -> Floats:
-    """rows[..., token] with one token a row; -inf for tokens beyond the row."""
-    vocab = rows.shape[-1]
-    index = np.minimum(token, vocab - 1)[..., None]
-    value: Floats = np.take_along_axis(rows, index, axis=-1)[..., 0]
+def _at(logits: Floats, row: Integers, column: Integers, token: Integers) -> Floats:
+    """logits[row, column, token], and -inf for a token beyond the vocabulary."""
+    vocab = logits.shape[-1]
+    value: Floats = logits[row, column, np.minimum(token, vocab - 1)]
     return np.where(token < vocab, value, np.float32(-np.inf))
 
 
@@ -132,64 +130,81 @@ def _verify_rejection(
     seed: torch.Tensor,
     length: torch.Tensor,
 ) -> Verdict:
-    """Accepted drafts and the token after them [B, K + 1], their count [B], broken rows [B]."""
+    """Accepted drafts and the token after them [B, K + 1], their count [B], broken rows [B].
+
+    draft_logits [B, K, V'] float32 or bfloat16; draft_tau and draft_log_z float32 [B, K].
+    """
     batch, columns, vocab = target_logits.shape
-    drafted = columns - 1
-    if drafted == 0 or not sampling[:, TEMPERATURE].any():
+    if columns == 1 or not sampling[:, TEMPERATURE].any():
         return _verify_coupled(target_logits, drafts, sampling, seed, length)
-    with np.errstate(all="ignore"):  # NaN and inf from the draft end in "reject" and "draw from p"
-        p = FilteredRows(float_rows(target_logits.reshape(-1, vocab)), _per_row(sampling, columns))
-        q_logits = draft_logits.detach().float().numpy()
-        q_tau, q_log_z = draft_tau.numpy(), draft_log_z.numpy()
-        temperature = p.temperature.reshape(batch, columns)[:, :1]
-        greedy = p.greedy.reshape(batch, columns)[:, 0]
-        x, seeds, start = drafts.numpy(), seed.numpy(), length.numpy()
+    rows = float_rows(target_logits.reshape(-1, vocab))
+    p = FilteredRows(rows, np.repeat(sampling.numpy(), columns, axis=0))
+    q = _Draft(float_rows(draft_logits), draft_tau.numpy(), draft_log_z.numpy())
+    x, seeds, start = drafts.numpy(), seed.numpy(), length.numpy()
+    # NaN and inf among the draft's numbers end in "reject" and in "draw from p".
+    with np.errstate(all="ignore"):
+        accepted = _leading(_accept(p, q, x, seeds, start))
+        row, token = p.kept(np.arange(batch) * columns + accepted)
+        score = _scores(p, q, accepted, row, token)
+    stream = np.where(accepted < columns - 1, RESIDUAL, TARGET)
+    position = start + accepted
+    score += p.noise(row * columns, token, seeds[row], position[row], stream[row])
+    tokens = np.zeros((batch, columns), np.int64)
+    np.copyto(tokens[:, :-1], x, where=np.arange(columns - 1) < accepted[:, None])
+    tokens[np.arange(batch), accepted] = first_best(score, row, token)
+    return _verdict(tokens, accepted, p.log_z)
 
-        row_shape = (batch, columns)
-        p_x = _probability(
-            _gather(p.rows.reshape(batch, columns, vocab)[:, :-1], x),
-            p.tau.reshape(row_shape)[:, :-1],
-            p.log_z.reshape(row_shape)[:, :-1],
-            temperature,
-        )
-        q_x = _probability(_gather(q_logits, x), q_tau, q_log_z, temperature)
-        position = start[:, None] + np.arange(drafted)
-        u = uniform(seeds[:, None], position, 0, ACCEPT)
-        accept = (u * q_x < p_x) & (p_x > 0)
-        if greedy.any():
-            choice = p.rows.reshape(batch, columns, vocab)[:, :-1].argmax(axis=-1)
-            accept = np.where(greedy[:, None], x == choice, accept)
-        accepted = _leading(accept)
 
-        # The row that decides the next token: the rejected position, or the one after all drafts.
-        rejected = (accepted < drafted) & ~greedy
-        deciding = np.arange(batch) * columns + accepted
-        last = np.minimum(accepted, drafted - 1)
-        each = np.arange(batch)
-        support = p.rows[deciding] >= p.tau[deciding, None]
-        row, token = np.divmod(np.flatnonzero(support), vocab)
-        at = deciding[row]
-        score = p.score(at, token)
-        p_token = _probability(p.rows[at, token], p.tau[at], p.log_z[at], temperature[row, 0])
-        q_vocab = q_logits.shape[-1]
-        q_logit = q_logits[row, last[row], np.minimum(token, q_vocab - 1)]
-        q_token = _probability(
-            np.where(token < q_vocab, q_logit, np.float32(-np.inf)),
-            q_tau[each, last][row],
-            q_log_z[each, last][row],
-            temperature[row, 0],
-        )
-        residual = np.maximum(p_token - q_token, 0.0)
-        mass = np.add.reduceat(residual, np.flatnonzero(np.diff(row, prepend=-1)))
-        from_residual = rejected & (mass > 0) & (mass < np.inf)
-        score = np.where(from_residual[row], np.log(residual), score)
-        stream = np.where(accepted < drafted, RESIDUAL, TARGET)
-        score = score + gumbel(seeds[row], (start + accepted)[row], token, stream[row])
-        following = first_argmax(np.where(greedy[row], 0.0, score), row, token)
+class _Draft(NamedTuple):
+    """The distributions that the drafts were drawn from."""
 
-        tokens = np.where(np.arange(columns) < accepted[:, None], np.pad(x, ((0, 0), (0, 1))), 0)
-        tokens[each, accepted] = following
-        return _verdict(tokens, accepted, p.log_z)
+    logits: Floats  # [B, K, V']
+    tau: Floats  # [B, K]
+    log_z: Floats  # [B, K]
+
+    def probability(
+        self, row: Integers, column: Integers, token: Integers, temperature: Doubles
+    ) -> Doubles:
+        logit = _at(self.logits, row, column, token)
+        return _probability(logit, self.tau[row, column], self.log_z[row, column], temperature)
+
+
+def _accept(
+    p: FilteredRows, q: _Draft, drafts: Integers, seed: Integers, length: Integers
+) -> Bools:
+    """Which drafts [B, K] pass u * q < p, each by itself; in greedy rows, which are the argmax."""
+    batch, drafted = drafts.shape
+    row, column = np.arange(batch)[:, None], np.arange(drafted)
+    at = row * (drafted + 1) + column
+    logits = p.rows.reshape(batch, drafted + 1, -1)
+    p_x = _probability(_at(logits, row, column, drafts), p.tau[at], p.log_z[at], p.temperature[at])
+    q_x = q.probability(row, column, drafts, p.temperature[at])
+    u = uniform(seed[:, None], length[:, None] + column, 0, ACCEPT)
+    accept: Bools = (u * q_x < p_x) & (p_x > 0)
+    if p.greedy is not None:
+        accept = np.where(p.greedy[at], drafts == logits[:, :-1].argmax(axis=2), accept)
+    return accept
+
+
+def _scores(
+    p: FilteredRows, q: _Draft, accepted: Integers, row: Integers, token: Integers
+) -> Doubles:
+    """Log-weights of the kept tokens [n] at the deciding position of each row."""
+    drafted = q.tau.shape[1]
+    at = row * (drafted + 1) + accepted[row]
+    score = p.score(at, token)
+    rejected = accepted < drafted
+    if p.greedy is not None:
+        rejected &= ~p.greedy[:: drafted + 1]
+    if not rejected.any():
+        return score
+    temperature = p.temperature[at]
+    p_x = _probability(p.rows[at, token], p.tau[at], p.log_z[at], temperature)
+    q_x = q.probability(row, np.minimum(accepted, drafted - 1)[row], token, temperature)
+    residual = np.maximum(p_x - q_x, 0.0)
+    mass = np.add.reduceat(residual, row_starts(row))
+    usable = rejected & (mass > 0) & (mass < np.inf)
+    return np.where(usable[row], np.log(residual), score)
 
 
 def _verify_rejection_fake(
