@@ -34,14 +34,15 @@ QUERY_TILE = 8
 class Plan:
     """What all layers of one forward share. ``index`` and ``masks`` exist only on CPU.
 
-    start   int64 [B]; position of each row's first token, may be -1 (counts as 0)
-    rope    float32 [B * M, 2, D]; cosine and signed sine rows of the tokens' positions
-    index   int64 [B * M]; where each token goes among the cache's rows * positions
-    masks   window -> float32 [B, 1, queries, keys]; 0 where a query sees a key, else -inf
+    start     int64 [B]; position of each row's first token, may be -1 (counts as 0)
+    cos, sin  float32 [B * M, 1, D]; the tokens' rows of the rotary table
+    index     int64 [B * M]; where each token goes among the cache's rows * positions
+    masks     window -> float32 [B, 1, queries, keys]; 0 where a query sees a key, else -inf
     """
 
     start: Tensor
-    rope: Tensor
+    cos: Tensor
+    sin: Tensor
     index: Tensor | None
     masks: dict[int, Tensor | None]
 
@@ -49,57 +50,53 @@ class Plan:
 def make_plan(
     start: Tensor,
     tokens: int,
-    rope_table: Tensor,
+    rope: Tensor,
     windows: Sequence[int],
     group: int,
     query_tile: int = QUERY_TILE,
 ) -> Plan:
     """The plan of a forward over ``tokens`` tokens a row.
 
-    rope_table  float32 [positions, 2, D], as many positions as the cache has
+    rope        float32 [2, positions, 1, D], the table of cosines and signed sines, as many
+                positions as the cache has
     windows     the distinct window sizes of the layers, 0 for none
     group       query heads per key head
     query_tile  1 gives up independence of the number of tokens for speed
 
     Never waits for a GPU. On CPU it reads the largest start to leave unwritten chunks of keys out.
     """
-    batch = start.shape[0]
-    if not start.is_cpu:
-        offsets = torch.arange(tokens, device=start.device)
-        at = (start.unsqueeze(1) + offsets).clamp_min_(0)
-        rope = rope_table.index_select(0, at.view(-1))
-        return Plan(start, rope, None, dict.fromkeys(windows))
-    positions = rope_table.shape[0]
-    keys = -(-max(max(start.tolist()) + tokens, 1) // KEY_CHUNK) * KEY_CHUNK
-    keys = min(keys, positions)
-    at = (start.unsqueeze(1) + _arange(tokens)).clamp_min_(0)
-    rope = rope_table.index_select(0, at.view(-1))
+    on_cpu = start.is_cpu
+    offsets = _arange(tokens) if on_cpu else torch.arange(tokens, device=start.device)
+    column = start.unsqueeze(1)
+    at = (column + offsets).clamp_min_(0)
+    cos, sin = rope.index_select(1, at.view(-1)).unbind()
+    if not on_cpu:
+        return Plan(start, cos, sin, None, dict.fromkeys(windows))
+    batch, positions = len(start), rope.shape[1]
+    longest = max(max(start.tolist()) + tokens, 1)
+    keys = min(-(-longest // KEY_CHUNK) * KEY_CHUNK, positions)
     if batch > 1:
         at.add_(_arange(batch, positions).unsqueeze(1))
-    query = _query_tokens(tokens, group, query_tile)
-    band_row = (_arange_last(positions) - start.unsqueeze(1) - query).clamp_max_(positions - 1)
-    masks: dict[int, Tensor | None] = {}
-    for window in windows:
-        rows = _bands(positions, keys, window).index_select(0, band_row.view(-1))
-        masks[window] = rows.view(batch, 1, -1, keys)
-    return Plan(start, rope, at.view(-1), masks)
+    reversed_query = _reversed_queries(tokens, group, query_tile, positions)
+    band = (reversed_query - column).clamp_max_(positions - 1).view(-1)
+    masks: dict[int, Tensor | None] = {
+        window: _bands(positions, keys, window).index_select(0, band).view(batch, 1, -1, keys)
+        for window in windows
+    }
+    return Plan(start, cos, sin, at.view(-1), masks)
 
 
 @lru_cache(maxsize=64)
 def _arange(count: int, step: int = 1) -> Tensor:
-    return torch.arange(0, count * step, step)
+    return torch.arange(0, count * step, step, device="cpu")
 
 
 @lru_cache(maxsize=64)
-def _arange_last(count: int) -> Tensor:
-    return torch.tensor(count - 1)
-
-
-@lru_cache(maxsize=64)
-def _query_tokens(tokens: int, group: int, tile: int) -> Tensor:
-    """int64 [queries]: the token of each query row; padding repeats the last token."""
+def _reversed_queries(tokens: int, group: int, tile: int, positions: int) -> Tensor:
+    """int64 [queries]: positions - 1 - token of each query row; padding repeats the last token."""
     queries = -(-tokens * group // tile) * tile
-    return (torch.arange(queries) // group).clamp_max_(tokens - 1)
+    token = (torch.arange(queries, device="cpu") // group).clamp_max_(tokens - 1)
+    return positions - 1 - token
 
 
 @lru_cache(maxsize=64)
@@ -108,18 +105,43 @@ def _bands(positions: int, keys: int, window: int) -> Tensor:
 
     All rows are windows into one vector of 2 * positions: 0 (the keys up to p), then -inf.
     """
-    vector = torch.zeros(2 * positions)
+    vector = torch.zeros(2 * positions, device="cpu")
     vector[positions:] = float("-inf")
     if window:
         vector[: max(positions - window, 0)] = float("-inf")
     return vector.as_strided((positions, keys), (1, 1))
 
 
+@lru_cache(maxsize=64)
+def _to_queries(batch: int, tokens: int, kv_heads: int, group: int, queries: int) -> Tensor:
+    """int64 [batch * kv_heads * queries]: the (token, head) of each query row, of all heads.
+
+    A key head's queries, tokens x group, stand together so that its keys are read once for all.
+    """
+    heads = (group + 2) * kv_heads
+    row = torch.arange(queries, device="cpu").clamp_max_(tokens * group - 1)
+    head = torch.arange(kv_heads, device="cpu").unsqueeze(1) * group + row % group
+    first = torch.arange(batch, device="cpu").view(batch, 1, 1) * tokens
+    return ((first + row // group) * heads + head).view(-1)
+
+
+@lru_cache(maxsize=64)
+def _to_tokens(
+    batch: int, tokens: int, kv_heads: int, group: int, queries: int, rows: int
+) -> Tensor:
+    """int64 [rows * q_heads]: where each (token, head) stands in [batch, queries, kv_heads]."""
+    row = torch.arange(rows, device="cpu").clamp_max_(batch * tokens - 1).unsqueeze(1)
+    head = torch.arange(kv_heads * group, device="cpu")
+    query = row // tokens * queries + row % tokens * group + head % group
+    return (query * kv_heads + head // group).view(-1)
+
+
 def attention_reference(
     qkv: Tensor,
     cache: Tensor,
     start: Tensor,
-    rope: Tensor,
+    cos: Tensor,
+    sin: Tensor,
     qk_norm: Tensor | None,
     eps: float,
     window: int,
@@ -130,59 +152,56 @@ def attention_reference(
 
     qkv      [R, (q_heads + 2 kv_heads) * D], R >= B * M; rows beyond B * M are padding
     cache    [2 (k, v), kv_heads, rows >= B, positions, D], written in place
-    start, rope, index, mask   of the plan
     qk_norm  [q_heads + kv_heads, D] or None; eps is its epsilon
     window   keys a query sees, its own included; 0 for all
-    Returns [R, q_heads * D] in qkv's dtype; padding rows are 0.
+    start, cos, sin, index, mask   of the plan; it is made here where index and mask are None
+    Returns [R, q_heads * D] in qkv's dtype; padding rows are finite.
     """
-    _, kv_heads, rows, positions, dim = cache.shape
-    batch, count = start.shape[0], rope.shape[0]
-    tokens = count // batch
-    heads = qkv.shape[1] // dim
+    _, kv_heads, cache_rows, positions, dim = cache.shape
+    rows, width = qkv.shape
+    heads = width // dim
     q_heads = heads - 2 * kv_heads
     group = q_heads // kv_heads
     if index is None or mask is None:
-        filler = torch.zeros(positions, 1, 1)
-        plan = make_plan(start, tokens, filler, (window,), group)
+        tokens = cos.shape[0] // start.shape[0]
+        plan = make_plan(start, tokens, cos.new_zeros(2, positions, 1, 1), (window,), group)
         index, mask = plan.index, plan.masks[window]
         assert index is not None and mask is not None
-    queries, keys = mask.shape[2], mask.shape[3]
+    batch, _, queries, keys = mask.shape
+    count = index.shape[0]
 
-    x = qkv[:count].float().view(count, heads, dim)
-    qk = x[:, : q_heads + kv_heads]
-    if qk_norm is not None:
-        qk = rms_norm(qk, qk_norm, eps)
-    cos, sin = rope[:, :1], rope[:, 1:]
-    qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
+    x = (qkv.clone() if qkv.dtype == torch.float32 else qkv.float()).view(rows, heads, dim)
+    if rows > count:
+        x = x.narrow(0, 0, count)
+    qk = x.narrow(1, 0, q_heads + kv_heads)
+    normed = qk if qk_norm is None else rms_norm(qk, qk_norm, eps)
+    torch.addcmul(normed * cos, normed.roll(dim // 2, -1), sin, out=qk)
+    new = x.narrow(1, q_heads, 2 * kv_heads).transpose(0, 1)
+    cache.view(2 * kv_heads, cache_rows * positions, dim).index_copy_(1, index, new)
 
-    flat = cache.view(2, kv_heads, rows * positions, dim)
-    flat[0].index_copy_(1, index, qk[:, q_heads:].transpose(0, 1))
-    flat[1].index_copy_(1, index, x[:, q_heads + kv_heads :].transpose(0, 1))
-
-    # A key head's queries, tokens x group, stand together: its keys are read once for all.
-    q = qk[:, :q_heads].view(batch, tokens, kv_heads, group, dim).transpose(1, 2)
-    if queries == tokens * group:
-        q = q.reshape(batch, kv_heads, queries, dim)
+    seen_cache = cache.narrow(3, 0, keys)
+    if cache_rows > batch:
+        seen_cache = seen_cache.narrow(2, 0, batch)
+    k, v = seen_cache.transpose(1, 2).unbind()
+    if queries == group:  # one token, no padding: its heads already stand by key head
+        q = x.narrow(1, 0, q_heads).view(batch, kv_heads, group, dim)
     else:
-        padded = q.new_zeros(batch, kv_heads, queries, dim)
-        padded[:, :, : tokens * group].view(q.shape).copy_(q)
-        q = padded
-    k, v = cache[:, :, :batch, :keys].transpose(1, 2)
-    seen = F.scaled_dot_product_attention(q, k, v, mask, scale=dim**-0.5)
-    seen = seen[:, :, : tokens * group].unflatten(2, (tokens, group)).transpose(1, 2)
-
-    if count == qkv.shape[0]:
-        return seen.reshape(count, q_heads * dim).to(qkv.dtype)
-    output = qkv.new_zeros(qkv.shape[0], q_heads * dim)
-    output[:count].view(seen.shape).copy_(seen)
-    return output
+        to_queries = _to_queries(batch, count // batch, kv_heads, group, queries)
+        q = x.view(-1, dim).index_select(0, to_queries).view(batch, kv_heads, queries, dim)
+    output = F.scaled_dot_product_attention(q, k, v, mask, scale=dim**-0.5)
+    if queries == group and rows == count:
+        return output.reshape(rows, -1).to(qkv.dtype)
+    to_tokens = _to_tokens(batch, count // batch, kv_heads, group, queries, rows)
+    output = output.transpose(1, 2).reshape(-1, dim).index_select(0, to_tokens)
+    return output.view(rows, -1).to(qkv.dtype)
 
 
 def _attention_fake(
     qkv: Tensor,
     cache: Tensor,
     start: Tensor,
-    rope: Tensor,
+    cos: Tensor,
+    sin: Tensor,
     qk_norm: Tensor | None,
     eps: float,
     window: int,
@@ -193,8 +212,8 @@ def _attention_fake(
 
 
 attention = define(
-    "attention(Tensor qkv, Tensor(a!) cache, Tensor start, Tensor rope, Tensor? qk_norm, "
-    "float eps, int window, Tensor? index, Tensor? mask) -> Tensor",
+    "attention(Tensor qkv, Tensor(a!) cache, Tensor start, Tensor cos, Tensor sin, "
+    "Tensor? qk_norm, float eps, int window, Tensor? index, Tensor? mask) -> Tensor",
     attention_reference,
     _attention_fake,
 )

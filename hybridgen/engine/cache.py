@@ -18,7 +18,7 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """What one model keeps per position: ``layers`` x (key, value) x ``kv_heads`` x ``head_dim``."""
+    """What one model keeps per position: a key and a value for each layer and key head."""
 
     layers: int
     kv_heads: int

@@ -85,6 +85,7 @@ class Decoder:
     def bind(self, cache: Tensor) -> None:
         """Use ``cache`` [layers, 2, kv_heads, rows, positions, head_dim] from now on."""
         self.cache = cache
+        self._layer_caches = cache.unbind()
         self._rope_table = rope_table(self.config, cache.shape[4], self.device)
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Decoder:
         """
         batch, count = tokens.shape
         if batch * count <= self._block:
-            return self._logits(tokens, start, self.cache)
+            return self._logits(tokens, start, self._layer_caches)
         return self._in_blocks(tokens, start)
 
     def prefill(self, tokens: Tensor, lengths: Sequence[int] | Tensor, chunk: int = 128) -> None:
@@ -108,16 +109,16 @@ class Decoder:
             for first in range(0, int(length), chunk):
                 part = tokens[row : row + 1, first : min(first + chunk, int(length))]
                 start = torch.full((1,), first, dtype=torch.int64, device=tokens.device)
-                self._hidden(part, start, self.cache[:, :, :, row : row + 1])
+                self._hidden(part, start, self._rows(row, row + 1))
 
     def _in_blocks(self, tokens: Tensor, start: Tensor) -> Tensor:
-        """The forward in pieces of at most ``_block`` rows: earlier tokens first, as causality asks."""
+        """The forward in pieces of at most ``_block`` rows: earlier tokens first (causal)."""
         batch, count = tokens.shape
         rows = min(batch, self._block)
         step = self._block // rows
         groups = []
         for row in range(0, batch, rows):
-            cache = self.cache[:, :, :, row : row + rows]
+            cache = self._rows(row, row + rows)
             group, first = tokens[row : row + rows], start[row : row + rows]
             parts = [
                 self._logits(group[:, i : i + step], first + i, cache)
@@ -126,14 +127,17 @@ class Decoder:
             groups.append(torch.cat(parts, 1))
         return torch.cat(groups)
 
-    def _logits(self, tokens: Tensor, start: Tensor, cache: Tensor) -> Tensor:
+    def _rows(self, first: int, end: int) -> Sequence[Tensor]:
+        return self.cache[:, :, :, first:end].unbind()
+
+    def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x = self._hidden(tokens, start, cache)
         weights = self.weights
         logits = norm_linear(x, weights.norm, self.eps, weights.head, None)
         batch, count = tokens.shape
         return logits[: batch * count].view(batch, count, -1)
 
-    def _hidden(self, tokens: Tensor, start: Tensor, cache: Tensor) -> Tensor:
+    def _hidden(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         """The residual stream [rows padded to the tile, hidden] after the last layer."""
         plan = self._plan(tokens, start)
         ids = tokens.reshape(-1)
@@ -148,7 +152,8 @@ class Decoder:
                 qkv,
                 layer_cache,
                 start,
-                plan.rope,
+                plan.cos,
+                plan.sin,
                 layer.qk_norm,
                 eps,
                 layer.window,

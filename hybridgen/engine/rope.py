@@ -23,7 +23,7 @@ def rope_type(config: PretrainedConfig) -> str:
 
 
 def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -> Tensor:
-    """float32 [positions, 2, head_dim]: cosines, and sines with the first half negated.
+    """float32 [2, positions, 1, head_dim]: cosines, and sines with the first half negated.
 
     With them ``rotated = x * cos + roll(x, head_dim / 2) * sin``. Both carry the attention scaling
     of yarn. For dynamic scaling row p has the frequencies of a sequence of p + 1 tokens (at least
@@ -45,5 +45,5 @@ def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -
         raise ValueError(f"{config.model_type}: partial rotary embedding is not supported")
     angles = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * frequencies
     cos, sin = angles.cos() * scaling, angles.sin() * scaling
-    table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)), 1)
-    return table.contiguous().to(device)
+    table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
+    return table.unsqueeze(2).to(device)
