@@ -1,0 +1,154 @@
+"""The user's utilities: the kernels' numbers, in plain Python where one token is asked for."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy.special import digamma
+
+from hybridgen.utils import calculate_token_entropy, compute_logu, sample_token
+
+LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
+
+
+def test_one_token_is_an_int_and_rows_are_a_tensor() -> None:
+    assert type(sample_token(LOGITS)) is int
+    rows = sample_token(LOGITS.repeat(3, 1))
+    assert (rows.shape, rows.dtype) == ((3,), torch.int64)
+
+
+def test_temperature_zero_takes_the_largest_logit() -> None:
+    assert sample_token(LOGITS, temperature=0) == 0
+    assert sample_token(torch.stack([LOGITS, LOGITS.flip(0)]), temperature=0).tolist() == [0, 4]
+
+
+def test_a_seed_and_a_position_decide_the_draw() -> None:
+    flat = torch.zeros(10_000)
+    assert sample_token(flat, seed=3, position=1) == sample_token(flat, seed=3, position=1)
+    # Two independent draws of 10,000 tokens are equal once in 10,000 seeds; these are not.
+    assert sample_token(flat, seed=3, position=1) != sample_token(flat, seed=3, position=2)
+    assert sample_token(flat, seed=3, position=1) != sample_token(flat, seed=4, position=1)
+    rows = sample_token(flat.repeat(2, 1), seed=3)
+    assert rows.tolist() == [sample_token(flat, seed=3), sample_token(flat, seed=4)]
+
+
+def test_draws_follow_the_filtered_distribution() -> None:
+    n = 20_000
+    drawn = sample_token(LOGITS.repeat(n, 1), temperature=0.8, top_k=3, seed=0)
+    counts = torch.bincount(drawn, minlength=5)
+    p = torch.softmax(LOGITS[:3] / 0.8, 0)
+    chi_square = ((counts[:3] - n * p) ** 2 / (n * p)).sum()
+    assert counts[3:].sum() == 0
+    # Chi-square with 2 degrees of freedom exceeds 18.4 with probability 1e-4; the seed is fixed.
+    assert chi_square < 18.4
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.7}, {0, 1}),  # softmax: 0.61 0.22 0.14 0.03 0.00
+        ({"min_p": 0.3}, {0, 1}),
+        ({}, {0, 1, 2, 3, 4}),
+    ],
+)
+def test_each_filter_reaches_the_kernel(filters: dict[str, Any], kept: set[int]) -> None:
+    assert set(sample_token(LOGITS.repeat(20_000, 1), seed=1, **filters).tolist()) == kept
+
+
+def test_entropy_is_in_nats() -> None:
+    assert calculate_token_entropy(torch.zeros(8)) == pytest.approx(math.log(8), rel=1e-6)
+    p = torch.softmax(LOGITS.double() / 0.7, 0)
+    expected = float(-(p * p.log()).sum())
+    # The kernel computes in float32: a few roundings of 6e-8 on numbers near 1.
+    assert calculate_token_entropy(LOGITS, temperature=0.7) == pytest.approx(expected, rel=1e-6)
+    assert calculate_token_entropy(LOGITS, temperature=0) == 0
+    assert calculate_token_entropy(LOGITS.repeat(2, 1)).shape == (2,)
+
+
+@pytest.mark.parametrize("evidence", ["probs", "logits"])
+def test_logu_is_the_papers_formula(evidence: str) -> None:
+    k = 3
+    logits = LOGITS.double().topk(k).values.clamp_min(0)
+    alpha = torch.softmax(LOGITS.double(), 0).topk(k).values if evidence == "probs" else logits
+    total = float(alpha.sum())
+    shares = [float(a) / total for a in alpha]
+    aleatoric = -sum(
+        share * (digamma(float(a) + 1) - digamma(total + 1))
+        for share, a in zip(shares, alpha, strict=True)
+    )
+    got = compute_logu(LOGITS, k=k, evidence=evidence)
+    assert [type(value) for value in got] == [float, float]
+    # float32 results.
+    assert got == pytest.approx((aleatoric, k / (float(logits.sum()) + k)), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_floating_dtype_is_taken_and_nothing_is_changed(dtype: torch.dtype) -> None:
+    logits = LOGITS.to(dtype)
+    before = logits.clone()
+    assert sample_token(logits, temperature=0) == 0
+    compute_logu(logits, k=2)
+    calculate_token_entropy(logits)
+    assert torch.equal(logits, before)
+
+
+CALLS = [sample_token, lambda x, **kw: compute_logu(x, k=1, **kw), calculate_token_entropy]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("logits", [None, [1.0, 2.0], 3.0, torch.tensor([1, 2])])
+def test_logits_of_a_wrong_type_are_a_type_error(call: Any, logits: object) -> None:
+    with pytest.raises(TypeError, match="logits must be a floating-point tensor"):
+        call(logits)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (2, 0), (1, 2, 3)])
+def test_logits_of_a_wrong_shape_are_a_value_error(call: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="logits must be"):
+        call(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "error"),
+    [
+        (sample_token, {"temperature": -1.0}, ValueError),
+        (sample_token, {"temperature": "1"}, TypeError),
+        (sample_token, {"top_k": 1.5}, TypeError),
+        (sample_token, {"top_k": -1}, ValueError),
+        (sample_token, {"top_p": 0.0}, ValueError),
+        (sample_token, {"top_p": None}, TypeError),
+        (sample_token, {"min_p": 2}, ValueError),
+        (sample_token, {"seed": "a"}, TypeError),
+        (sample_token, {"seed": -1}, ValueError),
+        (sample_token, {"position": -1}, ValueError),
+        (sample_token, {"position": 1.0}, TypeError),
+        (compute_logu, {"k": 0}, ValueError),
+        (compute_logu, {"k": 6}, ValueError),
+        (compute_logu, {"k": "3"}, TypeError),
+        (compute_logu, {"k": 3, "evidence": "both"}, ValueError),
+        (compute_logu, {"k": 3, "evidence": 1}, TypeError),
+        (calculate_token_entropy, {"temperature": math.nan}, ValueError),
+        (calculate_token_entropy, {"temperature": None}, TypeError),
+    ],
+)
+def test_bad_parameters_are_named(
+    call: Any, arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=list(arguments)[-1]):
+        call(LOGITS, **arguments)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_broken_logits_are_refused_and_only_they(bad: float) -> None:
+    broken = LOGITS.clone()
+    broken[2] = bad
+    with pytest.raises(ValueError, match="NaN"):
+        sample_token(broken)
+    with pytest.raises(ValueError, match="NaN"):
+        sample_token(torch.full((4,), -math.inf))
+    masked = LOGITS.clone()
+    masked[0] = -math.inf
+    assert sample_token(masked, temperature=0) == 1
