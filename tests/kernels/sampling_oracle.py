@@ -41,7 +41,7 @@ def is_clear_cut(logits: Sequence[float], sampling: Sequence[float], margin: flo
                 temperature,
                 top_k,
                 top_p if top_p >= 1 else top_p * (1 + sign * margin),
-                min_p * (1 + sign * margin),
+                min(min_p * (1 + sign * margin), 1.0),
             )
             > 0
         )

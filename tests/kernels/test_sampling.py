@@ -1,0 +1,406 @@
+"""Filtering keeps what transformers keeps, whole ties included; a draw is exact and row-local."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sampling_oracle import ACCEPTABLE, filtered, is_clear_cut, p_value
+from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from hybridgen.kernels import sampling as sampling_module
+from hybridgen.kernels.philox import DRAFT, TARGET
+from hybridgen.kernels.sampling import filter_logits, sample
+
+INF = float("inf")
+OFF = (1.0, 0, 1.0, 0.0)
+GREEDY = (0.0, 0, 1.0, 0.0)
+QWEN = (0.6, 20, 0.95, 0.0)
+MIXED = [
+    QWEN,
+    GREEDY,
+    OFF,
+    (0.7, 3, 1.0, 0.0),
+    (1.3, 0, 0.8, 0.0),
+    (1.0, 0, 1.0, 0.1),
+    (0.9, 50, 0.9, 0.05),
+    (2.0, 1000, 0.99, 0.0),
+]
+
+temperatures = st.sampled_from([0.3, 0.6, 1.0, 1.7])
+top_ks = st.sampled_from([0, 1, 2, 3, 5, 20, 2**30])
+top_ps = st.sampled_from([1e-6, 0.1, 0.5, 0.8, 0.95, 0.999, 1.0])
+min_ps = st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0])
+samplings = st.tuples(temperatures, top_ks, top_ps, min_ps)
+# In steps of 1/64, far wider than float32's at this size: distinct logits stay so after 1 / T.
+steps = st.integers(-1000, 1000)
+
+
+def rows_of(*rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def probabilities(logits: Tensor, sampling: Tensor) -> np.ndarray:
+    """p [R, V] in float64 as the module defines it, of tau and log_z; not for greedy rows."""
+    tau, log_z = (x.double()[:, None] for x in filter_logits(logits, sampling))
+    x = logits.double()
+    return ((x >= tau) * torch.exp(x / sampling[:, :1].double() - log_z)).numpy()
+
+
+def draws(logits: Tensor, sampling: Any, count: int, stream: int = TARGET) -> np.ndarray:
+    """`count` tokens of one row [V], at as many positions of one sequence."""
+    rows = logits.expand(count, -1)
+    params = rows_of(sampling).expand(count, -1)
+    seed = torch.full((count,), 77)
+    return sample(rows, params, seed, torch.arange(count), stream)[0].numpy()
+
+
+def bits_of(results: tuple[Tensor, ...]) -> list[list[int]]:
+    """Results to the bit, NaN included."""
+    return [(r.view(torch.int32) if r.is_floating_point() else r).tolist() for r in results]
+
+
+# Filtering
+
+
+@given(st.lists(steps, min_size=2, max_size=40, unique=True), samplings)
+def test_keeps_what_transformers_keeps(numerators: list[int], sampling: tuple) -> None:
+    """Its warpers in its order (trap 26), wherever float32 sums leave no doubt about an edge."""
+    logits = rows_of(numerators) / 64
+    params = rows_of(sampling)
+    # Its probabilities are float32: 2**-24 a term, 40 terms, and an exponent of up to 100.
+    assume(is_clear_cut(logits[0].tolist(), params[0].tolist(), 1e-5))
+    temperature, top_k, top_p, min_p = sampling
+    scores = TemperatureLogitsWarper(temperature)(None, logits)
+    scores = TopKLogitsWarper(top_k)(None, scores) if top_k else scores
+    scores = TopPLogitsWarper(top_p)(None, scores) if top_p < 1 else scores
+    scores = MinPLogitsWarper(min_p)(None, scores) if min_p else scores
+
+    p = probabilities(logits, params)
+    np.testing.assert_array_equal((logits >= filter_logits(logits, params)[0])[0], scores[0] > -INF)
+    # log_z is up to 60 and rounded to float32: 60 * 2**-24 = 4e-6.
+    np.testing.assert_allclose(p[0], scores.double().softmax(-1)[0], atol=1e-5)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.lists(st.integers(-12, 12), min_size=9, max_size=9), min_size=1, max_size=6),
+    st.lists(samplings, min_size=6, max_size=6),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_keeps_ties_together(rows: list[list[int]], params: list[tuple], dtype: Any) -> None:
+    """Many equal logits, and another filter in every row (trap 30): as in plain float64."""
+    logits = (rows_of(*rows) / 4).to(dtype)
+    sampling = rows_of(*params[: len(rows)])
+    p = probabilities(logits, sampling)
+    for row, values, actual in zip(logits.tolist(), sampling.tolist(), p, strict=True):
+        if is_clear_cut(row, values, 1e-9):  # the edges are compared in float64 here and there
+            # log_z is at most 10 + log 9, rounded to float32.
+            np.testing.assert_allclose(actual, filtered(row, *values), atol=1e-6)
+
+
+def test_tau_is_a_logit_of_the_row_and_log_z_its_kept_mass() -> None:
+    logits = rows_of([1.0, 3.0, 2.0, -1.0])
+    tau, log_z = filter_logits(logits, rows_of((0.5, 3, 1.0, 0.0)))
+    assert tau.tolist() == [1.0]
+    expected = np.log(np.exp(2) + np.exp(6) + np.exp(4))
+    np.testing.assert_allclose(log_z, [expected], rtol=2**-23)  # two roundings to float32
+
+
+def test_greedy_tau_is_the_maximum_and_log_z_is_0() -> None:
+    token, tau, log_z = sample(
+        rows_of([1, 5, 5, 2], [7, 1, 0, 0]),
+        rows_of(GREEDY, GREEDY),
+        torch.tensor([1, 2]),
+        torch.tensor([3, 4]),
+        TARGET,
+    )
+    assert (token.tolist(), tau.tolist(), log_z.tolist()) == ([1, 0], [5, 7], [0, 0])
+    tau, log_z = filter_logits(rows_of([1, 5, 5, 2]), rows_of(GREEDY))
+    assert (tau.tolist(), log_z.tolist()) == ([5], [0])
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 20, 127, 128, 129, 1000])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_narrow_and_wide_top_k_agree(top_k: int, top_p: float) -> None:
+    """Short lists are selected and long ones sorted: both are the float64 rule."""
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(top_k)) * 2
+    sampling = rows_of((0.8, top_k, top_p, 0.0), (1.1, top_k, top_p, 0.0))
+    for row, values, p in zip(logits, sampling, probabilities(logits, sampling), strict=True):
+        # 300 terms in float64; log_z below 20, rounded to float32.
+        np.testing.assert_allclose(p, filtered(row.tolist(), *values.tolist()), atol=2e-6)
+
+
+# Traps, by their number in the project's list of bugs seen elsewhere
+
+
+def test_trap_4_inputs_are_not_written() -> None:
+    logits = torch.randn(8, 100)
+    logits[2, 3] = INF  # a broken row is replaced, in a copy
+    before = logits.clone()
+    sampling = rows_of(*MIXED)
+    seed, position = torch.arange(8), torch.arange(8)
+    sample(logits, sampling, seed, position, TARGET)
+    assert torch.equal(logits, before) and torch.equal(sampling, rows_of(*MIXED))
+    assert torch.equal(seed, torch.arange(8)) and torch.equal(position, torch.arange(8))
+
+
+BROKEN = {
+    "all NaN": [float("nan")] * 5,
+    "one NaN": [0.0, float("nan"), 1.0, 2.0, 3.0],
+    "+inf": [0.0, INF, 1.0, 2.0, 3.0],
+    "+inf and NaN": [INF, 0.0, 1.0, float("nan"), 3.0],
+    "all -inf": [-INF] * 5,
+}
+
+
+@pytest.mark.parametrize("sampling", MIXED, ids=str)
+@pytest.mark.parametrize("row", BROKEN.values(), ids=BROKEN)
+def test_traps_5_27_28_broken_rows_are_flagged_alone(row: list[float], sampling: tuple) -> None:
+    """log_z is NaN, the token is an id all the same, and the rows beside do not notice."""
+    good = [1.0, 0.5, -INF, 2.0, 0.0]
+    seed, position = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+    with_broken = sample(rows_of(good, row, good), rows_of(*[sampling] * 3), seed, position, TARGET)
+    without = sample(rows_of(good, good, good), rows_of(*[sampling] * 3), seed, position, TARGET)
+    token, _, log_z = with_broken
+    assert log_z.isnan().tolist() == [False, True, False]
+    assert 0 <= token[1] < 5
+    for a, b in zip(with_broken, without, strict=True):
+        assert a[[0, 2]].tolist() == b[[0, 2]].tolist()
+    _, log_z = filter_logits(rows_of(good, row, good), rows_of(*[sampling] * 3))
+    assert log_z.isnan().tolist() == [False, True, False]
+
+
+def test_traps_10_and_23_minus_inf_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the largest noise there is, and not at temperature 0."""
+    logits = rows_of([-INF, 0.0, -INF, 0.5, -INF])
+    monkeypatch.setattr(
+        sampling_module,
+        "gumbel",
+        lambda seed, position, token, stream: np.where(np.isin(token, [0, 2, 4]), 44.0, -3.0),
+    )
+    for sampling in MIXED:
+        token, tau, _ = sample(
+            logits, rows_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET
+        )
+        assert token.item() in (1, 3) and tau.item() in (0.0, 0.5)
+
+
+def test_trap_12_a_sole_survivor_wins_with_the_least_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "gumbel", lambda s, p, token, t: np.full(len(token), -2.9))
+    logits = rows_of([-INF, -INF, -1e30, -INF])
+    for sampling in MIXED:
+        token = sample(logits, rows_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET)[0]
+        assert token.tolist() == [2]
+
+
+def test_trap_13_ties_at_the_kth_place_are_kept_together() -> None:
+    """As transformers does, and unlike an order by index, which would keep one of the two .3."""
+    logits = rows_of([0.4, 0.3, 0.3, 0.0]).log()
+    p = probabilities(logits, rows_of((1.0, 2, 1.0, 0.0)))
+    np.testing.assert_allclose(p[0], [0.4, 0.3, 0.3, 0], atol=1e-6)  # float32 logarithms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_traps_14_19_30_a_row_is_the_same_in_any_batch_and_order(dtype: torch.dtype) -> None:
+    """Alone, among others with other filters, and permuted: equal to the bit.
+
+    In bfloat16 ties are common, so some rows have equals outside the k-th and others none.
+    """
+    generator = torch.Generator().manual_seed(3)
+    logits = (torch.randn(64, 1000, generator=generator) * 3).to(dtype)
+    logits[5, 10:] = -INF  # a grammar's row: fewer finite logits than k
+    sampling = rows_of(*[MIXED[i * 5 % 8] for i in range(64)])
+    seed, position = torch.arange(64) % 7, torch.arange(64) % 11
+    together = sample(logits, sampling, seed, position, DRAFT)
+    for i in range(64):
+        row = slice(i, i + 1)
+        alone = sample(logits[row], sampling[row], seed[row], position[row], DRAFT)
+        assert bits_of(alone) == bits_of(tuple(x[row] for x in together)), i
+        assert bits_of(filter_logits(logits[row], sampling[row])) == bits_of(alone[1:])
+    order = torch.randperm(64, generator=generator)
+    permuted = sample(logits[order], sampling[order], seed[order], position[order], DRAFT)
+    assert bits_of(permuted) == bits_of(tuple(x[order] for x in together))
+
+
+def test_trap_18_repeats_are_equal_to_the_bit() -> None:
+    logits, sampling = torch.randn(8, 5000), rows_of(*MIXED)
+    arguments = (logits, sampling, torch.arange(8), torch.arange(8), TARGET)
+    assert bits_of(sample(*arguments)) == bits_of(sample(*arguments))
+
+
+def test_trap_21_noise_belongs_to_the_token_id_not_to_its_rank() -> None:
+    """A wider filter or a shuffled rank leaves a token's noise alone: kept winners still win."""
+    logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
+    seed, position = torch.arange(200), torch.arange(200)
+
+    def drawn(sampling: tuple) -> Tensor:
+        return sample(logits, rows_of(sampling).expand(200, -1), seed, position, TARGET)[0]
+
+    wide, narrow = drawn((1.0, 0, 1.0, 0.0)), drawn((1.0, 5, 1.0, 0.0))
+    tau = filter_logits(logits, rows_of((1.0, 5, 1.0, 0.0)).expand(200, -1))[0]
+    kept = logits.gather(1, wide[:, None])[:, 0] >= tau
+    assert 20 < kept.sum() < 200
+    assert torch.equal(wide[kept], narrow[kept])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trap_22_rows_with_any_stride(dtype: torch.dtype) -> None:
+    """A padded vocabulary, one step of a block, every second row: what lies between is not read."""
+    block = torch.full((8, 5, 64), float("nan"), dtype=dtype)
+    block[:, 2, :50] = torch.randn(8, 50, generator=torch.Generator().manual_seed(1)).to(dtype)
+    view = block[:, 2, :50]
+    assert view.stride(0) == 320
+    arguments = (rows_of(*MIXED), torch.arange(8), torch.arange(8), TARGET)
+    assert bits_of(sample(view, *arguments)) == bits_of(sample(view.contiguous(), *arguments))
+    assert not sample(view, *arguments)[2].isnan().any()
+
+
+def test_trap_24_one_token_always_stays() -> None:
+    """With the strictest filters, and with top_p = 0, which no request may ask for."""
+    equal, distinct = torch.zeros(1, 4), rows_of([0.0, 3.0, 2.0, 1.0])
+    for strict in (
+        (1.0, 0, 1e-30, 0.0),
+        (1.0, 0, 0.0, 0.0),
+        (1.0, 0, 1.0, 1.0),
+        (1.0, 1, 1.0, 0.0),
+    ):
+        assert filter_logits(distinct, rows_of(strict))[0].tolist() == [3.0]
+        np.testing.assert_allclose(filter_logits(equal, rows_of(strict))[1], np.log(4), rtol=2**-23)
+
+
+def test_trap_24_top_p_keeps_no_token_once_the_mass_is_reached() -> None:
+    """The second half of an even pair is kept as a tie, the third once the pair falls short."""
+    logits = rows_of([0.0, -1.0, 0.0])
+    pair = 2 / (2 + np.exp(-1))
+    for top_p, kept in ((0.1, 2), (pair - 1e-6, 2), (pair + 1e-6, 3), (1.0, 3)):
+        tau, _ = filter_logits(logits, rows_of((1.0, 0, top_p, 0.0)))
+        assert (logits >= tau).sum() == kept
+
+
+def test_trap_25_each_filter_renormalises() -> None:
+    """top_p = 0.9 of the two that top-k left, not of the whole row, where it would keep both."""
+    logits = rows_of([0.38, 0.02] + [0.006] * 100).log()
+    tau, log_z = filter_logits(logits, rows_of((1.0, 2, 0.9, 0.0)))
+    assert (logits >= tau).sum() == 1
+    np.testing.assert_allclose(log_z, np.log(0.38), rtol=1e-6)  # float32 logarithms
+
+
+@pytest.mark.parametrize("top_k", [2**30, 16_777_216, 5, 6])
+def test_trap_27_top_k_beyond_the_vocabulary_keeps_all(top_k: int) -> None:
+    logits = rows_of([1.0, 4.0, 2.0, 3.0, 0.0])
+    assert filter_logits(logits, rows_of((1.0, top_k, 1.0, 0.0)))[0].tolist() == [0.0]
+
+
+def test_trap_28_fewer_finite_logits_than_k() -> None:
+    logits = rows_of([-INF, 1.0, -INF, 0.0, -INF])
+    for top_k in (2, 3, 4, 5):
+        p = probabilities(logits, rows_of((1.0, top_k, 1.0, 0.0)))
+        np.testing.assert_allclose(p[0], filtered(logits[0].tolist(), 1, 0, 1, 0), atol=1e-6)
+
+
+def test_trap_31_a_flat_wide_row_at_top_p() -> None:
+    """262144 nearly equal probabilities of 4e-6: the kept set is float64's, to the token."""
+    x = torch.randn(262_144, generator=torch.Generator().manual_seed(2)) * 0.01
+    tau, log_z = filter_logits(x[None], rows_of((1.0, 0, 0.9, 0.0)))
+    ordered = np.sort(x.double().numpy())[::-1]
+    mass = np.cumsum(np.exp(ordered))
+    kept = 1 + int((mass < np.float64(np.float32(0.9)) * mass[-1]).sum())
+    assert (x >= tau).sum() == kept
+    np.testing.assert_allclose(log_z, np.log(mass[kept - 1]), rtol=2**-23)
+    flat = torch.zeros(1, 262_144)
+    assert (flat >= filter_logits(flat, rows_of((1.0, 0, 0.9, 0.0)))[0]).all()  # one great tie
+
+
+@pytest.mark.parametrize("sampling", MIXED, ids=str)
+def test_two_tokens_are_vocabulary_enough(sampling: tuple) -> None:
+    logits = rows_of([0.25, 0.5])
+    token, tau, log_z = sample(
+        logits, rows_of(sampling), torch.tensor([3]), torch.tensor([1]), TARGET
+    )
+    expected = filtered(logits[0].tolist(), *sampling)
+    assert tau.item() == (0.25 if expected[0] else 0.5)
+    assert expected[token] > 0 and not log_z.isnan()
+
+
+def test_extreme_logits_do_not_overflow() -> None:
+    """Differences beyond float32's range, and temperatures far from 1: an error if numpy warns."""
+    logits = rows_of([3e34, -3.4e38, 0.0, 3.3e34])
+    for sampling in (OFF, QWEN, (1e-3, 2, 0.9, 0.01), (100.0, 0, 1.0, 0.0)):
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            token, _, log_z = sample(
+                logits, rows_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET
+            )
+        assert token.item() == 3 and log_z.isfinite().all()
+
+
+# Drawing
+
+
+@pytest.mark.parametrize("sampling", [s for s in MIXED if s != GREEDY], ids=str)
+@pytest.mark.parametrize("vocab", [8, 4096])
+def test_draws_follow_the_filtered_law(vocab: int, sampling: tuple) -> None:
+    """Chi-square over positions; a token that was filtered out is never drawn."""
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)) * 2
+    logits[3] = -INF
+    count = 40_000 if vocab == 8 else 1_000 if sampling[1] in (0, 1000) else 10_000
+    tokens = draws(logits, sampling, count)
+    law = filtered(logits.tolist(), *rows_of(sampling)[0].tolist())
+    assert p_value(np.bincount(tokens, minlength=vocab), law) > ACCEPTABLE
+
+
+def test_the_law_of_draws_over_seeds() -> None:
+    logits = torch.randn(8, generator=torch.Generator().manual_seed(5))
+    count = 40_000
+    token = sample(
+        logits.expand(count, -1),
+        rows_of(QWEN).expand(count, -1),
+        torch.arange(count),
+        torch.full((count,), 9),
+        TARGET,
+    )[0]
+    law = filtered(logits.tolist(), *rows_of(QWEN)[0].tolist())
+    assert p_value(np.bincount(token, minlength=8), law) > ACCEPTABLE
+
+
+def test_positions_and_streams_are_independent() -> None:
+    """Pairs of draws at neighbouring positions, and of two streams, have the product law."""
+    logits = torch.randn(5, generator=torch.Generator().manual_seed(6))
+    a, b = draws(logits, OFF, 40_000), draws(logits, OFF, 40_000, DRAFT)
+    p = filtered(logits.tolist(), *OFF)
+    for first, second in ((a, b), (a[0::2], a[1::2])):
+        pairs = np.bincount(5 * first + second, minlength=25)
+        assert p_value(pairs, np.outer(p, p)) > ACCEPTABLE
+
+
+def test_the_same_noise_couples_similar_rows() -> None:
+    """Rows that differ a little mostly draw the same token: what coupled verification lives on.
+
+    At distance d in total variation Gumbel-max couples with probability at least
+    (1 - d) / (1 + d) (Daliri, Musco and Suresh 2024).
+    """
+    generator = torch.Generator().manual_seed(8)
+    p_logits = torch.randn(50, generator=generator) * 2
+    q_logits = p_logits + torch.randn(50, generator=generator) * 0.3
+    same = (draws(p_logits, OFF, 20_000) == draws(q_logits, OFF, 20_000)).mean()
+    distance = 0.5 * (p_logits.softmax(0) - q_logits.softmax(0)).abs().sum().item()
+    # Four standard deviations of a frequency over 20,000 draws.
+    assert same > (1 - distance) / (1 + distance) - 4 * 0.5 / 20_000**0.5
+
+
+@given(st.lists(st.sampled_from(MIXED), min_size=1, max_size=5), st.integers(0, 2**32))
+def test_draws_are_kept_tokens(params: list[tuple], seed: int) -> None:
+    rows = len(params)
+    logits = torch.randn(rows, 30, generator=torch.Generator().manual_seed(seed))
+    token, tau, _ = sample(
+        logits, rows_of(*params), torch.arange(rows) + seed, torch.arange(rows), TARGET
+    )
+    assert (logits.gather(1, token[:, None])[:, 0] >= tau).all()
