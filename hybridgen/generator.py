@@ -1,9 +1,11 @@
 """HybridGenerator: load the pair, check the request, run a strategy, print the statistics."""
 
 import inspect
+from os import PathLike
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from hybridgen import pair as embedded_pair
 from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, shown
@@ -250,6 +252,23 @@ def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool
     """The tokenizer of the pair, after checking that both models use the same."""
     if tokenizer is not None:
         return tokenizer
-    large = load_tokenizer(llm, "llm_model_id", trust_remote_code)
-    check_same_tokenizer(load_tokenizer(slm, "slm_model_id", trust_remote_code), large)
+    small, large = (
+        load_tokenizer(place_of(source, name), name, trust_remote_code)
+        for source, name in ((slm, "slm_model_id"), (llm, "llm_model_id"))
+    )
+    check_same_tokenizer(small, large)
     return large
+
+
+def place_of(source: Any, name: str) -> str:
+    """Where a model's tokenizer is: a loaded model remembers where it is from."""
+    if isinstance(source, (str, PathLike)):
+        return str(source)
+    if not isinstance(source, PreTrainedModel):
+        raise TypeError(
+            f"{name} must be a hub id, a local folder or a loaded transformers model, "
+            f"got {shown(source)}"
+        )
+    if not source.name_or_path:
+        raise ValueError(f"{name} is a model that was not loaded from anywhere: pass tokenizer=")
+    return str(source.name_or_path)
