@@ -1,0 +1,248 @@
+"""Committing a block: cut at the first eos and at the limit, count what was emitted, no more."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hybridgen.kernels.verify import (
+    ACCEPTED,
+    ACCEPTED_AT,
+    COUNTERS,
+    DRAFTED,
+    ROUNDS,
+    SOURCE_LLM,
+    SOURCE_PROMPT,
+    SOURCE_SLM,
+    commit,
+)
+
+EOS, OTHER_EOS = 2, 3
+WIDTH = 30
+
+
+class Written(NamedTuple):
+    """What `commit` writes."""
+
+    tokens: Tensor
+    length: Tensor
+    done: Tensor
+    source: Tensor
+    counters: Tensor
+    broken: Tensor
+
+    def copy(self) -> "Written":
+        return Written(*(field.clone() for field in self))
+
+
+class Block(NamedTuple):
+    """What `commit` reads."""
+
+    new_tokens: Tensor
+    count: Tensor
+    drafted: int
+    new_source: Tensor
+    broken: Tensor
+    limit: Tensor
+    eos: Tensor
+
+
+def state(rows: int = 1, length: int = 10) -> Written:
+    """Rows with `length` tokens 9 of the prompt and, beyond them, a filling of 7 to be kept."""
+    tokens = torch.full((rows, WIDTH), 7)
+    tokens[:, :length] = 9
+    return Written(
+        tokens,
+        torch.full((rows,), length),
+        torch.zeros(rows, dtype=torch.bool),
+        torch.zeros(rows, WIDTH, dtype=torch.int8),
+        torch.zeros(rows, COUNTERS, dtype=torch.int64),
+        torch.zeros(rows, dtype=torch.bool),
+    )
+
+
+def block(
+    *rows: list[int], count: list[int] | None = None, limit: int = WIDTH, broken: bool = False
+) -> Block:
+    """Blocks of drafts with one token of the LLM at the end of `count`."""
+    counts = torch.tensor(count or [len(row) for row in rows])
+    last = torch.arange(len(rows[0])) >= counts[:, None] - 1
+    return Block(
+        torch.tensor(rows),
+        counts,
+        len(rows[0]) - 1,
+        torch.where(last, SOURCE_LLM, SOURCE_SLM).to(torch.int8),
+        torch.full((len(rows),), broken),
+        torch.full((len(rows),), limit),
+        torch.tensor([[EOS, -1, -1]]).repeat(len(rows), 1),
+    )
+
+
+def committed(before: Written, given: Block) -> Written:
+    after = before.copy()
+    assert commit(*after, *given) is None
+    return after
+
+
+def oracle(before: Written, given: Block) -> Written:
+    """The rules again, a token at a time."""
+    after = before.copy()
+    for b in range(len(before.length)):
+        if before.done[b]:
+            continue
+        if given.broken[b]:
+            after.broken[b] = after.done[b] = True
+            continue
+        after.counters[b, ROUNDS] += 1
+        after.counters[b, DRAFTED] += given.drafted
+        for i in range(int(given.count[b])):
+            if after.done[b] or after.length[b] >= given.limit[b]:
+                break
+            token, source = int(given.new_tokens[b, i]), int(given.new_source[b, i])
+            after.tokens[b, after.length[b]] = token
+            after.source[b, after.length[b]] = source
+            after.length[b] += 1
+            if source == SOURCE_SLM:
+                after.counters[b, ACCEPTED] += 1
+                after.counters[b, ACCEPTED_AT + i] += 1
+            if token in given.eos[b].tolist():
+                after.done[b] = True
+        if after.length[b] >= given.limit[b]:
+            after.done[b] = True
+    return after
+
+
+def assert_equal(actual: Written, expected: Written) -> None:
+    for name, a, b in zip(Written._fields, actual, expected, strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_appends_the_accepted_drafts_and_the_token_after_them() -> None:
+    after = committed(state(), block([11, 12, 13, 99, 99], count=[3]))
+    assert after.tokens[0, 9:15].tolist() == [9, 11, 12, 13, 7, 7]
+    assert after.source[0, 9:15].tolist() == [
+        SOURCE_PROMPT, SOURCE_SLM, SOURCE_SLM, SOURCE_LLM, SOURCE_PROMPT, SOURCE_PROMPT,
+    ]  # fmt: skip
+    assert after.length.tolist() == [13] and after.done.tolist() == [False]
+    assert after.counters[0, :6].tolist() == [1, 4, 2, 1, 1, 0]
+
+
+@pytest.mark.parametrize("offset", range(5))
+def test_ends_with_the_first_eos(offset: int) -> None:
+    """At every place in the block; a second eos behind it is cut off with the rest."""
+    tokens = [11, 12, 13, 14, 15]
+    tokens[offset] = EOS
+    tokens[4] = EOS
+    after = committed(state(), block(tokens))
+    assert after.length.tolist() == [10 + offset + 1] and after.done.tolist() == [True]
+    assert after.tokens[0, 10:].tolist() == tokens[: offset + 1] + [7] * (20 - offset - 1)
+    assert after.counters[0, ACCEPTED] == min(offset + 1, 4)
+
+
+def test_an_eos_behind_the_count_does_not_end() -> None:
+    after = committed(state(), block([11, 12, EOS, EOS], count=[2]))
+    assert after.length.tolist() == [12] and after.done.tolist() == [False]
+
+
+@pytest.mark.parametrize("room", range(7))
+def test_ends_at_the_limit(room: int) -> None:
+    """At every place in the block, and behind it; reached exactly it is reached."""
+    after = committed(state(), block([11, 12, 13, 14, 15], limit=10 + room))
+    assert after.length.tolist() == [10 + min(room, 5)] and after.done.tolist() == [room <= 5]
+    assert after.tokens[0, 10:17].tolist() == ([11, 12, 13, 14, 15][:room] + [7] * 7)[:7]
+    assert after.counters[0, ACCEPTED] == min(room, 4)
+    assert after.counters[0, ROUNDS] == 1
+
+
+@pytest.mark.parametrize("offset", range(3))
+def test_a_limit_before_the_eos_cuts_it_off(offset: int) -> None:
+    after = committed(state(), block([11, 12, 13, EOS], limit=10 + offset))
+    assert EOS not in after.tokens[0].tolist() and after.done.tolist() == [True]
+
+
+def test_padding_of_the_eos_list_is_no_token() -> None:
+    given = block([0, 1, 4])._replace(eos=torch.full((1, 4), -1))
+    assert committed(state(), given).length.tolist() == [13]
+
+
+def test_a_row_may_already_be_beyond_its_limit() -> None:
+    after = committed(state(), block([11, 12], limit=8))
+    assert after.length.tolist() == [10] and after.done.tolist() == [True]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_nothing_of_a_done_row_changes(broken: bool) -> None:
+    before = state()._replace(done=torch.tensor([True]))
+    assert_equal(committed(before, block([11, 12, EOS], broken=broken)), before)
+
+
+def test_a_broken_row_is_flagged_and_ended_and_keeps_what_it_had() -> None:
+    before = state()
+    after = committed(before, block([11, 12, 13], broken=True))
+    assert after.broken.tolist() == [True] and after.done.tolist() == [True]
+    assert_equal(after._replace(broken=before.broken, done=before.done), before)
+
+
+def test_counters_add_up_over_rounds() -> None:
+    now = state()
+    for count in (3, 1, 2):
+        now = committed(now, block([11, 12, 13], count=[count]))
+    assert now.counters[0, :6].tolist() == [3, 6, 3, 2, 1, 0]
+    assert now.length.tolist() == [16]
+
+
+def test_a_block_of_sixteen_drafts_fits_the_counters() -> None:
+    after = committed(state(), block(list(range(100, 117))))
+    assert after.length.tolist() == [27]
+    assert after.counters[0].tolist() == [1, 16, 16] + [1] * 16
+
+
+def test_writes_in_place_and_nothing_else() -> None:
+    before, given = state(3), block([11, 12], [13, EOS], [14, 15])
+    copies = [field.clone() if isinstance(field, Tensor) else field for field in given]
+    addresses = [field.data_ptr() for field in before]
+    commit(*before, *given)
+    assert addresses == [field.data_ptr() for field in before]
+    for field, copy in zip(given, copies, strict=True):
+        assert torch.equal(field, copy) if isinstance(field, Tensor) else field == copy
+
+
+def test_columns_of_a_wider_state() -> None:
+    """Rows of a larger buffer, as views: written where they lie."""
+    whole = state(6)
+    part = Written(*(field[1:5:2] for field in whole))
+    commit(*part, *block([11, 12], [13, 14]))
+    assert whole.length.tolist() == [10, 12, 10, 12, 10, 10]
+    assert whole.tokens[:, 10].tolist() == [7, 11, 7, 13, 7, 7]
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_follows_the_rules_row_by_row(data: st.DataObject) -> None:
+    """Any mixture of rows, lengths, limits, eos ids and sources, against the loop above."""
+    rows, columns = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
+
+    def tensor(low: int, high: int, *shape: int) -> Tensor:
+        size = int(torch.Size(shape).numel())
+        return torch.tensor(
+            data.draw(st.lists(st.integers(low, high), min_size=size, max_size=size))
+        ).reshape(shape)
+
+    before = state(rows)._replace(
+        length=tensor(0, 12, rows),
+        done=tensor(0, 4, rows) == 0,
+        counters=tensor(0, 3, rows, COUNTERS),
+    )
+    given_block = Block(
+        tensor(0, 6, rows, columns),
+        tensor(0, columns, rows),
+        data.draw(st.integers(0, 6)),
+        tensor(SOURCE_SLM, SOURCE_LLM, rows, columns).to(torch.int8),
+        tensor(0, 4, rows) == 0,
+        tensor(6, 16, rows),
+        torch.cat([tensor(-1, OTHER_EOS, rows, 2), torch.full((rows, 1), -1)], 1),
+    )
+    assert_equal(committed(before, given_block), oracle(before, given_block))

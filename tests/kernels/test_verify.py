@@ -1,0 +1,446 @@
+"""Verification writes what the LLM alone would: in law (rejection), or to the token (coupled).
+
+The exact law of a round is enumerated: the LLM and the draft are tables of logits by the token
+before, so every text of K + 1 tokens has a probability that a few lines of float64 work out. Many
+rows with different seeds then have to follow it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sampling_oracle import ACCEPTABLE, filtered, p_value
+from torch import Tensor
+
+from hybridgen.kernels import verify
+from hybridgen.kernels.philox import ACCEPT, DRAFT, LARGEST, RESIDUAL, SMALLEST, TARGET
+from hybridgen.kernels.sampling import filter_logits, sample
+from hybridgen.kernels.verify import verify_coupled, verify_rejection
+
+INF, NAN = float("inf"), float("nan")
+PLAIN = (1.0, 0, 1.0, 0.0)
+GREEDY = (0.0, 0, 1.0, 0.0)
+SAMPLINGS = [
+    PLAIN,
+    (0.6, 0, 1.0, 0.0),
+    (1.5, 3, 1.0, 0.0),
+    (1.0, 0, 0.8, 0.0),
+    (1.0, 0, 1.0, 0.3),  # trap 26: the verifier applies min-p as well
+    (0.8, 3, 0.9, 0.1),
+]
+
+
+class World(NamedTuple):
+    """An LLM [V, V] and a draft [V, V'] that know the last token alone."""
+
+    llm: Tensor
+    slm: Tensor
+
+
+class Round(NamedTuple):
+    """The arguments of a verification, B rows."""
+
+    target_logits: Tensor  # [B, K + 1, V]
+    draft_logits: Tensor  # [B, K, V']
+    drafts: Tensor  # [B, K]
+    draft_tau: Tensor  # [B, K]
+    draft_log_z: Tensor  # [B, K]
+    sampling: Tensor  # [B, 4]
+    seed: Tensor  # [B]
+    length: Tensor  # [B]
+
+    def rejection(self) -> tuple[Tensor, Tensor, Tensor]:
+        return verify_rejection(*self)
+
+    def coupled(self) -> tuple[Tensor, Tensor, Tensor]:
+        return verify_coupled(self.target_logits, self.drafts, *self[5:])
+
+    def rows(self, index: Tensor) -> "Round":
+        return Round(*(field[index] for field in self))
+
+
+def world(vocab: int = 4, draft_vocab: int = 0, noise: float = 1.0, seed: int = 0) -> World:
+    generator = torch.Generator().manual_seed(seed)
+    draft_vocab = draft_vocab or vocab
+    shared = torch.randn(max(vocab, draft_vocab), max(vocab, draft_vocab), generator=generator)
+    other = shared + noise * torch.randn(shared.shape, generator=generator)
+    return World(shared[:, :vocab].contiguous(), other[:, :draft_vocab].contiguous())
+
+
+def draft(
+    models: World, drafts: int, rows: int, sampling: tuple = PLAIN, stream: int = DRAFT
+) -> Round:
+    """Draft from the token 0 at position 10, as the loop does: one seed a row, 0, 1, 2, ..."""
+    params = torch.tensor([sampling], dtype=torch.float32).expand(rows, -1)
+    seed, length = torch.arange(rows), torch.full((rows,), 10)
+    last = torch.zeros(rows, dtype=torch.int64)
+    tokens, logits, taus, log_zs = [last], [], [], []
+    for i in range(drafts):
+        logits.append(models.slm[tokens[-1]])
+        token, tau, log_z = sample(logits[-1], params, seed, length + i, stream)
+        tokens.append(token)
+        taus.append(tau)
+        log_zs.append(log_z)
+    read = torch.stack(tokens, 1)
+    return Round(
+        models.llm[read],
+        torch.stack(logits, 1) if logits else torch.empty(rows, 0, models.slm.shape[1]),
+        read[:, 1:],
+        torch.stack(taus, 1) if taus else torch.empty(rows, 0),
+        torch.stack(log_zs, 1) if log_zs else torch.empty(rows, 0),
+        params,
+        seed,
+        length,
+    )
+
+
+def tables(models: World, sampling: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """p and q [V, max(V, V')] in float64, by the token before."""
+    width = max(models.llm.shape[1], models.slm.shape[1])
+    values = np.float32(sampling).tolist()
+    p, q = (
+        np.array([np.pad(r, (0, width - len(r))) for r in rows])
+        for rows in ([filtered(row.tolist(), *values) for row in table] for table in models)
+    )
+    return p, q
+
+
+def law_of_round(models: World, drafts: int, sampling: tuple) -> dict[tuple[int, ...], float]:
+    """Probability of each emitted text, from min(p, q) and max(p - q, 0) alone."""
+    p, q = tables(models, sampling)
+    law: dict[tuple[int, ...], float] = {}
+
+    def extend(text: tuple[int, ...], weight: float) -> None:
+        last = text[-1] if text else 0
+        if len(text) == drafts:
+            for token, chance in enumerate(p[last]):
+                law[(*text, token)] = law.get((*text, token), 0) + weight * chance
+            return
+        accepted = np.minimum(p[last], q[last])  # q(x) * min(1, p(x) / q(x))
+        for token, rejected in enumerate(np.maximum(p[last] - q[last], 0)):
+            # The rejection mass 1 - sum(accepted) is also the residual's normaliser.
+            law[(*text, -1, token)] = weight * rejected
+            if accepted[token] > 0:
+                extend((*text, token), weight * accepted[token])
+
+    extend((), 1.0)
+    return {text: chance for text, chance in law.items() if chance > 0}
+
+
+def texts(tokens: Tensor, count: Tensor, drafts: int) -> list[tuple[int, ...]]:
+    """Emitted texts, with -1 before a token that replaced a rejected draft."""
+    return [
+        (*row[: n - 1], *([-1] if n <= drafts else []), row[n - 1])
+        for row, n in zip(tokens.tolist(), count.tolist(), strict=True)
+    ]
+
+
+def fit(models: World, drafts: int, sampling: tuple, rows: int) -> float:
+    """p-value of `rows` rounds of rejection verification under the enumerated law."""
+    tokens, count, broken = draft(models, drafts, rows, sampling).rejection()
+    assert not broken.any()
+    law = law_of_round(models, drafts, sampling)
+    seen = dict.fromkeys(law, 0)
+    for text in texts(tokens, count, drafts):
+        if text not in seen:
+            return 0.0
+        seen[text] += 1
+    return p_value(np.array(list(seen.values())), np.array(list(law.values())))
+
+
+# Rejection: the law
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("drafts", [1, 2, 3, 4, 5])
+def test_a_round_follows_the_enumerated_law(drafts: int, sampling: tuple) -> None:
+    """Every text, its acceptances and its replacements; trap 29: the law, not the acceptance."""
+    assert fit(world(seed=drafts), drafts, sampling, rows=20_000) > ACCEPTABLE
+
+
+def test_a_round_follows_the_enumerated_law_over_many_rows() -> None:
+    assert fit(world(vocab=8, seed=1), 2, (0.8, 5, 0.95, 0.02), rows=200_000) > ACCEPTABLE
+
+
+@pytest.mark.parametrize("draft_vocab", [3, 6])
+@pytest.mark.parametrize("sampling", [PLAIN, (1.0, 3, 0.9, 0.0)], ids=str)
+def test_vocabularies_may_differ(draft_vocab: int, sampling: tuple) -> None:
+    """Tokens the draft lacks have q = 0; drafts that the LLM lacks have p = 0 and are rejected."""
+    assert fit(world(4, draft_vocab, seed=2), 2, sampling, rows=20_000) > ACCEPTABLE
+    tokens, _, _ = draft(world(4, draft_vocab), 2, 500, sampling).rejection()
+    assert tokens.max() < 4
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_the_first_token_is_the_llms(sampling: tuple) -> None:
+    """Whatever the draft: an opposite one, an equal one."""
+    for models in (world(noise=0.0), world(noise=4.0), World(world().llm, -3 * world().llm)):
+        tokens, _, _ = draft(models, 3, 20_000, sampling).rejection()
+        counts = np.bincount(tokens[:, 0], minlength=4)
+        assert p_value(counts, tables(models, sampling)[0][0]) > ACCEPTABLE
+
+
+@pytest.mark.parametrize(
+    ("stream", "wrong"),
+    [("RESIDUAL", DRAFT), ("ACCEPT", DRAFT), ("RESIDUAL", ACCEPT), ("ACCEPT", RESIDUAL)],
+)
+def test_traps_1_and_2_a_shared_stream_is_found(
+    stream: str, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted fault shows: the test above rejects draws that are not independent."""
+    models = world(vocab=8, noise=2.0, seed=3)
+    assert fit(models, 1, PLAIN, rows=50_000) > ACCEPTABLE
+    monkeypatch.setattr(verify, stream, wrong)
+    assert fit(models, 1, PLAIN, rows=50_000) < 1e-9
+
+
+def test_streams_differ() -> None:
+    assert len({TARGET, DRAFT, ACCEPT, RESIDUAL}) == 4
+
+
+def test_trap_3_q_is_the_distribution_the_draft_was_drawn_from() -> None:
+    """bfloat16 logits, coarse enough to matter, read alike when drawn and when verified."""
+    models = world(vocab=6, seed=3)
+    coarse = World(models.llm, (models.slm * 20).to(torch.bfloat16).float() / 20)
+    bf16 = World(models.llm, (models.slm * 20).to(torch.bfloat16))
+    hot = (20.0, 0, 1.0, 0.0)
+    exact = World(models.llm * 20, coarse.slm * 20)
+    tokens, count, _ = draft(World(exact.llm, bf16.slm), 2, 50_000, hot).rejection()
+    law = law_of_round(exact, 2, hot)
+    seen = dict.fromkeys(law, 0)
+    for text in texts(tokens, count, 2):
+        seen[text] += 1
+    assert p_value(np.array(list(seen.values())), np.array(list(law.values()))) > ACCEPTABLE
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_an_equal_draft_is_always_accepted(
+    sampling: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """p and q are computed alike, so p = q to the bit, and u < 1: even at the largest u."""
+    models = world(vocab=50, noise=0.0)
+    monkeypatch.setattr(verify, "uniform", lambda *_: LARGEST)
+    _, count, _ = draft(models, 4, 2_000, sampling).rejection()
+    assert (count == 5).all()
+
+
+# Rejection: the ends of the numbers
+
+
+def one_draft(p: list[float], q: list[float], token: int) -> Round:
+    """One row, one draft `token` from q, verified by p; probabilities in, logits inside."""
+    target, drafted = (
+        torch.tensor(x, dtype=torch.float64).log().float()[None, None] for x in (p, q)
+    )
+    params = torch.tensor([PLAIN])
+    tau, log_z = filter_logits(drafted[0], params)
+    return Round(
+        target.expand(1, 2, -1),
+        drafted,
+        torch.tensor([[token]]),
+        tau[None],
+        log_z[None],
+        params,
+        torch.tensor([3]),
+        torch.tensor([0]),
+    )
+
+
+@pytest.mark.parametrize("u", [SMALLEST, np.float32(0.5), LARGEST])
+def test_traps_7_and_8_no_u_accepts_what_the_llm_forbids(
+    u: np.float32, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "uniform", lambda *_: np.full((1, 1), u))
+    tokens, count, _ = one_draft([0.5, 0.5, 0.0], [0.2, 0.2, 0.6], token=2).rejection()
+    assert count.tolist() == [1] and tokens[0, 0] in (0, 1)
+
+
+def test_trap_8_the_smallest_u_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not 0: it accepts p >= 2**-64 q and no less."""
+    monkeypatch.setattr(verify, "uniform", lambda *_: np.full((1, 1), SMALLEST))
+    for p, count in ((1e-18, 2), (1e-21, 1)):  # 2**-64 = 5.4e-20
+        assert one_draft([1 - p, p], [0.01, 0.99], token=1).rejection()[1].tolist() == [count]
+
+
+def test_denormal_probabilities() -> None:
+    """q = 1e-40: the product u * q < p needs no quotient. And p = 1e-40 is a plain rejection."""
+    tokens, count, _ = one_draft([0.5, 0.5], [1.0, 1e-40], token=1).rejection()
+    assert count.tolist() == [2] and tokens[0, 0] == 1
+    tokens, count, _ = one_draft([1.0, 1e-40], [0.5, 0.5], token=1).rejection()
+    assert count.tolist() == [1] and tokens[0, 0] == 0
+
+
+@pytest.mark.parametrize("damage", ["log_z", "logits", "both"])
+def test_trap_6_nan_in_the_draft_means_drawn_from_the_llm(damage: str) -> None:
+    """Never the rejected token over again: p's law, and nothing flagged."""
+    case = draft(world(seed=4), 2, 20_000)
+    if damage != "logits":
+        case = case._replace(draft_log_z=torch.full_like(case.draft_log_z, NAN))
+    if damage != "log_z":
+        case = case._replace(draft_logits=torch.full_like(case.draft_logits, NAN))
+    tokens, count, broken = case.rejection()
+    assert (count == 1).all() and not broken.any()
+    law = tables(world(seed=4), PLAIN)[0][0]
+    assert p_value(np.bincount(tokens[:, 0], minlength=4), law) > ACCEPTABLE
+
+
+def test_a_residual_without_mass_means_drawn_from_the_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """q above p everywhere, by an error of its normaliser: p - q is nowhere positive."""
+    monkeypatch.setattr(verify, "uniform", lambda seed, *_: np.full((len(seed), 1), LARGEST))
+    case = draft(world(noise=0.0), 1, 20_000)
+    tokens, count, _ = case._replace(draft_log_z=case.draft_log_z - 0.01).rejection()
+    assert (count == 1).all()
+    law = tables(world(), PLAIN)[0][0]
+    assert p_value(np.bincount(tokens[:, 0], minlength=4), law) > ACCEPTABLE
+
+
+# Both modes
+
+
+@pytest.mark.parametrize("mode", ["rejection", "coupled"])
+def test_trap_4_inputs_are_not_written(mode: str) -> None:
+    case = draft(world(), 3, 50)
+    before = Round(*(field.clone() for field in case))
+    getattr(case, mode)()
+    assert all(torch.equal(a, b) for a, b in zip(before, case, strict=True))
+
+
+def mixed(rows: int = 12, drafts: int = 3, vocab: int = 40) -> Round:
+    """Every kind of filter side by side, greedy rows among them."""
+    generator = torch.Generator().manual_seed(9)
+    target = torch.randn(rows, drafts + 1, vocab, generator=generator) * 2
+    logits = target[:, :drafts] + 0.4 * torch.randn(rows, drafts, vocab, generator=generator)
+    kinds = [*SAMPLINGS, GREEDY, (0.6, 20, 0.95, 0.0)]
+    sampling = torch.tensor([kinds[i % len(kinds)] for i in range(rows)], dtype=torch.float32)
+    seed, length = torch.arange(rows) * 31, torch.arange(rows) + 5
+    steps = [sample(logits[:, i], sampling, seed, length + i, DRAFT) for i in range(drafts)]
+    drawn, tau, log_z = (torch.stack(x, 1) for x in zip(*steps, strict=True))
+    return Round(target, logits, drawn, tau, log_z, sampling, seed, length)
+
+
+def emitted(result: tuple[Tensor, Tensor, Tensor]) -> list[list[int]]:
+    tokens, count, _ = result
+    return [row[:n] for row, n in zip(tokens.tolist(), count.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("mode", ["rejection", "coupled"])
+def test_trap_19_a_row_is_the_same_in_any_batch_and_order(mode: str) -> None:
+    case = mixed()
+    together = emitted(getattr(case, mode)())
+    for i in range(len(together)):
+        assert emitted(getattr(case.rows(torch.tensor([i])), mode)()) == [together[i]]
+    order = torch.randperm(len(together), generator=torch.Generator().manual_seed(0))
+    permuted = emitted(getattr(case.rows(order), mode)())
+    assert permuted == [together[i] for i in order]
+
+
+@pytest.mark.parametrize("mode", ["rejection", "coupled"])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_broken_rows_are_flagged_where_they_are_read(mode: str, value: float) -> None:
+    """In the LLM's row at column j: only if the round got there; the rows beside are untouched."""
+    case = mixed()
+    clean = emitted(getattr(case, mode)())
+    for column in range(4):
+        target = case.target_logits.clone()
+        target[1::2, column] = value
+        damaged = case._replace(target_logits=target)
+        tokens, _, broken = getattr(damaged, mode)()
+        assert tokens.min() >= 0 and tokens.max() < 40
+        assert emitted(getattr(damaged, mode)())[::2] == clean[::2]
+        reached = [i % 2 == 1 and len(row) > column for i, row in enumerate(clean)]
+        assert broken.tolist() == reached
+
+
+@pytest.mark.parametrize("mode", ["rejection", "coupled"])
+@pytest.mark.parametrize("sampling", [GREEDY, PLAIN, (0.6, 20, 0.95, 0.0)], ids=str)
+def test_no_drafts_is_a_plain_step(mode: str, sampling: tuple) -> None:
+    case = draft(world(vocab=9), 0, 20, sampling)
+    tokens, count, _ = getattr(case, mode)()
+    alone = sample(case.target_logits[:, 0], *case[5:], TARGET)[0]
+    assert tokens.shape == (20, 1) and torch.equal(tokens[:, 0], alone) and (count == 1).all()
+
+
+@pytest.mark.parametrize("mode", ["rejection", "coupled"])
+def test_greedy_accepts_the_leading_argmaxes(mode: str) -> None:
+    """Count, by the first draft that is not the argmax; then the argmax itself."""
+    target = torch.nn.functional.one_hot(torch.tensor([[3, 1, 4, 1]]), 6).float().expand(4, -1, -1)
+    drafts = torch.tensor([[3, 1, 4], [3, 1, 0], [3, 0, 4], [0, 1, 4]])
+    case = Round(
+        target,
+        torch.zeros(4, 3, 6),
+        drafts,
+        torch.zeros(4, 3),
+        torch.zeros(4, 3),
+        torch.tensor([GREEDY]).expand(4, -1),
+        torch.arange(4),
+        torch.arange(4),
+    )
+    assert emitted(getattr(case, mode)()) == [[3, 1, 4, 1], [3, 1, 4], [3, 1], [3]]
+    # Beside a sampled row greedy rows take another way to the same end.
+    beside = case._replace(sampling=torch.tensor([GREEDY, GREEDY, GREEDY, PLAIN]))
+    assert emitted(getattr(beside, mode)())[:3] == [[3, 1, 4, 1], [3, 1, 4], [3, 1]]
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    target = torch.tensor([[[0.0, 2, 2, 1], [5, 5, 5, 5]]]).expand(2, -1, -1)
+    case = Round(
+        target,
+        torch.zeros(2, 1, 4),
+        torch.tensor([[1], [2]]),
+        torch.zeros(2, 1),
+        torch.zeros(2, 1),
+        torch.tensor([GREEDY, GREEDY]),
+        torch.arange(2),
+        torch.arange(2),
+    )
+    for result in (case.rejection(), case.coupled()):
+        assert emitted(result) == [[1, 0], [1]]
+
+
+# Coupled
+
+
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, GREEDY], ids=str)
+def test_coupled_tokens_are_the_llms_own_whatever_is_drafted(sampling: tuple) -> None:
+    """Good drafts, random drafts, constant drafts, drafts beyond the vocabulary: one text."""
+    models = world(vocab=12, noise=0.5, seed=6)
+    rows, drafts = 40, 4
+    params = torch.tensor([sampling]).expand(rows, -1)
+    seed, text = torch.arange(rows), [torch.zeros(rows, dtype=torch.int64)]
+    for i in range(drafts + 1):  # the LLM alone
+        position = torch.full((rows,), 10 + i)
+        text.append(sample(models.llm[text[-1]], params, seed, position, TARGET)[0])
+    alone = torch.stack(text[1:], 1)
+
+    good = draft(models, drafts, rows, sampling, stream=TARGET)
+    generator = torch.Generator().manual_seed(1)
+    for proposal in (
+        good.drafts,
+        alone[:, :-1],
+        torch.randint(0, 12, (rows, drafts), generator=generator),
+        torch.full((rows, drafts), 7),
+        torch.full((rows, drafts), 99),
+    ):
+        read = torch.cat([torch.zeros(rows, 1, dtype=torch.int64), proposal.clamp_max(11)], 1)
+        case = good._replace(drafts=proposal, target_logits=models.llm[read])
+        for row, expected in zip(emitted(case.coupled()), alone.tolist(), strict=True):
+            assert row == expected[: len(row)]
+    assert (good._replace(drafts=alone[:, :-1]).coupled()[1] >= 1).all()
+
+
+def test_coupled_accepts_exactly_the_leading_matches() -> None:
+    case = draft(world(vocab=12, noise=0.5, seed=6), 4, 200, stream=TARGET)
+    tokens, count, broken = case.coupled()
+    match = (tokens[:, :-1] == case.drafts).long()
+    assert torch.equal(count, match.cumprod(1).sum(1) + 1)
+    assert len(set(count.tolist())) > 2 and not broken.any()
+
+
+def test_coupled_rejection_and_sample_share_the_last_token() -> None:
+    """After K acceptances the next token is `sample` on TARGET in both modes."""
+    case = draft(world(vocab=50, noise=0.0), 2, 300, (0.6, 20, 0.95, 0.0))
+    tokens, count, _ = case.rejection()
+    assert (count == 3).all()
+    last = sample(case.target_logits[:, 2], case.sampling, case.seed, case.length + 2, TARGET)[0]
+    assert torch.equal(tokens[:, 2], last)
