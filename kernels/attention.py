@@ -11,8 +11,9 @@ those of the cache up to p, once for all query heads of a key head.
 
 On CPU all of it is float32, the cache too: half precision products of this shape are five times
 slower there. A row's bits do not depend on the tokens and rows computed with it: the queries of a
-key head (tokens x group) are padded to `QUERY_TILE` rows and keys come in whole chunks of
-`KEY_CHUNK`, so a longer batch mate adds only chunks whose weights are exact zeros.
+key head (tokens x group) are padded to `QUERY_TILE` rows, each chunk of `KEY_CHUNK` keys is a
+product of its own, and chunks are combined in order by their log-sum-exp (as in Dao 2023,
+"Flash-Decoding"): the chunks that a longer batch mate adds have weights of exactly zero.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from hybridgen.kernels.registry import define
 
 KEY_CHUNK = 256
 QUERY_TILE = 8
+MASKED = -1e30  # finite, so that a chunk without a visible key has a weight of 0 and not 0 / 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Plan:
     start     int64 [B]; position of each row's first token, may be -1 (counts as 0)
     cos, sin  float32 [B * M, 1, D]; the tokens' rows of the rotary table
     index     int64 [B * M]; where each token goes among the cache's rows * positions
-    masks     window -> float32 [B, 1, queries, keys]; 0 where a query sees a key, else -inf
+    masks     window -> float32 [chunks, B, 1, queries, keys of a chunk]; 0 where a query sees a
+              key, else `MASKED`
     """
 
     start: Tensor
@@ -53,15 +56,16 @@ def make_plan(
     rope: Tensor,
     windows: Sequence[int],
     group: int,
-    query_tile: int = QUERY_TILE,
+    batch_invariant: bool = True,
 ) -> Plan:
     """The plan of a forward over ``tokens`` tokens a row.
 
-    rope        float32 [2, positions, 1, D], the table of cosines and signed sines, as many
-                positions as the cache has
-    windows     the distinct window sizes of the layers, 0 for none
-    group       query heads per key head
-    query_tile  1 gives up independence of the number of tokens for speed
+    rope             float32 [2, positions, 1, D], the table of cosines and signed sines, as many
+                     positions as the cache has
+    windows          the distinct window sizes of the layers, 0 for none
+    group            query heads per key head
+    batch_invariant  False: bits may depend on other tokens and rows; on CPU queries are then not
+                     padded, and all keys are one chunk
 
     Never waits for a GPU. On CPU it reads the largest start to leave unwritten chunks of keys out.
     """
@@ -77,12 +81,13 @@ def make_plan(
     keys = min(-(-longest // KEY_CHUNK) * KEY_CHUNK, positions)
     if batch > 1:
         at.add_(_arange(batch, positions).unsqueeze(1))
-    reversed_query = _reversed_queries(tokens, group, query_tile, positions)
+    tile, chunk = (QUERY_TILE, KEY_CHUNK) if batch_invariant else (1, keys)
+    reversed_query = _reversed_queries(tokens, group, tile, positions)
     band = (reversed_query - column).clamp_max_(positions - 1).view(-1)
-    masks: dict[int, Tensor | None] = {
-        window: _bands(positions, keys, window).index_select(0, band).view(batch, 1, -1, keys)
-        for window in windows
-    }
+    masks: dict[int, Tensor | None] = {}
+    for window in windows:
+        mask = _bands(positions, keys, window).index_select(0, band)
+        masks[window] = mask.view(batch, 1, -1, keys // chunk, chunk).movedim(3, 0)
     return Plan(start, cos, sin, at.view(-1), masks)
 
 
@@ -103,12 +108,12 @@ def _reversed_queries(tokens: int, group: int, tile: int, positions: int) -> Ten
 def _bands(positions: int, keys: int, window: int) -> Tensor:
     """float32 [positions, keys] view: row ``positions - 1 - p`` is the mask of a query at p.
 
-    All rows are windows into one vector of 2 * positions: 0 (the keys up to p), then -inf.
+    All rows are windows into one vector of 2 * positions: 0 (the keys up to p), then `MASKED`.
     """
     vector = torch.zeros(2 * positions, device="cpu")
-    vector[positions:] = float("-inf")
+    vector[positions:] = MASKED
     if window:
-        vector[: max(positions - window, 0)] = float("-inf")
+        vector[: max(positions - window, 0)] = MASKED
     return vector.as_strided((positions, keys), (1, 1))
 
 
@@ -167,7 +172,7 @@ def attention_reference(
         plan = make_plan(start, tokens, cos.new_zeros(2, positions, 1, 1), (window,), group)
         index, mask = plan.index, plan.masks[window]
         assert index is not None and mask is not None
-    batch, _, queries, keys = mask.shape
+    chunks, batch, _, queries, chunk = mask.shape
     count = index.shape[0]
 
     x = (qkv.clone() if qkv.dtype == torch.float32 else qkv.float()).view(rows, heads, dim)
@@ -179,21 +184,42 @@ def attention_reference(
     new = x.narrow(1, q_heads, 2 * kv_heads).transpose(0, 1)
     cache.view(2 * kv_heads, cache_rows * positions, dim).index_copy_(1, index, new)
 
-    seen_cache = cache.narrow(3, 0, keys)
-    if cache_rows > batch:
-        seen_cache = seen_cache.narrow(2, 0, batch)
-    k, v = seen_cache.transpose(1, 2).unbind()
     if queries == group:  # one token, no padding: its heads already stand by key head
         q = x.narrow(1, 0, q_heads).view(batch, kv_heads, group, dim)
     else:
         to_queries = _to_queries(batch, count // batch, kv_heads, group, queries)
         q = x.view(-1, dim).index_select(0, to_queries).view(batch, kv_heads, queries, dim)
-    output = F.scaled_dot_product_attention(q, k, v, mask, scale=dim**-0.5)
+    seen = cache.narrow(3, 0, chunks * chunk)
+    if cache_rows > batch:
+        seen = seen.narrow(2, 0, batch)
+    k, v = seen.transpose(1, 2).unbind()
+    output = _attend(q, k, v, mask)
     if queries == group and rows == count:
         return output.reshape(rows, -1).to(qkv.dtype)
     to_tokens = _to_tokens(batch, count // batch, kv_heads, group, queries, rows)
     output = output.transpose(1, 2).reshape(-1, dim).index_select(0, to_tokens)
     return output.view(rows, -1).to(qkv.dtype)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k / sqrt(D) + mask) v, float32; mask [chunks, B, 1, queries, keys of a chunk]."""
+    scale = q.shape[3] ** -0.5
+    chunks, chunk = mask.shape[0], mask.shape[4]
+    if chunks == 1:
+        return F.scaled_dot_product_attention(q, k, v, mask[0], scale=scale)
+    outputs, logsumexp = [], []
+    for i in range(chunks):
+        keys, values = k.narrow(2, i * chunk, chunk), v.narrow(2, i * chunk, chunk)
+        output, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
+            q, keys, values, 0.0, False, attn_mask=mask[i], scale=scale
+        )
+        outputs.append(output)
+        logsumexp.append(total)
+    weights = torch.stack(logsumexp).softmax(0).unsqueeze(-1).unbind()
+    combined = outputs[0].mul_(weights[0])
+    for output, weight in zip(outputs[1:], weights[1:], strict=True):
+        combined.addcmul_(output, weight)
+    return combined
 
 
 def _attention_fake(

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Weights, check, fuse
 from hybridgen.engine.rope import rope_table, rope_type
-from hybridgen.kernels.attention import QUERY_TILE, Plan, attention, make_plan
+from hybridgen.kernels.attention import Plan, attention, make_plan
 from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear, row_tile
 
 
@@ -92,7 +92,7 @@ class Decoder:
         """Logits [B, M, V], in the model's dtype, of ``tokens`` int64 [B, M].
 
         Token i of row b is at position ``max(start[b] + i, 0)`` of row b of the cache, where its
-        key and value are written; start int64 [B].
+        key and value are written; start int64 [B]. Tokens that share position 0 must be equal.
         """
         batch, count = tokens.shape
         if batch * count <= self._block:
@@ -133,7 +133,7 @@ class Decoder:
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x = self._hidden(tokens, start, cache)
         weights = self.weights
-        logits = norm_linear(x, weights.norm, self.eps, weights.head, None)
+        logits: Tensor = norm_linear(x, weights.norm, self.eps, weights.head, None)
         batch, count = tokens.shape
         return logits[: batch * count].view(batch, count, -1)
 
@@ -166,8 +166,10 @@ class Decoder:
         return x
 
     def _plan(self, tokens: Tensor, start: Tensor) -> Plan:
-        tile = QUERY_TILE if self.batch_invariant else 1
-        return make_plan(start, tokens.shape[1], self._rope_table, self.windows, self.group, tile)
+        count = tokens.shape[1]
+        return make_plan(
+            start, count, self._rope_table, self.windows, self.group, self.batch_invariant
+        )
 
     def _row_policy(self) -> tuple[int, int]:
         """Row counts are padded to the first number and limited to the second."""

@@ -83,17 +83,11 @@ class Weights:
         """The same structure with ``change`` applied to every tensor once (tied stay tied)."""
         embedding = change(self.embedding)
         head = embedding if self.head is self.embedding else change(self.head)
-        layers = [
-            replace(
-                layer,
-                **{
-                    name: change(value)
-                    for name, value in vars(layer).items()
-                    if isinstance(value, Tensor)
-                },
-            )
-            for layer in self.layers
-        ]
+        layers = []
+        for layer in self.layers:
+            tensors = {k: v for k, v in vars(layer).items() if isinstance(v, Tensor)}
+            changed: dict[str, Any] = {k: change(v) for k, v in tensors.items()}
+            layers.append(replace(layer, **changed))
         return Weights(embedding, layers, change(self.norm), head)
 
     def tensors(self) -> list[Tensor]:
@@ -191,7 +185,7 @@ def _fuse_layer(layer: Any, family: Family, index: int, config: PretrainedConfig
     )
 
 
-def _stack(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+def _stack(linears: list[Any]) -> tuple[Tensor, Tensor | None]:
     """Weights (and biases) of several products as one; the modules become views of it."""
     weight = _stack_parameters([linear.weight for linear in linears])
     if linears[0].bias is None:
@@ -201,7 +195,7 @@ def _stack(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 def _stack_parameters(parameters: list[nn.Parameter]) -> Tensor:
     fused = torch.cat([parameter.data for parameter in parameters])
-    parts = fused.split([len(parameter) for parameter in parameters])
+    parts = torch.split(fused, [len(parameter) for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.data = part
     return fused

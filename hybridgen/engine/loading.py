@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -46,8 +47,9 @@ def load(
         check(model.config)
         loaded = _place(model, torch.device(device), dtype)
     else:
-        check(load_config(model, argument, trust_remote_code))
-        loaded = load_model(model, argument, device, dtype, trust_remote_code)
+        config = load_config(model, argument, trust_remote_code)
+        check(config)
+        loaded = load_model(model, argument, device, dtype, trust_remote_code, config)
     return Decoder.from_model(loaded, batch_invariant)
 
 
@@ -57,12 +59,17 @@ def load_model(
     device: torch.device | str,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
-    """The transformers model in evaluation mode on ``device``. Raises ValueError as `load` does."""
-    config = load_config(model, argument, trust_remote_code)
+    """The transformers model in evaluation mode on ``device``, whatever its kind.
+
+    config  the model's, where it has been read. Raises ValueError as `load` does.
+    """
+    if config is None:
+        config = load_config(model, argument, trust_remote_code)
     device = torch.device(device)
     if dtype is None:
-        dtype = default_dtype(config, device)
+        dtype = default_dtype(config, device, trust_remote_code)
     loaded = _pretrained(
         AutoModelForCausalLM,
         model,
@@ -95,7 +102,9 @@ def load_tokenizer(
     return tokenizer
 
 
-def default_dtype(config: PretrainedConfig, device: torch.device) -> torch.dtype:
+def default_dtype(
+    config: PretrainedConfig, device: torch.device, trust_remote_code: bool = False
+) -> torch.dtype:
     """bfloat16 on CUDA and on CPUs that multiply it natively; float32 elsewhere.
 
     Below `SMALL_MODEL` parameters float32 is faster on CPU too: products are then so short that
@@ -103,15 +112,17 @@ def default_dtype(config: PretrainedConfig, device: torch.device) -> torch.dtype
     """
     if device.type == "cuda":
         return torch.bfloat16
-    if device.type == "cpu" and cpu_has_bfloat16() and parameter_count(config) > SMALL_MODEL:
-        return torch.bfloat16
-    return torch.float32
+    if device.type != "cpu" or not cpu_has_bfloat16():
+        return torch.float32
+    large = parameter_count(config, trust_remote_code) > SMALL_MODEL
+    return torch.bfloat16 if large else torch.float32
 
 
-def parameter_count(config: PretrainedConfig) -> int:
+def parameter_count(config: PretrainedConfig, trust_remote_code: bool = False) -> int:
     """Parameters of a model of this config, without allocating one."""
+    auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto.from_config(config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -148,7 +159,7 @@ def _pretrained(
     """``auto.from_pretrained``; what cannot be read becomes a ValueError naming ``argument``."""
     try:
         return auto.from_pretrained(str(model), trust_remote_code=trust_remote_code, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{argument}: cannot load {str(model)!r}: {error}") from error
 
 

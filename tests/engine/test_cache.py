@@ -1,0 +1,63 @@
+"""The arena: one allocation, aligned views at fixed addresses, clear errors."""
+
+import pytest
+import torch
+
+from hybridgen.engine.cache import ALIGNMENT, Arena, CacheLayout, available_bytes
+
+LLM = CacheLayout(layers=3, kv_heads=2, head_dim=64, dtype=torch.float32)
+SLM = CacheLayout(layers=1, kv_heads=1, head_dim=5, dtype=torch.bfloat16)
+
+
+def test_views_have_the_shapes_that_decoders_ask_for() -> None:
+    arena = Arena([SLM, LLM], rows=3, positions=256, device="cpu")
+    assert arena.caches[0].shape == (1, 2, 1, 3, 256, 5)
+    assert arena.caches[1].shape == (3, 2, 2, 3, 256, 64)
+    assert [cache.dtype for cache in arena.caches] == [torch.bfloat16, torch.float32]
+    assert not any(cache.any() for cache in arena.caches)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 256), (256, 256), (257, 512), (1000, 1024)])
+def test_positions_are_whole_chunks_of_keys(asked: int, given: int) -> None:
+    arena = Arena([SLM], rows=1, positions=asked, device="cpu")
+    assert arena.positions == arena.caches[0].shape[4] == given
+
+
+def test_one_allocation_without_overlap() -> None:
+    arena = Arena([SLM, LLM, SLM], rows=3, positions=256, device="cpu")
+    assert len({cache.untyped_storage().data_ptr() for cache in arena.caches}) == 1
+    assert arena.nbytes == arena.caches[0].untyped_storage().nbytes()
+    assert all(cache.data_ptr() % ALIGNMENT == 0 for cache in arena.caches)
+    for value, cache in enumerate(arena.caches, start=1):
+        cache.fill_(value)
+    for value, cache in enumerate(arena.caches, start=1):
+        assert (cache == value).all()
+
+
+def test_clearing_keeps_the_addresses_and_removes_nan() -> None:
+    arena = Arena([LLM], rows=1, positions=256, device="cpu")
+    address = arena.caches[0].data_ptr()
+    arena.caches[0].fill_(float("nan"))
+    arena.clear()
+    assert arena.caches[0].data_ptr() == address
+    assert not arena.caches[0].any()
+
+
+def test_too_large_says_what_is_needed_and_available_before_allocating() -> None:
+    needed = 3 * 2 * 2 * 10_000 * 2**20 * 64 * 4
+    with pytest.raises(ValueError, match="max_batch_size or max_seq_len") as caught:
+        Arena([LLM], rows=10_000, positions=2**20, device="cpu")
+    assert f"needs {needed:,} bytes" in str(caught.value)
+    assert "available" in str(caught.value)
+
+
+@pytest.mark.parametrize(("rows", "positions"), [(0, 256), (1, 0)])
+def test_an_empty_arena_is_refused(rows: int, positions: int) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        Arena([LLM], rows, positions, "cpu")
+
+
+def test_free_memory_is_known_here() -> None:
+    available = available_bytes(torch.device("cpu"))
+    assert available is None or available > 2**20
+    assert available_bytes(torch.device("meta")) is None

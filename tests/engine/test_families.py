@@ -1,0 +1,130 @@
+"""Which models the native decoder takes, and that it shares their memory."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import CONFIGS, at, bound, random_model, random_tokens, reference_logits
+from torch import nn
+from transformers import GPT2Config, LlamaConfig, MambaConfig, Qwen3Config, Qwen3NextConfig
+
+from hybridgen.engine.families import FAMILIES, check, fuse, refusal
+
+
+def storages(tensors: Any) -> dict[int, int]:
+    """Address -> bytes of the distinct storages behind ``tensors``."""
+    found = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_model_and_the_decoder_share_one_copy_of_the_weights(kind: str, tied: bool) -> None:
+    options = {"attention_bias": True} if kind in ("llama", "qwen3") else {}
+    model = random_model(kind, tie_word_embeddings=tied, **options)
+    before = sum(storages(model.parameters()).values())
+    weights = fuse(model)
+    shared = storages(model.parameters())
+    ours = storages(weights.tensors())
+    assert sum(shared.values()) == before
+    small = sum(layer.qk_norm.nbytes for layer in weights.layers if layer.qk_norm is not None)
+    assert sum({**shared, **ours}.values()) == before + small
+    assert (weights.head is weights.embedding) == tied
+
+
+def test_the_model_still_works_after_fusing() -> None:
+    model = random_model("qwen2")
+    tokens = random_tokens(1, 10)
+    settings = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    mask = torch.ones_like(tokens)
+    before = model.generate(tokens, attention_mask=mask, **settings)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    decoder = bound(model)
+    assert torch.equal(model.generate(tokens, attention_mask=mask, **settings), before)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    # One memory: a change of the model is a change of the decoder.
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight.mul_(2)
+        model.model.layers[0].mlp.up_proj.weight.mul_(0.5)
+    ours = decoder(tokens, at(0))
+    assert torch.allclose(ours, reference_logits(model, tokens), atol=1e-4)
+
+
+def test_fusing_twice_is_harmless() -> None:
+    model = random_model("qwen3")
+    tokens = random_tokens(1, 5)
+    first, second = bound(model), bound(model)
+    assert torch.equal(first(tokens, at(0)), second(tokens, at(0)))
+
+
+def test_map_changes_every_tensor_once() -> None:
+    weights = fuse(random_model("qwen3", tie_word_embeddings=True))
+    halves = weights.map(lambda tensor: tensor.half())
+    assert {tensor.dtype for tensor in halves.tensors()} == {torch.float16}
+    assert halves.head is halves.embedding
+    assert len(halves.tensors()) == 2 + 2 * 7
+    assert [layer.window for layer in halves.layers] == [0, 0]
+
+
+# --- refusals ---
+
+REFUSED = [
+    (MambaConfig(), "MambaConfig.*roll back"),
+    (Qwen3NextConfig(num_hidden_layers=4), "Qwen3NextConfig.*roll back"),
+    (GPT2Config(), "'gpt2' has no native decoder"),
+    (LlamaConfig(hidden_act="gelu"), "hidden_act='gelu'"),
+    (
+        Qwen3Config(
+            head_dim=8,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "factor": 2.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [1.0] * 4,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        "rope type 'longrope'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), REFUSED, ids=lambda x: type(x).__name__)
+def test_other_models_are_refused_by_name(config: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        check(config)
+    assert "Supported model types: llama, mistral, qwen2, qwen3" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_native_families_are_not_refused(kind: str) -> None:
+    assert refusal(CONFIGS[kind]()) is None
+
+
+def test_layers_that_are_not_plain_are_refused() -> None:
+    class Adapted(nn.Linear):
+        pass
+
+    model = random_model("llama")
+    model.model.layers[1].mlp.down_proj = Adapted(80, 48, bias=False)
+    with pytest.raises(ValueError, match=r"1\.mlp\.down_proj is Adapted"):
+        fuse(model)
+
+
+def test_mixed_dtypes_are_refused() -> None:
+    model = random_model("llama")
+    model.lm_head.half()
+    with pytest.raises(ValueError, match="one device and dtype"):
+        fuse(model)
+
+
+def test_partial_rotary_embeddings_are_refused() -> None:
+    parameters = {
+        "rope_type": "linear",
+        "rope_theta": 1e4,
+        "factor": 2.0,
+        "partial_rotary_factor": 0.5,
+    }
+    with pytest.raises(ValueError, match="partial rotary"):
+        bound(random_model("llama", rope_parameters=parameters))

@@ -1,0 +1,146 @@
+"""Models come from folders, ids or memory; what cannot be loaded says which argument is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import at, random_model, random_tokens, reference_logits
+from transformers import GPT2Config, LlamaConfig
+
+from hybridgen.engine import loading
+from hybridgen.engine.cache import Arena
+from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.loading import (
+    default_dtype,
+    load,
+    load_config,
+    load_model,
+    load_tokenizer,
+    parameter_count,
+)
+
+CPU = torch.device("cpu")
+
+
+def first_logits(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    decoder.bind(Arena([decoder.cache_layout()], 1, 256, "cpu").caches[0])
+    return decoder(tokens, at(0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random_model("qwen3").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder(folder: Path) -> None:
+    tokens = random_tokens(1, 6)
+    expected = reference_logits(random_model("qwen3"), tokens)
+    for name in (folder, str(folder)):
+        decoder = load(name, "llm_model_id", CPU, torch.float32)
+        assert torch.allclose(first_logits(decoder, tokens), expected, atol=1e-4)
+    assert decoder.config.model_type == "qwen3"
+    assert decoder.generation_config is not None
+
+
+def test_a_loaded_model_keeps_its_dtype_and_is_shared() -> None:
+    model = random_model("qwen3", torch.bfloat16).train()
+    decoder = load(model, "llm_model_id", "cpu", batch_invariant=False)
+    assert decoder.dtype == torch.bfloat16
+    assert not decoder.batch_invariant
+    assert not model.training
+    assert decoder.weights.embedding.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_a_loaded_model_takes_the_dtype_asked_for() -> None:
+    model = random_model("qwen3")
+    assert load(model, "llm_model_id", "cpu", torch.bfloat16).dtype == torch.bfloat16
+    assert model.dtype == torch.bfloat16
+
+
+def test_the_dtype_of_a_folder(folder: Path) -> None:
+    assert load(folder, "slm_model_id", CPU, torch.bfloat16).dtype == torch.bfloat16
+    assert load(folder, "slm_model_id", CPU).dtype == torch.float32  # small: fastest in float32
+
+
+def test_default_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
+    large = LlamaConfig(vocab_size=9000, hidden_size=256, num_hidden_layers=1)
+    assert parameter_count(small) < loading.SMALL_MODEL < parameter_count(large)
+    for native, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(loading, "cpu_has_bfloat16", lambda native=native: native)
+        assert default_dtype(large, CPU) == wanted
+        assert default_dtype(small, CPU) == torch.float32
+    assert default_dtype(small, torch.device("cuda")) == torch.bfloat16
+
+
+def test_the_processor_is_asked_even_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = loading.cpu_has_bfloat16()
+    assert isinstance(known, bool)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert isinstance(loading.cpu_has_bfloat16(), bool)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("argument", ["slm_model_id", "llm_model_id"])
+@pytest.mark.parametrize("missing", ["/no/such/folder", "./nowhere", "a/b/c", "two words"])
+def test_a_missing_folder_names_the_argument(argument: str, missing: str) -> None:
+    for read in (load_config, load_tokenizer):
+        with pytest.raises(ValueError, match=f"{argument}: there is no folder"):
+            read(missing, argument)
+    for read_weights in (load, load_model):
+        with pytest.raises(ValueError, match=f"{argument}: there is no folder"):
+            read_weights(missing, argument, CPU)
+
+
+def test_a_hub_id_out_of_reach_names_the_argument() -> None:
+    with pytest.raises(ValueError, match="slm_model_id: cannot load 'no-one/nothing'"):
+        load("no-one/nothing", "slm_model_id", CPU)
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"llm_model_id: .* has no config.json"):
+        load(tmp_path, "llm_model_id", CPU)
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"llm_model_id: only safetensors .* only pickled ones"):
+        load(folder, "llm_model_id", CPU)
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"only safetensors .* has none"):
+        load(folder, "llm_model_id", CPU)
+
+
+def test_a_broken_checkpoint(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="slm_model_id: cannot load"):
+        load(folder, "slm_model_id", CPU)
+
+
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(ValueError, match="Supported model types"):
+        load(tmp_path, "llm_model_id", CPU)
+
+
+def test_code_in_a_checkpoint_does_not_run(folder: Path) -> None:
+    (folder / "config.json").write_text(
+        '{"model_type": "custom", "auto_map": {"AutoConfig": "evil.Config"}}'
+    )
+    (folder / "evil.py").write_text("raise SystemExit('this code must not run')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load(folder, "llm_model_id", CPU)
+
+
+def test_a_tokenizer(tiny_pair: Any) -> None:
+    tokenizer = load_tokenizer(tiny_pair.llm, "llm_model_id")
+    assert tokenizer.decode(tokenizer("hello there")["input_ids"]) == "hello there"

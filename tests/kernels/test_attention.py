@@ -1,0 +1,175 @@
+"""The attention op against a plain float64 attention, token by token."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybridgen.kernels.attention import KEY_CHUNK, attention, make_plan
+
+EPS = 1e-6
+
+
+def rope_table(positions: int, dim: int) -> Tensor:
+    frequencies = 100.0 ** (-torch.arange(0, dim, 2) / dim)
+    angles = torch.arange(positions).unsqueeze(1) * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
+    return table.unsqueeze(2)
+
+
+def rotate(x: Tensor, position: int, table: Tensor) -> Tensor:
+    """``x`` [heads, D] at ``position``, pairs (i, i + D / 2) turned by their angle."""
+    half = x.shape[-1] // 2
+    cos = table[0, position, 0, :half].double()
+    sin = table[1, position, 0, half:].double()
+    a, b = x[:, :half], x[:, half:]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), 1)
+
+
+def truth(
+    qkv: Tensor, cache: Tensor, start: list[int], table: Tensor, norm: Tensor | None, window: int
+) -> Tensor:
+    """The op's definition, one token and head at a time; ``cache`` float64, written in place."""
+    _, kv_heads, _, _, dim = cache.shape
+    tokens = len(qkv) // len(start)
+    heads = qkv.double().view(len(qkv), -1, dim)
+    q_heads = heads.shape[1] - 2 * kv_heads
+    rows = []
+    for r, row in enumerate(heads):
+        b, position = r // tokens, max(start[r // tokens] + r % tokens, 0)
+        qk = row[: q_heads + kv_heads]
+        if norm is not None:
+            qk = qk / (qk.square().mean(-1, keepdim=True) + EPS).sqrt() * norm.double()
+        qk = rotate(qk, position, table)
+        cache[0, :, b, position] = qk[q_heads:]
+        cache[1, :, b, position] = row[q_heads + kv_heads :]
+        first = max(position - window + 1, 0) if window else 0
+        outputs = []
+        for h in range(q_heads):
+            k, v = cache[:, h * kv_heads // q_heads, b, first : position + 1]
+            outputs.append(torch.softmax(k @ qk[h] / math.sqrt(dim), 0) @ v)
+        rows.append(torch.cat(outputs))
+    return torch.stack(rows)
+
+
+def case(
+    batch: int, tokens: int, heads: tuple[int, int], dim: int, cache_rows: int = 0
+) -> dict[str, Any]:
+    torch.manual_seed(batch * 100 + tokens)
+    q_heads, kv_heads = heads
+    return dict(
+        qkv=torch.randn(batch * tokens, (q_heads + 2 * kv_heads) * dim),
+        cache=torch.randn(2, kv_heads, cache_rows or batch, 2 * KEY_CHUNK, dim),
+        table=rope_table(2 * KEY_CHUNK, dim),
+        norm=1 + 0.3 * torch.randn(q_heads + kv_heads, dim),
+        group=q_heads // kv_heads,
+    )
+
+
+def run(
+    c: dict[str, Any], start: list[int], window: int = 0, invariant: bool = True, norm: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Output and written cache."""
+    cache = c["cache"].clone()
+    at = torch.tensor(start)
+    plan = make_plan(at, len(c["qkv"]) // len(start), c["table"], (window,), c["group"], invariant)
+    weight = c["norm"] if norm else None
+    rest = (plan.cos, plan.sin, weight, EPS, window, plan.index, plan.masks[window])
+    return attention(c["qkv"], cache, at, *rest), cache
+
+
+CASES = [
+    (1, 1, (4, 2), 16, [0]),
+    (1, 5, (3, 1), 32, [254]),
+    (3, 2, (4, 4), 8, [0, 300, 17]),
+    (2, 16, (8, 2), 12, [250, 3]),
+    (4, 1, (2, 1), 16, [511, 0, 256, 255]),
+]
+
+
+@pytest.mark.parametrize("invariant", [True, False])
+@pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(("batch", "tokens", "heads", "dim", "start"), CASES)
+def test_the_definition(
+    batch: int,
+    tokens: int,
+    heads: tuple[int, int],
+    dim: int,
+    start: list[int],
+    norm: bool,
+    window: int,
+    invariant: bool,
+) -> None:
+    c = case(batch, tokens, heads, dim, cache_rows=batch + 1)
+    ours, written = run(c, start, window, invariant, norm)
+    cache = c["cache"].double()
+    weight = c["norm"] if norm else None
+    expected = truth(c["qkv"], cache, start, c["table"], weight, window)
+    # float32 against float64 on values of size about 1, sums of at most 512 weighted terms.
+    assert (ours.double() - expected).abs().max() < 1e-5
+    assert (written.double() - cache).abs().max() < 1e-5
+    untouched = torch.ones_like(cache, dtype=torch.bool)
+    for b, first in enumerate(start):
+        untouched[:, :, b, first : first + tokens] = False
+    assert torch.equal(written[untouched], c["cache"][untouched])
+
+
+def test_the_plan_is_made_where_none_is_given() -> None:
+    c = case(2, 3, (4, 2), 16)
+    at = torch.tensor([5, 400])
+    plan = make_plan(at, 3, c["table"], (4,), 2)
+    cache = c["cache"].clone()
+    ours = attention(c["qkv"], cache, at, plan.cos, plan.sin, c["norm"], EPS, 4, None, None)
+    expected, written = run(c, [5, 400], window=4)
+    assert torch.equal(ours, expected)
+    assert torch.equal(cache, written)
+
+
+def test_a_start_of_minus_one_counts_as_zero() -> None:
+    c = case(1, 2, (4, 2), 16)
+    c["qkv"][1] = c["qkv"][0]
+    ours, cache = run(c, [-1])
+    assert torch.equal(ours[0], ours[1])
+    assert torch.equal(cache[:, :, :, 1:], c["cache"][:, :, :, 1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_rows_are_kept_apart(dtype: torch.dtype) -> None:
+    c = case(2, 3, (4, 2), 16)
+    c["qkv"] = c["qkv"].to(dtype)
+    expected, _ = run(c, [5, 70])
+    at = torch.tensor([5, 70])
+    plan = make_plan(at, 3, c["table"], (0,), 2)
+    padded = torch.cat((c["qkv"], c["qkv"].new_full((2, c["qkv"].shape[1]), float("nan"))))
+    rest = (plan.cos, plan.sin, c["norm"], EPS, 0, plan.index, plan.masks[0])
+    ours = attention(padded, c["cache"], at, *rest)
+    assert ours.shape == (8, 64)
+    assert ours.dtype == dtype
+    assert torch.equal(ours[:6], expected)
+    assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("invariant", [True, False])
+def test_the_schema_and_the_fake_shape_hold(invariant: bool) -> None:
+    c = case(2, 3, (4, 2), 16)
+    at = torch.tensor([5, 70])
+    plan = make_plan(at, 3, c["table"], (0,), 2, invariant)
+    rest = (plan.cos, plan.sin, c["norm"], EPS, 0, plan.index, plan.masks[0])
+    torch.library.opcheck(
+        torch.ops.hybridgen.attention.default,
+        (c["qkv"], c["cache"], at, *rest),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_no_key_is_masked_for_the_wrong_window() -> None:
+    """Each window has its own mask in one plan."""
+    plan = make_plan(torch.tensor([300]), 2, rope_table(512, 8), (0, 10, 100), 1, False)
+    for window, mask in plan.masks.items():
+        assert mask is not None
+        seen = (mask[0, 0, 0] == 0).sum(-1).tolist()
+        assert seen == ([window, window] if window else [301, 302])

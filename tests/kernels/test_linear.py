@@ -1,0 +1,123 @@
+"""The fused products against their formulas in float64, and the search for a row tile."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridgen.kernels import linear
+from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear, row_tile
+
+EPS = 1e-5
+# Relative to the largest output: float32 sums of 96 terms, bfloat16 with 8 bits of mantissa and
+# three roundings on the way.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def close(ours: Tensor, truth: Tensor) -> bool:
+    limit = TOLERANCE[ours.dtype] * truth.abs().max()
+    return bool((ours.double() - truth).abs().max() <= limit)
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rms(x: Tensor, norm: Tensor) -> Tensor:
+    x = x.double()
+    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * norm.double()
+
+
+def linear64(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+
+
+cases = pytest.mark.parametrize(
+    ("dtype", "rows", "with_bias"),
+    [(d, r, b) for d in TOLERANCE for r in (1, 5, 17) for b in (False, True)],
+)
+
+
+@cases
+def test_norm_linear(dtype: torch.dtype, rows: int, with_bias: bool) -> None:
+    x, norm = 3 * random(rows, 96, dtype=dtype), random(96, dtype=dtype, seed=1)
+    weight = random(40, 96, dtype=dtype, seed=2)
+    bias = random(40, dtype=dtype, seed=3) if with_bias else None
+    ours = norm_linear(x, norm, EPS, weight, bias)
+    assert ours.dtype == dtype
+    assert close(ours, linear64(rms(x, norm), weight, bias))
+
+
+@cases
+def test_norm_gated_linear(dtype: torch.dtype, rows: int, with_bias: bool) -> None:
+    x, norm = 3 * random(rows, 96, dtype=dtype), random(96, dtype=dtype, seed=1)
+    weight = random(80, 96, dtype=dtype, seed=2) / 10
+    bias = random(80, dtype=dtype, seed=3) if with_bias else None
+    gate, up = linear64(rms(x, norm), weight, bias).chunk(2, -1)
+    assert close(norm_gated_linear(x, norm, EPS, weight, bias), F.silu(gate) * up)
+
+
+@cases
+def test_linear_residual(dtype: torch.dtype, rows: int, with_bias: bool) -> None:
+    x, weight = random(rows, 96, dtype=dtype), random(40, 96, dtype=dtype, seed=2)
+    residual = random(rows, 40, dtype=dtype, seed=4)
+    bias = random(40, dtype=dtype, seed=3) if with_bias else None
+    kept = residual.clone()
+    assert close(linear_residual(x, weight, bias, residual), linear64(x, weight, bias) + kept)
+    assert torch.equal(residual, kept)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_schemas_and_fake_shapes_hold(dtype: torch.dtype, with_bias: bool) -> None:
+    x, norm = random(3, 96, dtype=dtype), random(96, dtype=dtype)
+    weight = random(80, 96, dtype=dtype)
+    bias = random(80, dtype=dtype) if with_bias else None
+    ops = torch.ops.hybridgen
+    for op, arguments in (
+        (ops.norm_linear, (x, norm, EPS, weight, bias)),
+        (ops.norm_gated_linear, (x, norm, EPS, weight, bias)),
+        (ops.linear_residual, (x, weight, bias, random(3, 80, dtype=dtype))),
+    ):
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(op.default, arguments, test_utils=tests)
+
+
+# --- the row tile ---
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_rows_of_a_tile_do_not_depend_on_their_number(dtype: torch.dtype) -> None:
+    shapes = {(512, 256), (256, 768), (300, 96)}
+    tile, block = row_tile(shapes, dtype)
+    for out, inner in shapes:
+        weight = random(out, inner, dtype=dtype, seed=5)
+        x = random(block, inner, dtype=dtype, seed=6)
+        one_tile = torch.cat([F.linear(x[i : i + tile], weight) for i in range(0, block, tile)])
+        for rows in range(tile, block + 1, tile):
+            assert torch.equal(F.linear(x[:rows], weight), one_tile[:rows])
+
+
+def break_rows(monkeypatch: pytest.MonkeyPatch, odd: int) -> None:
+    """A library whose sums differ where the number of rows is not a multiple of ``odd``."""
+    plain = F.linear
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        return plain(x, weight) if len(x) % odd == 0 else plain(x, weight) * 1.0000001
+
+    monkeypatch.setattr(linear.F, "linear", product)
+
+
+@pytest.mark.parametrize("tile", [1, 2, 4, 8])
+def test_the_smallest_tile_that_holds_is_found(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    break_rows(monkeypatch, tile)
+    # One column, one input: the real library underneath has only one order of summing.
+    assert row_tile({(1, 1)}, torch.float32) == (tile, 64)
+
+
+def test_without_a_tile_products_have_exactly_eight_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = F.linear
+    monkeypatch.setattr(
+        linear.F, "linear", lambda x, w: plain(x, w) * (1 if len(x) == 8 else 1.0000001)
+    )
+    assert row_tile({(1, 1)}, torch.float32) == (8, 8)
