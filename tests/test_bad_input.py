@@ -1,0 +1,356 @@
+"""Whatever is wrong with a call, the error names it, and the generator goes on as before."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyPair
+
+from hybridgen import GenerationStrategy, HybridGenerator, verify_exactness
+
+ROWS = 2
+POSITIONS = 96
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_pair: TinyPair) -> HybridGenerator:
+    return HybridGenerator(
+        tiny_pair.slm,
+        tiny_pair.llm,
+        device="cpu",
+        dtype="float32",
+        max_batch_size=ROWS,
+        max_seq_len=POSITIONS,
+    )
+
+
+def generate(generator: HybridGenerator, prompt: Any = "def area", **options: Any) -> Any:
+    return generator.generate(prompt, **{"max_new_tokens": 6, "print_stats": False, **options})
+
+
+@pytest.fixture(scope="module")
+def expected(loaded: HybridGenerator) -> list[int]:
+    return generate(loaded, seed=5).tokens
+
+
+@pytest.fixture
+def generator(loaded: HybridGenerator, expected: list[int]) -> Iterator[HybridGenerator]:
+    """A generator that must write the same after the test as before."""
+    yield loaded
+    assert generate(loaded, seed=5).tokens == expected
+
+
+NOT_INT = [True, 2.5, "2", [2], {}, torch.tensor(2)]
+NOT_NUMBER = [True, "0.5", [0.5], {}, torch.tensor(0.5), 1j]
+WRONG_TYPE = [
+    *(("max_new_tokens", value) for value in [*NOT_INT, None]),
+    *(("temperature", value) for value in NOT_NUMBER),
+    *(("top_k", value) for value in NOT_INT),
+    *(("top_p", value) for value in NOT_NUMBER),
+    *(("min_p", value) for value in NOT_NUMBER),
+    *(("num_drafts", value) for value in [*NOT_INT, None]),
+    *(("threshold", value) for value in NOT_NUMBER),
+    *(("llm_fraction", value) for value in NOT_NUMBER),
+    *(("llm_consecutive_tokens", value) for value in [*NOT_INT, None]),
+    *(("verification", value) for value in [None, 1, ["rejection"]]),
+    *(("evidence", value) for value in [None, 1, ["probs"]]),
+    *(("strategy", value) for value in [None, 1, ["llm"], GenerationStrategy]),
+    *(("seed", value) for value in [True, 1.5, "1", [1.5], torch.tensor(1)]),
+    *(("stop", value) for value in [1, b"end", [1], {"end": 1}]),
+    *(("eos_token_id", value) for value in [True, 1.5, "eos", [None]]),
+    *(("ignore_eos", value) for value in [None, 1, "yes"]),
+    *(("stream", value) for value in [1, "stdout", [], print.__class__]),
+    *(("print_stats", value) for value in [None, 1, "no"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPE)
+def test_a_wrong_type(generator: HybridGenerator, name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\b"):
+        generate(generator, **{name: value})
+
+
+OUT_OF_RANGE = [
+    ("max_new_tokens", 0),
+    ("max_new_tokens", -1),
+    ("temperature", -0.5),
+    ("temperature", math.inf),
+    ("temperature", math.nan),
+    ("top_k", -1),
+    ("top_p", 0.0),
+    ("top_p", 1.5),
+    ("top_p", math.nan),
+    ("min_p", -0.1),
+    ("min_p", 1.1),
+    ("num_drafts", 0),
+    ("num_drafts", 16),
+    ("threshold", -1.0),
+    ("threshold", math.nan),
+    ("llm_fraction", -0.1),
+    ("llm_fraction", 1.1),
+    ("llm_consecutive_tokens", 0),
+    ("llm_consecutive_tokens", 17),
+    ("verification", "exact"),
+    ("evidence", "entropy"),
+    ("strategy", "speculation"),
+    ("strategy", ""),
+    ("seed", -1),
+    ("seed", 2**63),
+    ("seed", [1, 2]),
+    ("stop", ""),
+    ("stop", ["a", ""]),
+    ("eos_token_id", -1),
+    ("eos_token_id", 10**6),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
+def test_out_of_range(generator: HybridGenerator, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}\b") as caught:
+        generate(generator, **{name: value})
+    got = value[-1] if name == "stop" and isinstance(value, list) else value
+    assert name == "seed" or name == "stop" or str(got) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        None,
+        7,
+        b"text",
+        1.5,
+        {"input_ids": [1]},
+        [1.5],
+        [True],
+        [None],
+        [1, "text"],
+        ["text", 1],
+        [[1], None],
+        torch.tensor([1.5]),
+        torch.tensor(3),
+        np.array([[["a"]]]),
+    ],
+)
+def test_prompts_of_a_wrong_type(generator: HybridGenerator, prompt: object) -> None:
+    with pytest.raises(TypeError, match=r"^prompt\b"):
+        generate(generator, prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        ([[]], "empty"),
+        ([[1], []], "empty"),
+        (["a", ""], "empty"),
+        (torch.zeros(1, 0, dtype=torch.int64), "empty"),
+        ([-1], "token id -1"),
+        ([10**6], "token id 1000000"),
+        ([2**70], "token id"),
+        ("\ud800", "Unicode"),
+        (["a"] * (ROWS + 1), f"max_batch_size={ROWS}"),
+        ([1] * (POSITIONS + 1), f"has {POSITIONS}"),
+        ([1] * (POSITIONS - 5), f"{POSITIONS + 1} positions"),
+        ([{"role": "user"}], "content"),
+        ([{"content": "hi"}], "role"),
+    ],
+)
+def test_prompts_that_cannot_be_continued(
+    generator: HybridGenerator, prompt: object, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^prompt\b.*{reason}"):
+        generate(generator, prompt)
+
+
+def test_a_prompt_that_just_fits(generator: HybridGenerator) -> None:
+    result = generate(generator, [1] * (POSITIONS - 6), ignore_eos=True)
+    assert len(result.tokens) == 6
+
+
+def test_an_unknown_argument_gets_a_suggestion(generator: HybridGenerator) -> None:
+    with pytest.raises(TypeError, match=r"'num_draft'.*did you mean 'num_drafts'"):
+        generate(generator, num_draft=3)
+
+
+def test_an_unknown_strategy_lists_the_known(generator: HybridGenerator) -> None:
+    with pytest.raises(ValueError, match="did you mean 'speculative'") as caught:
+        generate(generator, strategy="speculativ")
+    assert all(repr(name) in str(caught.value) for name in generator.strategies)
+
+
+def test_threshold_and_llm_fraction_together(generator: HybridGenerator) -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        generate(generator, strategy="entropy", threshold=1.0, llm_fraction=0.5)
+
+
+def test_a_stream_for_several_prompts(generator: HybridGenerator) -> None:
+    with pytest.raises(ValueError, match="stream"):
+        generate(generator, ["a", "b"], stream=print)
+
+
+def test_an_error_of_the_users_stream_reaches_the_user(generator: HybridGenerator) -> None:
+    def fail(piece: str) -> None:
+        raise LookupError("sink is gone")
+
+    with pytest.raises(LookupError, match="sink is gone"):
+        generate(generator, stream=fail)
+
+
+class Returns(GenerationStrategy):
+    """A strategy that returns what it was made with."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [None, "llm", GenerationStrategy, Returns, Returns(None), Returns("text"), Returns((1, {}))],
+)
+def test_a_custom_strategy_that_is_none(generator: HybridGenerator, strategy: Any) -> None:
+    generator.strategies["mine"] = strategy
+    try:
+        with pytest.raises(TypeError, match="mine"):
+            generate(generator, strategy="mine")
+    finally:
+        del generator.strategies["mine"]
+
+
+def make(pair: TinyPair, **changes: Any) -> HybridGenerator:
+    options = {"slm_model_id": pair.slm, "llm_model_id": pair.llm, "device": "cpu"}
+    return HybridGenerator(**{**options, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        *(("max_batch_size", value, TypeError) for value in NOT_INT),
+        *(("max_seq_len", value, TypeError) for value in NOT_INT),
+        ("max_batch_size", 0, ValueError),
+        ("max_seq_len", 0, ValueError),
+        ("trust_remote_code", 1, TypeError),
+        ("trust_remote_code", "yes", TypeError),
+        ("device", "gpu", ValueError),
+        ("device", 1.5, ValueError),
+        ("device", "meta", ValueError),
+        ("device", "cuda:99", ValueError),
+        ("dtype", "int4", ValueError),
+        ("dtype", torch.int8, ValueError),
+        ("dtype", 32, ValueError),
+        ("slm_model_id", 5, TypeError),
+        ("llm_model_id", b"model", TypeError),
+        ("llm_model_id", ["model"], TypeError),
+        ("slm_model_id", None, ValueError),
+        ("llm_model_id", None, ValueError),
+        ("llm_model_id", "", ValueError),
+        ("slm_model_id", "./no such folder", ValueError),
+        ("llm_model_id", Path("/no/such/folder"), ValueError),
+        ("tokenizer", "gpt2", TypeError),
+    ],
+)
+def test_arguments_of_the_constructor(
+    tiny_pair: TinyPair, name: str, value: object, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=rf"^{name}\b"):
+        make(tiny_pair, **{name: value})
+
+
+def test_a_cache_that_does_not_fit_says_the_bytes_before_anything_is_allocated(
+    tiny_pair: TinyPair,
+) -> None:
+    with pytest.raises(ValueError, match=r"needs [\d,]+ bytes.*lower max_batch_size"):
+        make(tiny_pair, max_batch_size=10**9)
+
+
+def copy_of(folder: Path, target: Path, without: str = "") -> Path:
+    """The checkpoint, with one kind of file left out."""
+    target.mkdir()
+    for path in folder.iterdir():
+        if not (without and re.search(without, path.name)):
+            (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize(
+    ("without", "reason"),
+    [
+        (r"safetensors", "safetensors"),
+        (r"^config\.json", r"config\.json"),
+        (r"tokenizer", "tokenizer|vocab"),
+    ],
+)
+def test_a_folder_that_lacks_a_part(
+    tiny_pair: TinyPair, tmp_path: Path, without: str, reason: str
+) -> None:
+    folder = copy_of(tiny_pair.llm, tmp_path / "llm", without)
+    with pytest.raises(ValueError, match=rf"(?s)^llm_model_id\b.*({reason})"):
+        make(tiny_pair, llm_model_id=folder)
+
+
+def test_pickled_weights_are_never_read(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = copy_of(tiny_pair.slm, tmp_path / "slm", "safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch run'\ntR.")
+    with pytest.raises(ValueError, match=r"^slm_model_id\b.*pickled"):
+        make(tiny_pair, slm_model_id=folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_file(tiny_pair: TinyPair, tmp_path: Path, name: str) -> None:
+    folder = copy_of(tiny_pair.llm, tmp_path / "llm")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"^llm_model_id\b"):
+        make(tiny_pair, llm_model_id=folder)
+
+
+def test_an_architecture_that_is_not_supported(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = copy_of(tiny_pair.llm, tmp_path / "llm")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "no-such-model"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no-such-model"):
+        make(tiny_pair, llm_model_id=folder)
+
+
+def test_a_hub_id_that_cannot_be_had(tiny_pair: TinyPair) -> None:
+    with pytest.raises(ValueError, match=r"^llm_model_id\b.*nobody/nothing"):
+        make(tiny_pair, llm_model_id="nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"generator": None}, TypeError),
+        ({"prompts": "one prompt"}, TypeError),
+        ({"prompts": None}, TypeError),
+        ({"prompts": [None]}, TypeError),
+        ({"prompts": []}, ValueError),
+        ({"prompts": [""]}, ValueError),
+        ({"max_new_tokens": 0}, ValueError),
+        ({"max_new_tokens": "8"}, TypeError),
+        ({"num_drafts": (0,)}, ValueError),
+        ({"num_drafts": ()}, ValueError),
+        ({"num_drafts": 4.5}, TypeError),
+        ({"temperature": -1.0}, ValueError),
+        ({"temperature": "hot"}, TypeError),
+        ({"seed": -1}, ValueError),
+        ({"seed": "a"}, TypeError),
+    ],
+)
+def test_arguments_of_verify_exactness(
+    generator: HybridGenerator, options: dict[str, Any], error: type[Exception]
+) -> None:
+    name = next(iter(options)).removesuffix("s")
+    arguments = {"generator": generator, "prompts": ["def area"], "max_new_tokens": 4, **options}
+    with pytest.raises(error, match=name):
+        verify_exactness(**arguments)

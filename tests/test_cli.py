@@ -1,0 +1,239 @@
+"""The command: text on stdout, everything else on stderr, and exit codes that scripts can use."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import TinyPair
+
+import hybridgen.generator
+from hybridgen.cli import STRATEGIES, main
+from hybridgen.result import GenerationResult, format_stats
+
+STATS = {"strategy": "speculative", "total_tokens": 3, "slm_tokens": 2, "llm_tokens": 1, "seed": 5}
+
+
+class StubGenerator:
+    """Stands in for `HybridGenerator`: keeps its arguments, and writes or raises `outcome`."""
+
+    outcome: Any = "new text"
+    made: tuple[tuple[Any, ...], dict[str, Any]]
+    asked: tuple[str, dict[str, Any]]
+
+    def __init__(self, *models: Any, **options: Any) -> None:
+        StubGenerator.made = (models, options)
+
+    def generate(self, prompt: str, **options: Any) -> GenerationResult:
+        StubGenerator.asked = (prompt, options)
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        if options["stream"] is not None:
+            for piece in self.outcome:
+                options["stream"](piece)
+        return GenerationResult(self.outcome, [1, 2, 3], dict(STATS), prompt + self.outcome)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> type[StubGenerator]:
+    monkeypatch.setattr(hybridgen.generator, "HybridGenerator", StubGenerator)
+    monkeypatch.setattr(StubGenerator, "outcome", "new text")
+    return StubGenerator
+
+
+def test_the_text_is_on_stdout_and_the_statistics_on_stderr(stub: Any, capfd: Any) -> None:
+    assert main(["a prompt"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "new text\n"
+    assert err == format_stats(STATS) + "\n"
+    assert stub.made == ((None, None), {"device": None, "dtype": None})
+    prompt, options = stub.asked
+    assert prompt == "a prompt"
+    assert callable(options.pop("stream"))
+    assert options == {"strategy": "speculative", "print_stats": False}, "the library's defaults"
+
+
+def test_statistics_as_one_json_object_or_not_at_all(stub: Any, capfd: Any) -> None:
+    assert main(["p", "--stats", "json"]) == 0
+    assert json.loads(capfd.readouterr().err) == STATS
+    assert main(["p", "--stats", "none"]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_no_stream_prints_the_same_text_at_the_end(stub: Any, capfd: Any) -> None:
+    assert main(["p", "--no-stream"]) == 0
+    assert stub.asked[1]["stream"] is None
+    assert capfd.readouterr().out == "new text\n"
+
+
+def test_a_text_that_ends_its_line_gets_no_second_line_end(stub: Any, capfd: Any) -> None:
+    stub.outcome = "new text\n"
+    assert main(["p"]) == 0
+    assert capfd.readouterr().out == "new text\n"
+
+
+def test_every_option_reaches_the_library(stub: Any) -> None:
+    options = (
+        "--strategy entropy --slm small --llm large --device cpu --dtype float32 "
+        "--max-new-tokens 7 --temperature 0 --top-k 0 --top-p 0.9 --min-p 0.1 --num-drafts 3 "
+        "--verification coupled --llm-fraction 0.25 --llm-consecutive-tokens 2 --seed 0 "
+        "--stop one --stop two"
+    )
+    assert main(["p", *options.split()]) == 0
+    assert stub.made == (("small", "large"), {"device": "cpu", "dtype": "float32"})
+    stub.asked[1].pop("stream")
+    assert stub.asked[1] == {
+        "strategy": "entropy",
+        "max_new_tokens": 7,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "num_drafts": 3,
+        "verification": "coupled",
+        "llm_fraction": 0.25,
+        "llm_consecutive_tokens": 2,
+        "seed": 0,
+        "stop": ["one", "two"],
+        "print_stats": False,
+    }
+    assert main(["p", "--threshold", "0"]) == 0
+    assert stub.asked[1]["threshold"] == 0
+
+
+def test_the_commands_strategies_are_the_librarys() -> None:
+    from hybridgen.strategies import built_in_strategies
+
+    assert set(STRATEGIES) == set(built_in_strategies())
+
+
+@pytest.mark.parametrize("text", ["héllo\n", "", "a - b"])
+def test_a_dash_reads_the_prompt_from_stdin_as_it_is(
+    stub: Any, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    assert main(["-"]) == 0
+    assert stub.asked[0] == text
+
+
+def test_stdin_that_is_not_text_is_an_error(
+    stub: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\xff\xfe")))
+    assert main(["-"]) == 1
+    assert capfd.readouterr().err.startswith("hybridgen: error: the prompt on stdin is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("top_p must be\nat most 1"),
+        TypeError("bad type"),
+        RuntimeError("model broke"),
+        OSError("no such folder"),
+        MemoryError(),
+    ],
+)
+def test_an_error_is_one_line_without_traceback_and_exit_1(
+    stub: Any, capfd: Any, error: Exception
+) -> None:
+    stub.outcome = error
+    assert main(["p"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == f"hybridgen: error: {' '.join(str(error).split()) or 'MemoryError'}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["p", "q"],
+        ["p", "--top-k", "many"],
+        ["p", "--strategy", "best"],
+        ["p", "--stats", "xml"],
+        ["p", "--dtype", "int8"],
+        ["p", "--unknown"],
+        ["p", "--temp", "1"],
+    ],
+)
+def test_wrong_usage_is_exit_2(stub: Any, capfd: Any, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("usage: hybridgen")
+
+
+def test_interrupted_is_exit_130_without_traceback(stub: Any, capfd: Any) -> None:
+    stub.outcome = KeyboardInterrupt()
+    assert main(["p"]) == 130
+    assert capfd.readouterr().err == "\n"
+
+
+def test_help_teaches_by_example(capfd: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capfd.readouterr().out
+    assert 'hybridgen "def quicksort(items):"' in out
+    assert "exit status:" in out
+
+
+def command(tiny_pair: TinyPair, *arguments: str, **options: Any) -> Any:
+    """The command in a process of its own, on the tiny pair."""
+    models = ["--slm", str(tiny_pair.slm), "--llm", str(tiny_pair.llm), "--device", "cpu"]
+    return subprocess.run(
+        [sys.executable, "-m", "hybridgen", *models, *arguments], capture_output=True, **options
+    )
+
+
+def test_the_real_thing(tiny_pair: TinyPair) -> None:
+    """stdin to stdout, quiet libraries: stderr is the statistics and nothing else."""
+    options = ["-", "--max-new-tokens", "30", "--seed", "3", "--stats", "json"]
+    done = command(tiny_pair, *options, input="größe".encode())
+    assert done.returncode == 0, done.stderr
+    stats = json.loads(done.stderr)
+    assert (stats["strategy"], stats["seed"]) == ("speculative", 3)
+    assert len(done.stdout.decode("utf-8")) > 1
+
+
+def test_a_real_error(tiny_pair: TinyPair) -> None:
+    done = command(tiny_pair, "p", "--top-p", "3", text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("hybridgen: error: top_p must be")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(tiny_pair: TinyPair) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        models = ["--slm", str(tiny_pair.slm), "--llm", str(tiny_pair.llm), "--device", "cpu"]
+        done = subprocess.run(
+            [sys.executable, "-m", "hybridgen", *models, "p", "--stats", "none"],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_real_interrupt_in_the_middle_of_the_text(tiny_pair: TinyPair) -> None:
+    code = """
+import os, signal, sys
+import hybridgen.cli as cli
+cli.write = lambda piece: os.kill(os.getpid(), signal.SIGINT)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    models = ["--slm", str(tiny_pair.slm), "--llm", str(tiny_pair.llm), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "p", *models], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "\n")

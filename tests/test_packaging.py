@@ -1,0 +1,134 @@
+"""The package installs whole, imports lightly, and its folder `kernels/` shadows nothing."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import entry_points, metadata
+from pathlib import Path
+
+import pytest
+from transformers.utils.import_utils import is_kernels_available
+
+ROOT = Path(__file__).parent.parent
+PROBE = "from transformers.utils.import_utils import is_kernels_available as f; print(f())"
+
+
+def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
+    """What a fresh Python prints."""
+    environment = {"PYTHONPATH": str(path)} if path else {}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_transformers_finds_the_real_kernels_package_or_none_from_our_root(tmp_path: Path) -> None:
+    """`kernels` on the package index is Hugging Face's, and transformers asks whether it is there.
+
+    `python -c` and `python -m pytest` put the working directory on the path, and our root has a
+    folder of that name.
+    """
+    elsewhere = python("-c", PROBE, cwd=tmp_path)
+    assert python("-c", PROBE, cwd=ROOT) == elsewhere
+    (tmp_path / "test_probe.py").write_text(f"def test_probe():\n    {PROBE}\n")
+    pytest_options = ("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist")
+    under_pytest = python(*pytest_options, str(tmp_path / "test_probe.py"), cwd=ROOT)
+    assert elsewhere in under_pytest.splitlines()[0]
+    assert str(is_kernels_available()) == elsewhere
+
+
+def test_kernels_are_imported_under_our_own_name() -> None:
+    import hybridgen.kernels.sampling as sampling
+
+    assert sampling.__name__ == "hybridgen.kernels.sampling"
+    assert (ROOT / "hybridgen" / "kernels").resolve() == ROOT / "kernels"
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_importing_the_package_or_asking_for_help_does_not_import_torch(tmp_path: Path) -> None:
+    light = "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    python("-c", f"import sys, hybridgen; {light}", cwd=tmp_path)
+    asked = f"""
+import sys
+from hybridgen.cli import main
+try:
+    main(["--help"])
+except SystemExit as done:
+    assert done.code == 0
+{light}
+"""
+    assert "examples:" in python("-c", asked, cwd=tmp_path)
+
+
+def test_the_public_names_resolve_and_are_listed() -> None:
+    import hybridgen
+
+    for name in ("GenerationResult", "GenerationStrategy", "HybridGenerator", "verify_exactness"):
+        assert getattr(hybridgen, name).__name__ == name
+        assert name in hybridgen.__all__
+        assert name in dir(hybridgen)
+    with pytest.raises(AttributeError, match="no attribute 'Generator'"):
+        hybridgen.Generator  # noqa: B018 (the access is the test)
+
+
+def test_the_installed_metadata() -> None:
+    import hybridgen
+
+    about = metadata("hybridgen")
+    assert about["Version"] == hybridgen.__version__
+    assert about["Requires-Python"] == ">=3.10"
+    assert set(about.get_all("Provides-Extra")) == {"flash", "plot", "test", "bench", "dev"}
+    (command,) = entry_points(group="console_scripts", name="hybridgen")
+    assert command.value == "hybridgen.cli:main"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install .` installs, built from a copy by the same backend."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for name in ("hybridgen", "kernels"):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=unwanted)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    python("-c", build, cwd=copy)
+    (built,) = (copy / "dist").glob("hybridgen-*.whl")
+    return built
+
+
+def files(folder: Path, *patterns: str) -> set[str]:
+    """Files below `folder`, as a wheel names those of hybridgen."""
+    return {
+        str(path.relative_to(ROOT)) if ROOT / "kernels" not in path.parents else str(path)
+        for pattern in patterns
+        for path in folder.rglob(pattern)
+    }
+
+
+def test_the_wheel_has_every_module_the_kernels_and_the_pair(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = files(ROOT / "hybridgen", "*.py")
+    modules |= {f"hybridgen/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    assert "hybridgen/kernels/sampling.py" in modules
+    assert modules <= names
+    for model in ("slm", "llm"):
+        folder = f"hybridgen/pair/{model}"
+        assert {f"{folder}/{name}" for name in ("config.json", "model.safetensors")} <= names
+        assert {f"{folder}/{name}" for name in ("tokenizer.json", "README.md")} <= names
+    assert "hybridgen/py.typed" in names
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"hybridgen"}, "nothing but hybridgen may be installed, above all not kernels"
+
+
+def test_the_wheel_works_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "import hybridgen.kernels.sampling as s, hybridgen as h; print(s.__file__, h.__file__)"
+    for where in python("-c", code, cwd=tmp_path, path=tmp_path / "site").split():
+        assert where.startswith(str(tmp_path))
