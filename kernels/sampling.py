@@ -29,7 +29,8 @@ below; seed and position [R] int64. tau and log_z are float32 [R], tokens int64 
 read only. The precision of log_z, 2**-24 of its size, is the relative precision of p.
 """
 
-from typing import Any, TypeAlias
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -57,29 +58,63 @@ def float_rows(logits: torch.Tensor) -> Floats:
     return rows
 
 
-def _top(rows: Floats, top_k: Integers) -> Floats:
-    """What top-k [R] keeps of the rows: [R, C], descending, NaN first, -inf for what it dropped.
+class Parameters(NamedTuple):
+    """The columns of `sampling` for each row, [R], and what can be said of all rows at once."""
+
+    temperature: Doubles  # 1 where greedy
+    top_k: Integers  # 1 where greedy
+    top_p: Doubles
+    min_p: Doubles
+    greedy: Bools | None  # None: no row is
+    all_greedy: bool
+    widest: int  # the largest top_k; 0: top_k is off in some row
+    least: int  # the smallest top_k
+    has_top_p: bool
+    has_min_p: bool
+
+
+def parameters(sampling: torch.Tensor, repeat: int = 1) -> Parameters:
+    """`sampling` [R, 4], each row `repeat` times over."""
+    return _parameters(sampling.numpy().tobytes(), repeat)
+
+
+@lru_cache(maxsize=64)  # a request asks with the same few numbers for every token
+def _parameters(sampling: bytes, repeat: int) -> Parameters:
+    columns = np.frombuffer(sampling, np.float32).reshape(-1, 4).astype(np.float64)
+    temperature, k, top_p, min_p = np.repeat(columns, repeat, axis=0).T.copy()
+    greedy = ~(temperature > 0)
+    temperature[greedy], k[greedy] = 1, 1
+    top_k = k.astype(np.int64)
+    least = int(top_k.min())
+    return Parameters(
+        temperature,
+        top_k,
+        top_p,
+        np.minimum(min_p, 1.0),
+        greedy if greedy.any() else None,
+        bool(greedy.all()),
+        int(top_k.max()) if least >= 1 else 0,
+        least,
+        bool((top_p < 1).any()),
+        bool((min_p > 0).any()),
+    )
+
+
+def _top(rows: Floats, params: Parameters) -> Floats:
+    """What top-k keeps of the rows: [R, C], descending, NaN first, -inf for what it dropped.
 
     With top-k on in every row, one logit beyond the widest k shows whether the k-th has an equal
     outside; only if it has, or top-k is off in some row, the rows are sorted.
     """
-    vocab = rows.shape[1]
-    least, most = int(top_k.min()), int(top_k.max())
-    top: Floats
-    if least >= 1 and most < min(_SMALL_K, vocab):
-        top = torch.from_numpy(rows).topk(most + 1).values.numpy()
-        if least == most:
-            tied, top = top[:, -2] == top[:, -1], top[:, :-1]
-            threshold = None
-        else:
-            row = np.arange(len(rows))
-            threshold = top[row, top_k - 1]
-            tied = threshold == top[row, top_k]
-        if not tied.any():
-            return top if threshold is None else _drop_below(top, threshold)
+    vocab, top_k, row = rows.shape[1], params.top_k, np.arange(len(rows))
+    if 1 <= params.widest < min(_SMALL_K, vocab):
+        top: Floats = torch.from_numpy(rows).topk(params.widest + 1).values.numpy()
+        threshold = top[row, top_k - 1]
+        if not (threshold == top[row, top_k]).any():
+            return top[:, :-1] if params.least == params.widest else _drop_below(top, threshold)
     top = np.ascontiguousarray(np.sort(rows, axis=1)[:, ::-1])
     last = np.where((top_k < 1) | (top_k > vocab), vocab, top_k) - 1
-    return _drop_below(top, top[np.arange(len(rows)), last])
+    return _drop_below(top, top[row, last])
 
 
 def _drop_below(top: Floats, threshold: Floats) -> Floats:
@@ -90,43 +125,36 @@ class FilteredRows:
     """Rows [R, V] with their filter: what `filter_logits` returns, and what a draw needs.
 
     `rows` are the given ones, unless some are broken: those are replaced, in a copy, by a row that
-    keeps token 0 alone. `temperature` and `max` are float64 [R], 1 for T in greedy rows.
+    keeps token 0 alone. `max` is float64 [R], tau and log_z are float32 [R].
     """
 
-    def __init__(self, rows: Floats, sampling: Floats) -> None:
-        temperature, top_k, top_p, min_p = sampling.T.astype(np.float64)
-        limit = top_k.astype(np.int64)
-        self.greedy: Bools | None = None
-        if not temperature.all():
-            self.greedy = temperature == 0
-            temperature = np.where(self.greedy, 1.0, temperature)
-            limit[self.greedy] = 1
-        top = _top(rows, limit)
+    def __init__(self, rows: Floats, params: Parameters) -> None:
+        top = _top(rows, params)
         broken: Bools | None = None
         if not np.isfinite(top[:, 0]).all():
             broken = ~np.isfinite(top[:, 0])
             rows = rows.copy()
             rows[broken] = -np.inf
             rows[broken, 0] = 0
-            top = _top(rows, limit)
+            top = _top(rows, params)
 
-        self.rows, self.temperature = rows, temperature
+        self.rows, self.params = rows, params
         self.max: Doubles = top[:, 0].astype(np.float64)
-        weight = np.exp((top - self.max[:, None]) / temperature[:, None])
+        weight = np.exp((top - self.max[:, None]) / params.temperature[:, None])
         # A running sum, not a pairwise one: the same to the bit however many columns follow.
         mass = np.add.accumulate(weight, axis=1)
         kept = top >= _LOWEST
-        if top_p.min() < 1:
-            edge = np.where(top_p < 1, top_p * mass[:, -1], np.inf)
+        if params.has_top_p:
+            edge = np.where(params.top_p < 1, params.top_p * mass[:, -1], np.inf)
             kept[:, 1:] &= mass[:, :-1] < edge[:, None]
-        if min_p.max() > 0:
-            kept &= weight >= np.minimum(min_p, 1.0)[:, None]
+        if params.has_min_p:
+            kept &= weight >= params.min_p[:, None]
         row = np.arange(len(rows))
         self.tau: Floats = top[row, kept.sum(axis=1) - 1]
         last = (top >= self.tau[:, None]).sum(axis=1) - 1
-        log_z = np.log(mass[row, last]) + self.max / temperature
-        if self.greedy is not None:
-            log_z[self.greedy] = 0
+        log_z = np.log(mass[row, last]) + self.max / params.temperature
+        if params.greedy is not None:
+            log_z[params.greedy] = 0
         if broken is not None:
             log_z[broken] = np.nan
         self.log_z: Floats = log_z.astype(np.float32)
@@ -139,7 +167,7 @@ class FilteredRows:
 
     def score(self, row: Integers, token: Integers) -> Doubles:
         """Log-weights (logit - max) / T of kept tokens, [n]."""
-        score: Doubles = (self.rows[row, token] - self.max[row]) / self.temperature[row]
+        score: Doubles = (self.rows[row, token] - self.max[row]) / self.params.temperature[row]
         return score
 
     def noise(
@@ -147,8 +175,8 @@ class FilteredRows:
     ) -> Floats:
         """Gumbel noise for kept tokens, all [n]; 0 in greedy rows, whose kept score the same."""
         noise = gumbel(seed, position, token, stream)
-        if self.greedy is not None:
-            noise[self.greedy[row]] = 0
+        if self.params.greedy is not None:
+            noise[self.params.greedy[row]] = 0
         return noise
 
     def draw(self, seed: Integers, position: Integers, stream: int) -> Integers:
@@ -184,12 +212,12 @@ def _greedy_rows(rows: Floats) -> tuple[Integers, Floats, Floats]:
 
 
 def sample_rows(
-    rows: Floats, sampling: Floats, seed: Integers, position: Integers, stream: int
+    rows: Floats, params: Parameters, seed: Integers, position: Integers, stream: int
 ) -> tuple[Integers, Floats, Floats]:
     """Token, tau and log_z of each row, [R]; `sample` in numpy."""
-    if not sampling[:, TEMPERATURE].any():
+    if params.all_greedy:
         return _greedy_rows(rows)
-    filtered = FilteredRows(rows, sampling)
+    filtered = FilteredRows(rows, params)
     return filtered.draw(seed, position, stream), filtered.tau, filtered.log_z
 
 
@@ -197,7 +225,7 @@ def _filter_logits(
     logits: torch.Tensor, sampling: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """tau and log_z, float32 [R], of logits [R, V] filtered by sampling [R, 4]."""
-    filtered = FilteredRows(float_rows(logits), sampling.numpy())
+    filtered = FilteredRows(float_rows(logits), parameters(sampling))
     return torch.from_numpy(filtered.tau), torch.from_numpy(filtered.log_z)
 
 
@@ -218,7 +246,7 @@ def _sample(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One token a row, int64 [R], and the tau and log_z it was drawn with, float32 [R]."""
     token, tau, log_z = sample_rows(
-        float_rows(logits), sampling.numpy(), seed.numpy(), position.numpy(), stream
+        float_rows(logits), parameters(sampling), seed.numpy(), position.numpy(), stream
     )
     return torch.from_numpy(token), torch.from_numpy(tau), torch.from_numpy(log_z)
 

@@ -34,7 +34,6 @@ import torch
 from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET, uniform
 from hybridgen.kernels.registry import define
 from hybridgen.kernels.sampling import (
-    TEMPERATURE,
     Bools,
     Doubles,
     FilteredRows,
@@ -42,6 +41,7 @@ from hybridgen.kernels.sampling import (
     Integers,
     first_best,
     float_rows,
+    parameters,
     row_starts,
     sample_rows,
 )
@@ -85,7 +85,7 @@ def _verify_coupled(
     position = (length.numpy()[:, None] + np.arange(columns)).reshape(-1)
     chosen, _, log_z = sample_rows(
         float_rows(target_logits.reshape(-1, vocab)),
-        np.repeat(sampling.numpy(), columns, axis=0),
+        parameters(sampling, columns),
         np.repeat(seed.numpy(), columns),
         position,
         TARGET,
@@ -135,10 +135,11 @@ def _verify_rejection(
     draft_logits [B, K, V'] float32 or bfloat16; draft_tau and draft_log_z float32 [B, K].
     """
     batch, columns, vocab = target_logits.shape
-    if columns == 1 or not sampling[:, TEMPERATURE].any():
+    params = parameters(sampling, columns)
+    if columns == 1 or params.all_greedy:
         return _verify_coupled(target_logits, drafts, sampling, seed, length)
     rows = float_rows(target_logits.reshape(-1, vocab))
-    p = FilteredRows(rows, np.repeat(sampling.numpy(), columns, axis=0))
+    p = FilteredRows(rows, params)
     q = _Draft(float_rows(draft_logits), draft_tau.numpy(), draft_log_z.numpy())
     x, seeds, start = drafts.numpy(), seed.numpy(), length.numpy()
     # NaN and inf among the draft's numbers end in "reject" and in "draw from p".
@@ -177,12 +178,14 @@ def _accept(
     row, column = np.arange(batch)[:, None], np.arange(drafted)
     at = row * (drafted + 1) + column
     logits = p.rows.reshape(batch, drafted + 1, -1)
-    p_x = _probability(_at(logits, row, column, drafts), p.tau[at], p.log_z[at], p.temperature[at])
-    q_x = q.probability(row, column, drafts, p.temperature[at])
+    p_x = _probability(
+        _at(logits, row, column, drafts), p.tau[at], p.log_z[at], p.params.temperature[at]
+    )
+    q_x = q.probability(row, column, drafts, p.params.temperature[at])
     u = uniform(seed[:, None], length[:, None] + column, 0, ACCEPT)
     accept: Bools = (u * q_x < p_x) & (p_x > 0)
-    if p.greedy is not None:
-        accept = np.where(p.greedy[at], drafts == logits[:, :-1].argmax(axis=2), accept)
+    if p.params.greedy is not None:
+        accept = np.where(p.params.greedy[at], drafts == logits[:, :-1].argmax(axis=2), accept)
     return accept
 
 
@@ -194,11 +197,11 @@ def _scores(
     at = row * (drafted + 1) + accepted[row]
     score = p.score(at, token)
     rejected = accepted < drafted
-    if p.greedy is not None:
-        rejected &= ~p.greedy[:: drafted + 1]
+    if p.params.greedy is not None:
+        rejected &= ~p.params.greedy[:: drafted + 1]
     if not rejected.any():
         return score
-    temperature = p.temperature[at]
+    temperature = p.params.temperature[at]
     p_x = _probability(p.rows[at, token], p.tau[at], p.log_z[at], temperature)
     q_x = q.probability(row, np.minimum(accepted, drafted - 1)[row], token, temperature)
     residual = np.maximum(p_x - q_x, 0.0)
@@ -245,33 +248,34 @@ def _commit(
     and nothing else. Only emitted tokens are counted.
     """
     at, finished, stats = length.numpy(), done.numpy(), counters.numpy()
-    block, writer = new_tokens.numpy(), new_source.numpy()
+    block, counts, most = new_tokens.numpy(), count.numpy(), limit.numpy()
     column = np.arange(block.shape[1])
-    live = ~finished
-    failed = live & broken.numpy()
-    live &= ~failed
+    failed = broken.numpy() & ~finished
+    live = ~(failed | finished)
 
     ends = (block[:, :, None] == eos.numpy()[:, None, :]).any(axis=2)
-    ends &= column < count.numpy()[:, None]
+    ends &= column < counts[:, None]
     ended = ends.any(axis=1)
-    wanted = np.where(ended, ends.argmax(axis=1) + 1, count.numpy())
-    room = limit.numpy() - at
-    emitted = np.where(live, np.clip(wanted, 0, np.maximum(room, 0)), 0)
+    wanted = np.where(ended, ends.argmax(axis=1) + 1, counts)
+    emitted = np.maximum(np.minimum(wanted, most - at), 0) * live
 
     written = column < emitted[:, None]
     row, offset = written.nonzero()
-    where = at[row] + offset
-    tokens.numpy()[row, where] = block[row, offset]
-    source.numpy()[row, where] = writer[row, offset]
+    place = (row, at[row] + offset)
+    tokens.numpy()[place] = block[written]
+    writer = new_source.numpy()
+    source.numpy()[place] = writer[written]
     at += emitted
-    finished |= failed | live & ((emitted == room) | (room < 0) | ended & (emitted == wanted))
-    broken_flag.numpy()[failed] = True
+    finished |= failed | (live & (ended | (at >= most)))  # an eos cut off leaves the limit reached
+    flag = broken_flag.numpy()
+    flag |= failed
 
     from_slm = written & (writer == SOURCE_SLM)
     stats[:, ROUNDS] += live
     stats[:, DRAFTED] += drafted * live
     stats[:, ACCEPTED] += from_slm.sum(axis=1)
-    stats[:, ACCEPTED_AT : ACCEPTED_AT + block.shape[1]] += from_slm[:, : COUNTERS - ACCEPTED_AT]
+    counted = from_slm[:, : COUNTERS - ACCEPTED_AT]
+    stats[:, ACCEPTED_AT : ACCEPTED_AT + counted.shape[1]] += counted
 
 
 def _commit_fake(
