@@ -7,11 +7,19 @@ ten thousand, and a bias of two per cent in one token fails for certain.
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from table_decoder import TableDecoder, enumerate_law, p_value, random_table, sample_law
+from table_decoder import (
+    TableDecoder,
+    enumerate_law,
+    filtered,
+    p_value,
+    random_table,
+    sample_law,
+)
 
-from hybridgen.engine.loop import Program
+from hybridgen.engine.loop import Program, run
 from hybridgen.engine.state import State
 from hybridgen.kernels import philox
 from hybridgen.kernels.verify import SOURCE_LLM
@@ -126,3 +134,45 @@ def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
         sample_law(state, program, PROMPT, 1, 5)
         texts.append(state.tokens[:, : len(PROMPT) + 8])
     assert all(torch.equal(text, texts[0]) for text in texts[1:])
+
+
+class ShiftDecoder:
+    """A vocabulary of 4096: the logits after a token are one row, shifted by 37 places a token id."""
+
+    def __init__(self, row: torch.Tensor) -> None:
+        self.row = row
+        self.vocab_size = len(row)
+
+    def __call__(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        column = torch.arange(self.vocab_size)
+        return self.row[(column + 37 * tokens[..., None]) % self.vocab_size]
+
+    def law(self, sampling: tuple) -> np.ndarray:
+        """The laws of the first and of the second token after PROMPT, [2, V]."""
+        p = filtered(self.row.double().numpy(), sampling)
+        first = np.roll(p, -37 * PROMPT[-1])
+        second = sum(first[x] * np.roll(p, -37 * x) for x in np.flatnonzero(first))
+        return np.stack([first, second])
+
+
+@pytest.mark.parametrize("sampling", [(0.9, 50, 0.95, 0.01), (0.3, 0, 0.9, 0.0)], ids=str)
+@pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
+def test_a_vocabulary_of_4096_writes_the_llms_law(sampling: tuple, rejection: bool) -> None:
+    vocab, rows, runs = 4096, 1000, 3
+    generator = torch.Generator().manual_seed(0)
+    target = 2.0 * torch.randn(vocab, generator=generator)
+    llm = ShiftDecoder(target)
+    slm = ShiftDecoder(target + 0.7 * torch.randn(vocab, generator=generator))
+    state = State.allocate(rows, 32, 3, vocab, vocab, torch.float32, torch.device("cpu"))
+    counts = np.zeros((2, vocab))
+    for i in range(runs):
+        seeds = range(i * rows, (i + 1) * rows)
+        state.load([PROMPT] * rows, [len(PROMPT) + 2] * rows, seeds, sampling, [], 0.0)
+        run(
+            state, Program(partial(speculative.speculative_round, state, slm, llm, 3, rejection)), ()
+        )
+        for column in (0, 1):
+            new = state.tokens[:, len(PROMPT) + column].numpy()
+            counts[column] += np.bincount(new, minlength=vocab)
+    for observed, law in zip(counts, llm.law(sampling), strict=True):
+        assert p_value(observed, law) > BOUND
