@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                              the embedded pair
     python benchmarks/speed.py --slm DIR --llm DIR          any other
-    python benchmarks/speed.py --shape smollm2-135m         one random llama of that shape, LLM alone
+    python benchmarks/speed.py --shape smollm2-135m         a random llama of that shape, alone
 
 Every contender writes the same number of tokens after the same prompts; runs are interleaved, so
 that a slow moment of the machine hits all alike, and medians are reported. Ratios are to
@@ -24,10 +24,11 @@ from typing import Any
 import torch
 import transformers
 from bandwidth import read_bandwidth, synchronize
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import hybridgen
 from hybridgen import HybridGenerator
+from hybridgen.engine.loading import load_model
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
 PROMPTS = (
@@ -36,7 +37,7 @@ PROMPTS = (
     "    def read(self, size=-1):\n        ",
 )
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-SAMPLED = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+SAMPLED: dict[str, Any] = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
 Contender = Callable[[list[int], bool, int], dict[str, Any] | None]
 
 
@@ -47,13 +48,16 @@ def main() -> None:
         slm, llm = checkpoints(arguments, Path(folder))
         generator = HybridGenerator(slm, llm, device=arguments.device, dtype=arguments.dtype)
         peers = [
-            AutoModelForCausalLM.from_pretrained(path, dtype=decoder.dtype).to(generator.device)
+            load_model(path, "checkpoint", generator.device, decoder.dtype)
             for path, decoder in ((slm, generator.slm), (llm, generator.llm))
         ]
-    contenders = build(generator, *peers, arguments)
+    contenders = build(generator, peers[0], peers[1], arguments)
+    shape = arguments.shape
     report = {
+        "title": f"A random llama of the shape of {shape}" if shape else pair_title(arguments),
         "date": date.today().isoformat(),
-        "command": "benchmarks/speed.py " + " ".join(
+        "command": "benchmarks/speed.py "
+        + " ".join(
             f"--{name.replace('_', '-')} {value}"
             for name, value in vars(arguments).items()
             if value is not None and name != "out"
@@ -78,8 +82,17 @@ def main() -> None:
         Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
 
 
+def pair_title(arguments: argparse.Namespace) -> str:
+    """What the table is about."""
+    if arguments.slm is None:
+        return "The embedded pair"
+    return f"{Path(arguments.slm).name} and {Path(arguments.llm).name}"
+
+
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--slm", help="folder of the small model")
     parser.add_argument("--llm", help="folder of the large model")
     parser.add_argument("--shape", choices=["smollm2-135m"], help="a random llama; LLM alone")
@@ -109,7 +122,8 @@ def checkpoints(arguments: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    config.dtype = torch.bfloat16
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     AutoTokenizer.from_pretrained(LLM_PATH).save_pretrained(folder)
     return str(folder), str(folder)
 
@@ -117,7 +131,7 @@ def checkpoints(arguments: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
 def build(
     generator: HybridGenerator, slm: Any, llm: Any, arguments: argparse.Namespace
 ) -> dict[str, Contender]:
-    """Name to a function that writes new_tokens after a prompt: (ids, sampled, seed) -> statistics."""
+    """Functions that write ``new_tokens`` after a prompt: (ids, sampled, seed) -> statistics."""
     count, drafts = arguments.new_tokens, arguments.num_drafts
 
     def peer(assistant: Any) -> Contender:

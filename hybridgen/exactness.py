@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -68,7 +68,7 @@ def verify_exactness(
     report = ExactnessReport()
     for index, prompt in enumerate(prompts):
         for mode, heat in (("greedy", 0.0), ("coupled", temperature)):
-            common = {
+            common: dict[str, Any] = {
                 "max_new_tokens": max_new_tokens,
                 "temperature": heat,
                 "seed": seed + index,

@@ -114,7 +114,7 @@ class HybridGenerator:
         llm_fraction             routing, instead: the share of tokens the LLM is to write
         llm_consecutive_tokens   routing: how many tokens the LLM then writes, 1 to 16
         evidence                 uncertainty: "probs" or "logits" (see `hybridgen.utils`)
-        seed                     an int s gives row r the seed s + r; or one int a row; None draws one
+        seed                     an int s gives row r the seed s + r; or one int a row; None: drawn
         stop                     a string or strings before which the text ends
         eos_token_id             one id or several; None: the LLM's own. ``ignore_eos`` writes on
         stream                   a transformers streamer, or a callable that takes text
@@ -190,9 +190,8 @@ class HybridGenerator:
 
     def _context(self, strategy: GenerationStrategy) -> int:
         """Most positions of a row: the context of every model that the strategy runs."""
-        models = (
-            [self.slm] * getattr(strategy, "reads_slm", True)
-            + [self.llm] * getattr(strategy, "reads_llm", True)
+        models = [self.slm] * getattr(strategy, "reads_slm", True) + [self.llm] * getattr(
+            strategy, "reads_llm", True
         )
         return min(self.pair.positions, *(model.max_positions for model in models))
 

@@ -1,6 +1,5 @@
 """Load two models that can write one text, or say why these two cannot."""
 
-from dataclasses import dataclass
 from typing import Any
 
 
@@ -21,6 +20,7 @@ def check_same_tokenizer(slm: Any, llm: Any) -> None:
         for token in differing[:3]
     )
     raise ValueError(
-        f"slm_model_id and llm_model_id need the same tokenizer: the SLM's has {len(small)} tokens, "
-        f"the LLM's {len(large)}, and {len(differing)} have different ids, such as {examples}"
+        f"slm_model_id and llm_model_id need the same tokenizer: the SLM's has {len(small)} "
+        f"tokens, the LLM's {len(large)}, and {len(differing)} have different ids, such as "
+        f"{examples}"
     )

@@ -77,9 +77,7 @@ def test_greedy_on_a_random_pair(tiny: HybridGenerator, num_drafts: int) -> None
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_on_every_family(
-    name: str, dtype: torch.dtype, tiny_tokenizer: object
-) -> None:
+def test_greedy_on_every_family(name: str, dtype: torch.dtype, tiny_tokenizer: object) -> None:
     slm, llm = random_family(name, seed=1, layers=1), random_family(name, seed=2)
     generator = HybridGenerator(
         slm.to(dtype), llm.to(dtype), tokenizer=tiny_tokenizer, device="cpu", dtype=dtype

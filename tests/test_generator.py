@@ -1,4 +1,4 @@
-"""What `generate` gives back: text, tokens, statistics and stream agree, and end where they must."""
+"""What `generate` gives back: text, tokens, statistics and stream agree and end together."""
 
 import gc
 import os
@@ -136,8 +136,10 @@ def test_eos_ends_everything_at_the_same_index(
     )
     assert result.tokens == expected
     assert result.stats["total_tokens"] == len(expected)
-    assert "".join(pieces) == result.text == generator.tokenizer.decode(
-        expected, skip_special_tokens=True
+    assert (
+        "".join(pieces)
+        == result.text
+        == generator.tokenizer.decode(expected, skip_special_tokens=True)
     )
 
 
@@ -319,7 +321,7 @@ def test_an_slm_of_shorter_context_is_refused_cleanly(
 
 def test_a_recurrent_model_is_refused_by_name(tiny_pair: TinyPair, tiny_tokenizer: Any) -> None:
     config = MambaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=1, state_size=4)
-    with pytest.raises(ValueError, match="(?i)mamba.*roll back"):
+    with pytest.raises(ValueError, match=r"(?i)mamba.*roll back"):
         HybridGenerator(MambaForCausalLM(config), tiny_pair.llm, tokenizer=tiny_tokenizer)
 
 
@@ -328,9 +330,7 @@ def test_a_recurrent_model_is_refused_by_name(tiny_pair: TinyPair, tiny_tokenize
 
 @pytest.mark.parametrize("broken", ["slm", "llm"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_nan_is_an_error_and_does_not_stay(
-    tiny_pair: TinyPair, strategy: str, broken: str
-) -> None:
+def test_nan_is_an_error_and_does_not_stay(tiny_pair: TinyPair, strategy: str, broken: str) -> None:
     generator = HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32)
     options = {"strategy": strategy, "temperature": 0.7, "llm_fraction": 0.5}
     if strategy in ("speculative", "llm", "slm"):
@@ -394,5 +394,3 @@ def test_a_custom_strategy_works_by_its_name(generator: HybridGenerator, capsys:
     del generator.strategies["parrot"]
     with pytest.raises(ValueError, match="speculative"):
         generator.generate("ab", "parrot")
-
-

@@ -58,4 +58,6 @@ def run(
         if progress is not None:
             progress(sum(lengths) - sum(before))
         if all(state.done.tolist()):
-            return [length if end is None else end for length, end in zip(lengths, ends, strict=True)]
+            return [
+                length if end is None else end for length, end in zip(lengths, ends, strict=True)
+            ]

@@ -75,9 +75,7 @@ class State:
             block=zeros(rows, num_drafts + 1),
             draft_tau=zeros(rows, num_drafts, dtype=f32),
             draft_log_z=zeros(rows, num_drafts, dtype=f32),
-            draft_logits=zeros(
-                rows, num_drafts, min(slm_vocab, llm_vocab), dtype=logits_dtype
-            ),
+            draft_logits=zeros(rows, num_drafts, min(slm_vocab, llm_vocab), dtype=logits_dtype),
             routed=zeros(rows, dtype=flag),
             llm_cached=zeros(rows),
             pending=zeros(),

@@ -25,7 +25,9 @@ def feed(state: State, model: Decoder, count: int, behind: int) -> Tensor:
 
 def embeddable(state: State, tokens: Tensor, model: Decoder) -> Tensor:
     """Ids that ``model`` can embed: one of a pair may pad its vocabulary further than the other."""
-    return tokens if model.vocab_size >= state.vocab_size else tokens.clamp_max(model.vocab_size - 1)
+    return (
+        tokens if model.vocab_size >= state.vocab_size else tokens.clamp_max(model.vocab_size - 1)
+    )
 
 
 def sample_and_commit(state: State, logits: Tensor, active: Tensor, source: int) -> None:

@@ -133,7 +133,9 @@ class RoundStrategy(GenerationStrategy):
         elapsed = perf_counter() - began
         strings = isinstance(prompt, list) and isinstance(prompt[0], str)
         prompts = prompt if strings else [prompt] * request.rows
-        rows = [self.row_stats(state, row, texts[row], request, elapsed) for row in range(request.rows)]
+        rows = [
+            self.row_stats(state, row, texts[row], request, elapsed) for row in range(request.rows)
+        ]
         return GenerationResult(
             text=new_texts,
             tokens=[text.tokens for text in texts],
@@ -192,7 +194,7 @@ class RoundStrategy(GenerationStrategy):
 
 @contextmanager
 def progress_bar(request: Request) -> Iterator[Callable[[int], Any] | None]:
-    """A callable that counts new tokens on the terminal; None without one, or while text streams."""
+    """Counts new tokens on the terminal; None without a terminal, or while text streams."""
     if request.stream is not None or not sys.stderr.isatty():
         yield None
         return

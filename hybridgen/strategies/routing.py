@@ -15,7 +15,7 @@ from hybridgen.engine.loop import Program
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.state import QUANTILE_WINDOW, State
 from hybridgen.engine.steps import feed, sample_and_commit
-from hybridgen.kernels import uncertainty
+from hybridgen.kernels.uncertainty import LOGITS, PROBS, entropy, logtoku
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
@@ -38,7 +38,7 @@ class Routing(RoundStrategy):
     def program(self, state: State, pair: Pair, request: Request) -> Program:
         writes = request.llm_consecutive_tokens
         rate = route_rate(request.llm_fraction, writes)
-        evidence = uncertainty.PROBS if request.evidence == "probs" else uncertainty.LOGITS
+        evidence = PROBS if request.evidence == "probs" else LOGITS
         return Program(
             partial(slm_round, state, pair.slm, pair.llm, self.metric, evidence, rate, writes),
             partial(llm_rounds, state, pair.llm, writes),
@@ -110,10 +110,12 @@ def llm_round(state: State, llm: Decoder, count: int) -> None:
 
 def measure(logits: Tensor, metric: str, evidence: int) -> Tensor:
     """The metric of logits [B, V], at temperature 1 whatever the sampling: [B] float32."""
+    value: Tensor
     if metric == "entropy":
-        return uncertainty.entropy(logits, logits.new_ones(logits.shape[0], dtype=torch.float32))
-    aleatoric, _ = uncertainty.logtoku(logits, LOGTOKU_K, evidence)
-    return aleatoric
+        value = entropy(logits, logits.new_ones(logits.shape[0], dtype=torch.float32))
+    else:
+        value, _ = logtoku(logits, LOGTOKU_K, evidence)
+    return value
 
 
 def move_threshold(state: State, value: Tensor, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""Run a round on fake CUDA tensors: no card needed, and nothing that a CUDA graph could not capture.
+"""Run a round on fake CUDA tensors, without a card: nothing that a CUDA graph could not capture.
 
 `FakeTensorMode` knows shapes, dtypes and devices but no values, so it raises on `.item()`, boolean
 indexing and `nonzero`, and on tensors of different devices in one op. It lets copies to the host

@@ -1,7 +1,7 @@
 """A decoder whose distribution can be written down: logits are a table of the last two tokens.
 
 Its cache is real: it remembers the tokens it was fed by position, and looks the previous one up
-there. A strategy that forgets to feed a token, or trusts one that was rolled back, gets other logits.
+there. A strategy that forgets to feed a token, or trusts a rejected one, gets other logits.
 """
 
 from itertools import product

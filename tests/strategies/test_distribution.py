@@ -44,9 +44,7 @@ SAMPLINGS = {
 
 def loaded_state(vocab: int, num_drafts: int, sampling: tuple, depth: int = DEPTH) -> State:
     """ROWS rows of the same prompt, each with its own seed, ending after ``depth`` tokens."""
-    state = State.allocate(
-        ROWS, 32, num_drafts, vocab, vocab, torch.float32, torch.device("cpu")
-    )
+    state = State.allocate(ROWS, 32, num_drafts, vocab, vocab, torch.float32, torch.device("cpu"))
     limits = [len(PROMPT) + depth] * ROWS
     state.load([PROMPT] * ROWS, limits, range(7, 7 + ROWS), sampling, [], 0.0)
     return state
@@ -137,7 +135,7 @@ def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
 
 
 class ShiftDecoder:
-    """A vocabulary of 4096: the logits after a token are one row, shifted by 37 places a token id."""
+    """The logits after a token are one row, shifted by 37 places for each step of its id."""
 
     def __init__(self, row: torch.Tensor) -> None:
         self.row = row
@@ -169,7 +167,9 @@ def test_a_vocabulary_of_4096_writes_the_llms_law(sampling: tuple, rejection: bo
         seeds = range(i * rows, (i + 1) * rows)
         state.load([PROMPT] * rows, [len(PROMPT) + 2] * rows, seeds, sampling, [], 0.0)
         run(
-            state, Program(partial(speculative.speculative_round, state, slm, llm, 3, rejection)), ()
+            state,
+            Program(partial(speculative.speculative_round, state, slm, llm, 3, rejection)),
+            (),
         )
         for column in (0, 1):
             new = state.tokens[:, len(PROMPT) + column].numpy()

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.state import State
 from hybridgen.engine.steps import append
-from hybridgen.kernels import uncertainty
+from hybridgen.kernels.uncertainty import LOGITS, PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.strategies import speculative
 from hybridgen.strategies.routing import catch_up_round, llm_round, llm_rounds, slm_round
@@ -42,10 +42,10 @@ ROUNDS: dict[str, tuple[int, Round]] = {
     **{f"coupled or greedy, K = {k}": drafting(k, False) for k in (1, 4, 8)},
     "llm alone": (0, lambda state, pair: single_round(state, pair.llm, SOURCE_LLM, 384)),
     "slm alone": (0, lambda state, pair: single_round(state, pair.slm, SOURCE_SLM, 384)),
-    "entropy": routed("entropy", uncertainty.PROBS, -1.0, 1),
-    "entropy, running quantile": routed("entropy", uncertainty.PROBS, 0.2, 4),
-    "uncertainty": routed("uncertainty", uncertainty.PROBS, -1.0, 1),
-    "uncertainty, logits": routed("uncertainty", uncertainty.LOGITS, 0.2, 1),
+    "entropy": routed("entropy", PROBS, -1.0, 1),
+    "entropy, running quantile": routed("entropy", PROBS, 0.2, 4),
+    "uncertainty": routed("uncertainty", PROBS, -1.0, 1),
+    "uncertainty, logits": routed("uncertainty", LOGITS, 0.2, 1),
     **{
         f"catch-up, {n} tokens": (0, lambda state, pair, n=n: llm_round(state, pair.llm, n))
         for n in (1, 2, 4, 8, 16)

@@ -13,7 +13,7 @@ from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loop import Program, run
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.state import State
-from hybridgen.kernels import uncertainty
+from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies.routing import llm_rounds, slm_round
 from hybridgen.strategies.single import single_round
@@ -30,7 +30,7 @@ def pair() -> Pair:
 
 def programs(pair: Pair, state: State) -> dict[str, Program]:
     slm, llm = pair.slm, pair.llm
-    route = partial(slm_round, state, slm, llm, "entropy", uncertainty.PROBS, 0.5, 1)
+    route = partial(slm_round, state, slm, llm, "entropy", PROBS, 0.5, 1)
     return {
         "rejection": Program(partial(speculative_round, state, slm, llm, 4, True)),
         "coupled": Program(partial(speculative_round, state, slm, llm, 4, False)),
