@@ -220,6 +220,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tiny_pair: TinyPair) -
             [sys.executable, "-m", "hybridgen", *models, "p", "--stats", "none"],
             stdout=gone,
             stderr=subprocess.PIPE,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
             text=True,
         )
     assert (done.returncode, done.stderr) == (141, "")

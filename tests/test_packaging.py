@@ -15,7 +15,7 @@ PROBE = "from transformers.utils.import_utils import is_kernels_available as f; 
 
 
 def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
-    """What a fresh Python prints."""
+    """What a fresh Python prints; `path` is put on its path."""
     environment = {"PYTHONPATH": str(path)} if path else {}
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -53,7 +53,7 @@ def test_kernels_are_imported_under_our_own_name() -> None:
 
 def test_importing_the_package_or_asking_for_help_does_not_import_torch(tmp_path: Path) -> None:
     light = "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
-    python("-c", f"import sys, hybridgen; {light}", cwd=tmp_path)
+    python("-c", f"import sys, hybridgen; {light}", cwd=tmp_path, path=ROOT)
     asked = f"""
 import sys
 from hybridgen.cli import main
@@ -63,7 +63,7 @@ except SystemExit as done:
     assert done.code == 0
 {light}
 """
-    assert "examples:" in python("-c", asked, cwd=tmp_path)
+    assert "examples:" in python("-c", asked, cwd=tmp_path, path=ROOT)
 
 
 def test_the_public_names_resolve_and_are_listed() -> None:
