@@ -202,7 +202,7 @@ def _scores(
     if not rejected.any():
         return score
     temperature = p.params.temperature[at]
-    p_x = _probability(p.rows[at, token], p.tau[at], p.log_z[at], temperature)
+    p_x = np.exp(p.rows[at, token] / temperature - p.log_z[at])
     q_x = q.probability(row, np.minimum(accepted, drafted - 1)[row], token, temperature)
     residual = np.maximum(p_x - q_x, 0.0)
     mass = np.add.reduceat(residual, row_starts(row))
