@@ -215,7 +215,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         )
         outputs.append(output)
         logsumexp.append(total)
-    weights = torch.stack(logsumexp).softmax(0).unsqueeze(-1).unbind()
+    # Along the last axis: elsewhere the exponential of an entry depends on where it stands.
+    weights = torch.stack(logsumexp, -1).softmax(-1).split(1, -1)
     combined = outputs[0].mul_(weights[0])
     for output, weight in zip(outputs[1:], weights[1:], strict=True):
         combined.addcmul_(output, weight)

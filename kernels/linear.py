@@ -17,6 +17,7 @@ from hybridgen.kernels.layers import rms_norm
 from hybridgen.kernels.registry import define
 
 MAX_ROWS = 64
+SERIAL = 32768  # elements from which torch shares an elementwise op among threads
 
 
 def norm_linear_reference(
@@ -32,7 +33,14 @@ def norm_gated_linear_reference(
     """``silu(gate) * up`` of ``rms_norm(x [R, H])`` -> [R, I]; weight [2 I, H] is gate over up."""
     both = F.linear(rms_norm(x, norm, eps), weight, bias)
     gate, up = both.chunk(2, -1)
-    return F.silu(gate).mul_(up)
+    rows, inner = gate.shape
+    if rows * inner < SERIAL:
+        return F.silu(gate).mul_(up)
+    # A thread's share may end inside a row, where the last few exponentials come from another
+    # routine with other last bits: smaller pieces have one thread each.
+    step = max((SERIAL - 1) // inner, 1)
+    pieces = zip(gate.split(step), up.split(step), strict=True)
+    return torch.cat([F.silu(g).mul_(u) for g, u in pieces])
 
 
 def linear_residual_reference(

@@ -237,7 +237,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 # Widths at which the libraries do switch kernels with the number of rows.
 WIDE: dict[str, Any] = dict(
-    hidden_size=256, intermediate_size=768, num_hidden_layers=2, head_dim=64, vocab_size=512
+    hidden_size=256,
+    intermediate_size=768,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=64,
+    vocab_size=512,
 )
 BORDERS = (255, 256, 257, 511, 512)
 
@@ -249,7 +254,8 @@ def test_bits_do_not_depend_on_tokens_rows_or_mates(dtype: torch.dtype, threads:
     arena = Arena([decoder.cache_layout()], 8, 1024, "cpu")
     cache = arena.caches[0].normal_(generator=torch.Generator().manual_seed(3))
     tokens = random_tokens(8, 1024)
-    for border in BORDERS:
+    # Threads that share cores with other work wait long for each other: one border for two of them.
+    for border in BORDERS if threads == 1 else (256,):
         # Row 0 alone, one token at a time, over the border.
         decoder.bind(cache[:, :, :, :1].clone())
         first = border - 8
@@ -277,7 +283,7 @@ def decode_from(decoder: Decoder, tokens: Tensor, first: int, chunks: list[int])
 def test_bits_for_other_families_and_groups(kind: str, heads: tuple[int, int]) -> None:
     options: dict[str, Any] = {"sliding_window": 100} if kind == "mistral" else {}
     shape = dict(num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=32)
-    model = random_model(kind, hidden_size=192, intermediate_size=384, **shape, **options)
+    model = random_model(kind, hidden_size=288, intermediate_size=384, **shape, **options)
     tokens = random_tokens(3, 300)
     decoder = bound(model, rows=3, positions=512)
     decoder.prefill(tokens, [250, 250, 250])

@@ -57,6 +57,22 @@ def test_norm_gated_linear(dtype: torch.dtype, rows: int, with_bias: bool) -> No
     assert close(norm_gated_linear(x, norm, EPS, weight, bias), F.silu(gate) * up)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_gates_of_many_rows_have_the_bits_of_one_row(dtype: torch.dtype) -> None:
+    inner, before = 1004, torch.get_num_threads()
+    norm, weight = random(8, dtype=dtype, seed=1), random(2 * inner, 8, dtype=dtype, seed=2)
+    torch.set_num_threads(2)  # an odd number of rows: shares would end inside one
+    try:
+        for seed in range(12):
+            x = random(63, 8, dtype=dtype, seed=seed)
+            both = norm_linear(x, norm, EPS, weight, None)
+            expected = [F.silu(row[:, :inner]) * row[:, inner:] for row in both.split(1)]
+            ours = norm_gated_linear(x, norm, EPS, weight, None)
+            assert torch.equal(ours, torch.cat(expected))
+    finally:
+        torch.set_num_threads(before)
+
+
 @cases
 def test_linear_residual(dtype: torch.dtype, rows: int, with_bias: bool) -> None:
     x, weight = random(rows, 96, dtype=dtype), random(40, 96, dtype=dtype, seed=2)
