@@ -128,6 +128,14 @@ def test_greedy_tau_is_the_maximum_and_log_z_is_0() -> None:
     assert (tau.tolist(), log_z.tolist()) == ([5], [0])
 
 
+def test_greedy_takes_the_first_of_equals_alone_and_beside_sampled_rows() -> None:
+    row, seed, position = [1.0, 5.0, 2.0, 5.0], torch.arange(3), torch.arange(3)
+    for params in ((GREEDY, GREEDY, GREEDY), (GREEDY, OFF, GREEDY), (GREEDY, QWEN, GREEDY)):
+        token, tau, log_z = sample(rows_of(row, row, row), rows_of(*params), seed, position, TARGET)
+        assert token[[0, 2]].tolist() == [1, 1]
+        assert tau[[0, 2]].tolist() == [5, 5] and log_z[[0, 2]].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("top_k", [1, 2, 20, 127, 128, 129, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_narrow_and_wide_top_k_agree(top_k: int, top_p: float) -> None:
