@@ -1,0 +1,106 @@
+"""The model card, written from ``metrics.json`` so that no figure is typed by hand."""
+
+from typing import Any
+
+from hybridgen.pair.data import MAX_CONTEXT
+
+CARD = """\
+---
+license: psf-2.0
+library_name: transformers
+tags: [speculative-decoding, qwen3, code]
+---
+
+# The embedded pair
+
+Two small Qwen3 models over one vocabulary, made for each other: `llm` ({llm_m:.1f}M parameters) has
+read Python's standard library, and `slm` ({slm_m:.2f}M) was distilled from it to draft for it. They
+let `hybridgen` run, and be tested, on any machine and without a download. They complete text that
+looks like the standard library; they do not answer questions, and their code is not to be
+trusted. Both folders are ordinary transformers checkpoints in bfloat16:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from hybridgen.pair import LLM_PATH, SLM_PATH
+
+llm = AutoModelForCausalLM.from_pretrained(LLM_PATH)
+slm = AutoModelForCausalLM.from_pretrained(SLM_PATH)
+tokenizer = AutoTokenizer.from_pretrained(LLM_PATH)
+```
+
+| | llm | slm |
+|---|---|---|
+| layers, width, MLP width | 6, 256, 768 | 2, 96, 256 |
+| query heads, KV heads, head width | 4, 2, 64 | 3, 1, 32 |
+| parameters (embedding tied) | {llm[parameters]:,} | {slm[parameters]:,} |
+| context, tokens | {context} | {context} |
+| training steps | {llm[steps]:,} | {slm[steps]:,} |
+| tokens seen | {llm[tokens_seen]:,} | {slm[tokens_seen]:,} |
+| held-out loss, nats a token | {llm[held_out_loss]:.3f} | {slm[held_out_loss]:.3f} |
+| held-out bits a byte | {llm[bits_per_byte]:.3f} | {slm[bits_per_byte]:.3f} |
+
+## Speculation
+
+Measured on text that the LLM writes by itself from held-out prompts, with rejection sampling and
+K = {drafts} drafts a round and no top-k or top-p. Agreement is the chance that one draft is kept;
+τ is the mean number of tokens a round, the LLM's own token included (at most {best}).
+
+| | agreement | acceptance rate | kept at position 1 to {drafts} | τ | repeated 8-grams |
+|---|---|---|---|---|---|
+{rows}
+
+The last column is the share of 8-grams that occurred before in the same text: it shows looping.
+
+## Data
+
+The `.py` files of CPython {python}'s standard library without its tests, generated tables and
+bundled demos: {train_files} files, {train_tokens:,} tokens. {held_out_files} more files
+({held_out_tokens:,} tokens), chosen by a hash of their paths, are held out; every loss above is
+theirs, in windows of 512 tokens. Python is distributed under the PSF License Version 2, and the
+weights are offered under it too.
+
+The tokenizer is byte-level BPE with {vocabulary:,} entries, {bytes_per_token:.2f} bytes a token on
+the held-out files. Runs of spaces stay whole, so an indentation is one token. `<|endoftext|>`
+separates documents and ends a text; there is no bos token.
+
+## Recipe
+
+`python -m hybridgen.pair.train` makes it all in about two hours on two CPU cores. Muon on the
+hidden matrices and AdamW on the embedding and the norms, a linear decay to zero, weight decay 0.1,
+bfloat16 autocast. Documents are shuffled, packed, and cut at another random phase in every epoch;
+windows grow from 256 to 512 to 1,024 tokens. The SLM then minimises the forward KL divergence from
+the LLM over the whole vocabulary, at temperatures 1 and 0.6, on the corpus and, in equal parts, on
+text sampled from the LLM at temperatures 0.6 to 1.
+
+## Samples
+
+Drawn at temperature 0.6, top-k 20, top-p 0.95, one each and not chosen. The prompt comes first, up
+to the mark `▶`.
+{samples}"""
+
+
+def render(metrics: dict[str, Any]) -> str:
+    """The card's text."""
+    return CARD.format(
+        **{k: v for k, v in metrics.items() if k not in ("samples", "speculation")},
+        llm_m=metrics["llm"]["parameters"] / 1e6,
+        slm_m=metrics["slm"]["parameters"] / 1e6,
+        context=MAX_CONTEXT,
+        best=metrics["drafts"] + 1,
+        rows="\n".join(_row(label, entry) for label, entry in metrics["speculation"].items()),
+        samples="".join(_sample(entry) for entry in metrics["samples"]),
+    )
+
+
+def _row(label: str, entry: dict[str, Any]) -> str:
+    kept = ", ".join(f"{share:.2f}" for share in entry["accepted_per_position"])
+    return (
+        f"| {label} | {entry['agreement']:.3f} | {entry['acceptance_rate']:.3f} | {kept} "
+        f"| {entry['tau']:.2f} | {entry['repeated_8grams']:.3f} |"
+    )
+
+
+def _sample(entry: dict[str, str]) -> str:
+    # Trailing blanks would be lost to editors, and the card is compared with the metrics.
+    text = f"{entry['prompt']}▶{entry['text']}"
+    return "\n````python\n" + "\n".join(line.rstrip() for line in text.splitlines()) + "\n````\n"

@@ -1,0 +1,88 @@
+"""Stage two: the small model learns the large one's distributions.
+
+What counts for speculation is agreement on text that the large model writes itself, so half of
+every batch is such text, and the target is its whole distribution, not the token that was drawn.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import Qwen3ForCausalLM
+
+from hybridgen.pair import data, texts
+from hybridgen.pair.loop import Loss
+from hybridgen.pair.pretrain import logits
+
+SAMPLE_ROWS = 48
+PROMPT_LENGTH = 32
+TEMPERATURES = (0.6, 1.0)
+
+
+def sample_texts(
+    model: Qwen3ForCausalLM,
+    documents: list[np.ndarray],
+    count: int,
+    length: int,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """About ``count`` texts uint16 [length] that the model wrote from prompts of the corpus.
+
+    A text starts at a random place of the corpus, and each batch has its own temperature.
+    """
+    prompts = data.windows(documents, PROMPT_LENGTH, rng)[:, :PROMPT_LENGTH]
+    written: list[np.ndarray] = []
+    while len(written) < count:
+        rows = prompts[rng.integers(len(prompts), size=min(SAMPLE_ROWS, count - len(written)))]
+        batch = texts.write(
+            model,
+            torch.from_numpy(rows),
+            length - PROMPT_LENGTH,
+            temperature=float(rng.uniform(*TEMPERATURES)),
+            seed=int(rng.integers(2**31)),
+        )
+        written.extend(batch.numpy().astype(np.uint16))
+    return written
+
+
+def mixed_batches(
+    corpus: list[np.ndarray],
+    samples: list[np.ndarray],
+    rows: int,
+    length: int,
+    rng: np.random.Generator,
+) -> Iterator[np.ndarray]:
+    """Endless batches int64 [rows, length + 1]: half corpus, half the large model's own text."""
+    own = rows // 2
+    mine = data.batches(samples, max(1, own), length, rng)
+    theirs = data.batches(corpus, max(1, rows - own), length, rng)
+    for a, b in zip(mine, theirs, strict=False):
+        yield np.concatenate([a, b])[:rows]
+
+
+def distillation_loss(teacher: Qwen3ForCausalLM, student: Qwen3ForCausalLM, compiled: bool) -> Loss:
+    """Mean forward KL(teacher || student) in nats over the whole vocabulary.
+
+    Half the weight is on the distributions at temperature 1, half on the sharper ones at 0.6: the
+    small model cannot match everything, and the likeliest tokens are the ones that get accepted.
+    """
+
+    def loss(window: torch.Tensor) -> torch.Tensor:
+        tokens = window[:, :-1]
+        with torch.no_grad():
+            target = logits(teacher, tokens).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = logits(student, tokens)
+        scores = scores.float()
+        parts = [divergence(target / t, scores / t) for t in TEMPERATURES]
+        return torch.stack(parts).mean()
+
+    return torch.compile(loss, dynamic=False) if compiled else loss
+
+
+def divergence(target: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of KL(softmax(target) || softmax(scores)) in nats, from logits [N, V]."""
+    log_p = F.log_softmax(target, dim=-1)
+    log_q = F.log_softmax(scores, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()

@@ -1,0 +1,52 @@
+"""The numbers of the recipe in one place: the shipped pair's, and a tiny run's for the tests."""
+
+from dataclasses import dataclass
+
+from hybridgen.pair.loop import Budget, Phase
+
+LLM_BUDGET = Budget(5000)
+SLM_BUDGET = Budget(1800)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train; the defaults are the shipped pair.
+
+    A step reads the same number of tokens in every phase of a stage. Short windows come first:
+    attention is a third of the work at 512, and what a young model learns is local anyway.
+    """
+
+    seed: int = 0
+    processes: int = 2
+    compiled: bool = True
+    max_files: int | None = None
+    llm_phases: tuple[Phase, ...] = (Phase(0.5, 16, 256), Phase(0.85, 8, 512), Phase(1.0, 4, 1024))
+    llm_budget: Budget = LLM_BUDGET
+    sample_count: int = 960
+    sample_length: int = 288
+    slm_phases: tuple[Phase, ...] = (Phase(0.85, 8, 512), Phase(1.0, 4, 1024))
+    slm_budget: Budget = SLM_BUDGET
+    eval_prompts: int = 64
+    eval_tokens: int = 192
+    drafts: int = 4
+
+
+SMOKE = Recipe(
+    processes=1,
+    compiled=False,
+    max_files=4,
+    llm_phases=(Phase(1.0, 2, 64),),
+    llm_budget=Budget(3),
+    sample_count=4,
+    sample_length=48,
+    slm_phases=(Phase(1.0, 2, 64),),
+    slm_budget=Budget(3),
+    eval_prompts=4,
+    eval_tokens=16,
+)
+
+
+def tokens_a_step(phases: tuple[Phase, ...]) -> int:
+    """Tokens a step over all processes."""
+    (tokens,) = {phase.rows * phase.length for phase in phases}
+    return tokens

@@ -1,0 +1,168 @@
+"""Train the embedded pair: tokenizer, large model, then the small one distilled from it.
+
+The text is the running interpreter's standard library, so nothing is downloaded. The stages run in
+order; an interrupted run continues from the restart files in the work folder. The result is two
+ordinary transformers checkpoints, OUT/llm and OUT/slm, with OUT/metrics.json and OUT/README.md.
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from hybridgen.pair import card, data, distill, evaluate, loop, measure, models, parallel, pretrain
+from hybridgen.pair.recipe import SMOKE, Recipe
+
+CHECK_WINDOWS = 32
+
+
+class Trainer:
+    """One process's share of both stages."""
+
+    def __init__(self, rank: int, recipe: Recipe, work: Path) -> None:
+        self.rank = rank
+        self.recipe = recipe
+        self.work = work
+        corpus = data.load_corpus(max_files=recipe.max_files)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+        self.documents = data.encode_documents(self.tokenizer, corpus.train)
+        held_out = data.encode_documents(self.tokenizer, corpus.held_out)
+        length = max(phase.length for phase in recipe.llm_phases) // 2
+        windows = data.windows(held_out, length, np.random.default_rng(recipe.seed))
+        self.check = torch.from_numpy(windows[:CHECK_WINDOWS])
+        self.vocabulary = (len(self.tokenizer), self.tokenizer.eos_token_id)
+
+    def llm(self) -> Qwen3ForCausalLM:
+        """Stage one: the large model."""
+        model = models.build(models.llm_config(*self.vocabulary), self.recipe.seed)
+        run = loop.Run(
+            name="llm",
+            model=model,
+            loss=pretrain.next_token_loss(model, self.recipe.compiled),
+            batches=partial(data.batches, self.documents),
+            phases=self.recipe.llm_phases,
+            budget=self.recipe.llm_budget,
+            folder=self.work,
+            seed=self.recipe.seed,
+            on_save=partial(self.publish, model, "llm"),
+        )
+        loop.fit(run, self.rank)
+        return model
+
+    def samples(self, llm: Qwen3ForCausalLM) -> list[np.ndarray]:
+        """The large model's own texts, this process's share, kept for a restart."""
+        path = self.work / f"samples.{self.rank}.npy"
+        if not path.exists():
+            texts = distill.sample_texts(
+                llm,
+                self.documents,
+                max(1, self.recipe.sample_count // parallel.world_size()),
+                self.recipe.sample_length,
+                np.random.default_rng([self.recipe.seed, self.rank]),
+            )
+            np.save(path, np.stack(texts))
+        return list(np.load(path))
+
+    def slm(self, llm: Qwen3ForCausalLM) -> None:
+        """Stage two: the small model, from the large one in bfloat16."""
+        teacher = llm.bfloat16().requires_grad_(False)
+        samples = self.samples(teacher)
+        model = models.build(models.slm_config(*self.vocabulary), self.recipe.seed)
+        models.inherit_embedding(model, teacher)
+        run = loop.Run(
+            name="slm",
+            model=model,
+            loss=distill.distillation_loss(teacher, model, self.recipe.compiled),
+            batches=partial(distill.mixed_batches, self.documents, samples),
+            phases=self.recipe.slm_phases,
+            budget=self.recipe.slm_budget,
+            folder=self.work,
+            seed=self.recipe.seed + 1,
+            on_save=partial(self.publish, model, "slm"),
+        )
+        loop.fit(run, self.rank)
+
+    def publish(self, model: Qwen3ForCausalLM, name: str) -> str:
+        """Write the checkpoint so far, and say how good it is."""
+        export(model, self.tokenizer, self.work / name)
+        return f"held-out loss {evaluate.held_out_loss(model, self.check):.4f}"
+
+
+def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write an ordinary checkpoint in bfloat16; the model in training keeps its float32."""
+    state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    twin = Qwen3ForCausalLM(model.config).bfloat16()
+    twin.load_state_dict(state)
+    twin.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_pair(rank: int, recipe: Recipe, work: Path) -> None:
+    """Both stages, in one process of several."""
+    trainer = Trainer(rank, recipe, work)
+    trainer.slm(trainer.llm())
+
+
+def report(recipe: Recipe, work: Path, out: Path) -> None:
+    """Copy the checkpoints to their place, measure them, and write the card."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    for name in ("llm", "slm"):
+        model = measure.load(work / name)
+        export(model, tokenizer, out / name)
+    metrics = measure.measure(out, work, recipe)
+    measure.write(metrics, out / "metrics.json")
+    (out / "README.md").write_text(card.render(metrics), encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    recipe, work, out = parse(arguments)
+    work.mkdir(parents=True, exist_ok=True)
+    corpus = data.load_corpus(max_files=recipe.max_files)
+    data.train_tokenizer(corpus).save_pretrained(work / "tokenizer")
+    parallel.launch(train_pair, recipe.processes, recipe, work)
+    report(recipe, work, out)
+
+
+def parse(arguments: list[str] | None) -> tuple[Recipe, Path, Path]:
+    """The recipe, the work folder and the output folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hybridgen.pair.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path(__file__).parent, help="where the pair goes (%(default)s)")
+    add("--work", type=Path, default=Path("build/pair"), help="restart files (%(default)s)")
+    add("--seed", type=int, default=Recipe.seed, help="weights, batches, samples (%(default)s)")
+    add("--processes", type=int, help=f"single-threaded trainers ({Recipe.processes})")
+    for name in ("llm", "slm"):
+        steps = getattr(Recipe, f"{name}_budget").steps
+        add(f"--{name}-steps", type=int, help=f"length of the {name}'s training ({steps})")
+        add(f"--{name}-minutes", type=float, help="a time instead: the schedule follows the clock")
+    add("--smoke", action="store_true", help="a few steps on a few files, to see that all works")
+    options = parser.parse_args(arguments)
+    recipe = replace(SMOKE if options.smoke else Recipe(), seed=options.seed)
+    if options.processes:
+        recipe = replace(recipe, processes=options.processes)
+    return (
+        replace(
+            recipe,
+            llm_budget=_budget(recipe.llm_budget, options.llm_steps, options.llm_minutes),
+            slm_budget=_budget(recipe.slm_budget, options.slm_steps, options.slm_minutes),
+        ),
+        options.work,
+        options.out,
+    )
+
+
+def _budget(default: loop.Budget, steps: int | None, minutes: float | None) -> loop.Budget:
+    return loop.Budget(default.steps if steps is None else steps, minutes)
+
+
+if __name__ == "__main__":
+    main()
