@@ -252,8 +252,9 @@ def test_traps_7_and_8_no_u_accepts_what_the_llm_forbids(
     u: np.float32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "uniform", lambda *_: np.full((1, 1), u))
-    tokens, count, _ = one_draft([0.5, 0.5, 0.0], [0.2, 0.2, 0.6], token=2).rejection()
-    assert count.tolist() == [1] and tokens[0, 0] in (0, 1)
+    for q in ([0.2, 0.2, 0.6], [0.5, 0.5, 0.0]):  # the latter: not the draft's either, 0 against 0
+        tokens, count, _ = one_draft([0.5, 0.5, 0.0], q, token=2).rejection()
+        assert count.tolist() == [1] and tokens[0, 0] in (0, 1)
 
 
 def test_trap_8_the_smallest_u_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
