@@ -217,7 +217,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         logsumexp.append(total)
     # Along the last axis: elsewhere the exponential of an entry depends on where it stands.
     weights = torch.stack(logsumexp, -1).softmax(-1).split(1, -1)
-    combined = outputs[0].mul_(weights[0])
+    combined: Tensor = outputs[0].mul_(weights[0])
     for output, weight in zip(outputs[1:], weights[1:], strict=True):
         combined.addcmul_(output, weight)
     return combined

@@ -9,6 +9,8 @@ few rows each product costs its weight's bytes: the floor is O * H * itemsize / 
 Nothing is written in place.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,7 @@ from hybridgen.kernels.layers import rms_norm
 from hybridgen.kernels.registry import define
 
 MAX_ROWS = 64
+LARGE_WEIGHT = 4_000_000  # elements from which the search for a row tile skips some row counts
 SERIAL = 32768  # elements from which torch shares an elementwise op among threads
 
 
@@ -85,32 +88,33 @@ linear_residual = define(
 )
 
 
-def row_tile(shapes: set[tuple[int, int]], dtype: torch.dtype) -> tuple[int, int]:
+def row_tile(weights: Iterable[Tensor]) -> tuple[int, int]:
     """Row counts at which a CPU product's rows do not depend on the other rows.
 
     Libraries switch kernels with the number of rows, and with it the order of the sums: the same
-    row then has other bits in a product of 1 row than of 5. Tried here, for weights of these
-    ``shapes`` (O, H) on the current number of threads.
+    row then has other bits in a product of 1 row than of 5. Tried here with one of ``weights``
+    [O, H] of each shape, on the current number of threads.
 
     Returns ``(tile, block)``: pad to a multiple of ``tile`` rows and never go beyond ``block``.
     """
+    distinct = {weight.shape: weight for weight in weights}.values()
     for tile in (1, 2, 4, 8):
-        if all(_same_bits(out, inner, dtype, tile) for out, inner in shapes):
+        if all(_same_bits(weight, tile) for weight in distinct):
             return tile, MAX_ROWS
     return 8, 8
 
 
-def _same_bits(out: int, inner: int, dtype: torch.dtype, tile: int) -> bool:
+def _same_bits(weight: Tensor, tile: int) -> bool:
     """Whether products of tile, 2 tile, ... rows give the bits of an 8-row product."""
     generator = torch.Generator().manual_seed(0)
-    # A few thousand output columns show a kernel switch as well as a whole vocabulary does.
-    weight = torch.randn(out, inner, generator=generator).to(dtype)
-    x = torch.randn(MAX_ROWS, inner, generator=generator).to(dtype)
-    expected = torch.cat([F.linear(x[i : i + 8], weight) for i in range(0, MAX_ROWS, 8)])
-    for rows in range(tile, MAX_ROWS + 1, tile):
-        first = (MAX_ROWS - rows) // 2
-        if not torch.equal(
-            F.linear(x[first : first + rows], weight), expected[first : first + rows]
-        ):
+    x = torch.randn(MAX_ROWS, weight.shape[1], generator=generator).to(weight.dtype)
+    expected = torch.cat([F.linear(part, weight) for part in x.split(8)])
+    counts: Iterable[int] = range(tile, MAX_ROWS + 1, tile)
+    if weight.numel() > LARGE_WEIGHT:
+        counts = [rows for rows in counts if rows <= 8 or rows in (12, 16, 24, 32, 48, MAX_ROWS)]
+    for rows in counts:
+        first = (MAX_ROWS - rows) // 2  # so that a row's place differs from the expected one
+        part = slice(first, first + rows)
+        if not torch.equal(F.linear(x[part], weight), expected[part]):
             return False
     return True

@@ -177,4 +177,4 @@ class Decoder:
             return 1, 1 << 30
         layer = self.weights.layers[0]
         weights = (layer.qkv, layer.output, layer.gate_up, layer.down, self.weights.head)
-        return row_tile({(len(weight), weight.shape[1]) for weight in weights}, self.dtype)
+        return row_tile(weights)

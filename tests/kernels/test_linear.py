@@ -104,12 +104,12 @@ def test_schemas_and_fake_shapes_hold(dtype: torch.dtype, with_bias: bool) -> No
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_rows_of_a_tile_do_not_depend_on_their_number(dtype: torch.dtype) -> None:
-    shapes = {(512, 256), (256, 768), (300, 96)}
-    tile, block = row_tile(shapes, dtype)
-    for out, inner in shapes:
-        weight = random(out, inner, dtype=dtype, seed=5)
-        x = random(block, inner, dtype=dtype, seed=6)
-        one_tile = torch.cat([F.linear(x[i : i + tile], weight) for i in range(0, block, tile)])
+    shapes = ((512, 256), (256, 768), (300, 96))
+    weights = [random(*shape, dtype=dtype, seed=5) for shape in shapes]
+    tile, block = row_tile(weights)
+    for weight in weights:
+        x = random(block, weight.shape[1], dtype=dtype, seed=6)
+        one_tile = torch.cat([F.linear(part, weight) for part in x.split(tile)])
         for rows in range(tile, block + 1, tile):
             assert torch.equal(F.linear(x[:rows], weight), one_tile[:rows])
 
@@ -124,11 +124,16 @@ def break_rows(monkeypatch: pytest.MonkeyPatch, odd: int) -> None:
     monkeypatch.setattr(linear.F, "linear", product)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("tile", [1, 2, 4, 8])
-def test_the_smallest_tile_that_holds_is_found(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+def test_the_smallest_tile_that_holds_is_found(
+    monkeypatch: pytest.MonkeyPatch, tile: int, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(linear, "LARGE_WEIGHT", 0)
     break_rows(monkeypatch, tile)
     # One column, one input: the real library underneath has only one order of summing.
-    assert row_tile({(1, 1)}, torch.float32) == (tile, 64)
+    assert row_tile([torch.ones(1, 1)]) == (tile, 64)
 
 
 def test_without_a_tile_products_have_exactly_eight_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,4 +141,4 @@ def test_without_a_tile_products_have_exactly_eight_rows(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         linear.F, "linear", lambda x, w: plain(x, w) * (1 if len(x) == 8 else 1.0000001)
     )
-    assert row_tile({(1, 1)}, torch.float32) == (8, 8)
+    assert row_tile([torch.ones(1, 1)]) == (8, 8)
