@@ -399,6 +399,23 @@ def test_greedy_takes_the_first_of_equals() -> None:
         assert emitted(result) == [[1, 0], [1]]
 
 
+def test_greedy_takes_the_first_of_equals_beside_a_sampled_row() -> None:
+    """Also where the draft favours the first of them: nothing is taken off for that."""
+    target = torch.tensor([[[5.0, 5, 5, 5], [5, 5, 5, 5]]]).expand(2, -1, -1)
+    case = Round(
+        target,
+        torch.tensor([[[4.0, 0, 0, 0]]]).expand(2, -1, -1),
+        torch.tensor([[2], [2]]),
+        torch.zeros(2, 1),
+        torch.zeros(2, 1),
+        torch.tensor([GREEDY, PLAIN]),
+        torch.arange(2),
+        torch.arange(2),
+    )
+    for result in (case.rejection(), case.coupled()):
+        assert emitted(result)[0] == [0]
+
+
 # Coupled
 
 
