@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hybridgen.checks import check_int, shown
 from hybridgen.kernels import philox
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def verify_exactness(
     Coupled runs use ``seed`` plus the prompt's index. (That ``verification="rejection"`` follows
     the LLM's distribution is a statement about many samples; the test suite proves it.)
     """
+    _check_arguments(generator, prompts, num_drafts, seed)
     report = ExactnessReport()
     for index, prompt in enumerate(prompts):
         for mode, heat in (("greedy", 0.0), ("coupled", temperature)):
@@ -85,6 +87,18 @@ def verify_exactness(
                         explain(generator, index, prompt, mode, count, expected, found, heat, seed)
                     )
     return report
+
+
+def _check_arguments(generator: Any, prompts: Any, num_drafts: Any, seed: Any) -> None:
+    """What `generate` cannot see. It checks the rest."""
+    if not hasattr(generator, "generate"):
+        raise TypeError(f"generator must be a HybridGenerator, got {shown(generator)}")
+    for name, value in (("prompts", prompts), ("num_drafts", num_drafts)):
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"{name} must be a list, got {shown(value)}")
+        if not value:
+            raise ValueError(f"{name} must not be empty: nothing would be compared")
+    check_int("seed", seed, 0)
 
 
 def explain(

@@ -5,7 +5,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybridgen import pair as embedded_pair
 from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, shown
@@ -124,6 +124,7 @@ class HybridGenerator:
         Raises ValueError or TypeError, naming the argument, before any model runs; the generator
         stays usable. Raises ValueError if a model computes NaN.
         """
+        check_bool("print_stats", print_stats)
         chosen = self._choose(strategy, kwargs)
         prompt_ids, is_batch = tokenize_prompt(self.tokenizer, prompt)
         request = make_request(
@@ -169,7 +170,11 @@ class HybridGenerator:
                 pair=self.pair,
                 **kwargs,
             )
-        result = outcome if isinstance(outcome, GenerationResult) else self._wrap(outcome, prompt)
+        result = (
+            outcome
+            if isinstance(outcome, GenerationResult)
+            else self._wrap(outcome, prompt, strategy)
+        )
         if not is_batch and isinstance(chosen, RoundStrategy):
             result = result.single()
         if print_stats:
@@ -201,9 +206,14 @@ class HybridGenerator:
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
-    def _wrap(self, outcome: Any, prompt: Any) -> GenerationResult:
+    def _wrap(self, outcome: Any, prompt: Any, name: str) -> GenerationResult:
         """The (text, stats) of a custom strategy as a result; its tokens are those of the text."""
-        text, stats = outcome
+        try:
+            text, stats = outcome
+        except (TypeError, ValueError):
+            text = stats = None
+        if not isinstance(text, (str, list)) or not isinstance(stats, dict):
+            raise TypeError(f"strategies[{name!r}] must return (text, stats), not {shown(outcome)}")
         tokens = stats.get("tokens")
         if tokens is None and isinstance(text, str):
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -250,6 +260,8 @@ def choose_dtype(dtype: Any) -> torch.dtype | None:
 def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool) -> Any:
     """The tokenizer of the pair, after checking that both models use the same."""
     if tokenizer is not None:
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"tokenizer must be a transformers tokenizer, got {shown(tokenizer)}")
         return tokenizer
     small, large = (
         load_tokenizer(place_of(source, name), name, trust_remote_code)

@@ -48,9 +48,6 @@ from hybridgen.kernels.sampling import (
 
 SOURCE_PROMPT, SOURCE_SLM, SOURCE_LLM = 0, 1, 2
 """Who wrote a token."""
-ROUNDS, DRAFTED, ACCEPTED, ACCEPTED_AT = 0, 1, 2, 3
-"""Columns of `counters`; ACCEPTED_AT + i counts the rounds whose draft i was emitted, i < 16."""
-COUNTERS = 19
 
 Verdict: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -228,26 +225,24 @@ def _commit(
     length: torch.Tensor,
     done: torch.Tensor,
     source: torch.Tensor,
-    counters: torch.Tensor,
     broken_flag: torch.Tensor,
     new_tokens: torch.Tensor,
     count: torch.Tensor,
-    drafted: int,
-    new_source: torch.Tensor,
+    writer: int,
     broken: torch.Tensor,
     limit: torch.Tensor,
     eos: torch.Tensor,
 ) -> None:
     """Append new_tokens[b, :count[b]] to tokens[b] at length[b], in place.
 
-    tokens int64 [B, T], length int64 [B], done bool [B], source int8 [B, T], counters int64
-    [B, COUNTERS] and broken_flag bool [B] are written; new_tokens int64 and new_source int8 [B, N],
-    count int64 [B], broken bool [B], limit int64 [B] (the largest length) and eos int64 [B, E]
-    (padded with -1) are read. The block ends with its first eos, and at the limit; either sets
-    done. A row that was done before is not touched at all; a broken one gets done and broken_flag
-    and nothing else. Only emitted tokens are counted.
+    tokens int64 [B, T], length int64 [B], done bool [B], source int8 [B, T] and broken_flag bool
+    [B] are written; new_tokens int64 [B, N], count int64 [B], broken bool [B], limit int64 [B] (the
+    largest length) and eos int64 [B, E] (padded with -1) are read. The last of a row's tokens is
+    marked as by ``writer``, those before it as drafts, by the SLM. The block ends with its first
+    eos, and at the limit; either sets done. A row that was done before is not touched at all; a
+    broken one gets done and broken_flag and nothing else.
     """
-    at, finished, stats = length.numpy(), done.numpy(), counters.numpy()
+    at, finished = length.numpy(), done.numpy()
     block, counts, most = new_tokens.numpy(), count.numpy(), limit.numpy()
     column = np.arange(block.shape[1])
     failed = broken.numpy() & ~finished
@@ -259,23 +254,14 @@ def _commit(
     wanted = np.where(ended, ends.argmax(axis=1) + 1, counts)
     emitted = np.maximum(np.minimum(wanted, most - at), 0) * live
 
-    written = column < emitted[:, None]
-    row, offset = written.nonzero()
+    row, offset = (column < emitted[:, None]).nonzero()
     place = (row, at[row] + offset)
-    tokens.numpy()[place] = block[written]
-    writer = new_source.numpy()
-    source.numpy()[place] = writer[written]
+    tokens.numpy()[place] = block[row, offset]
+    source.numpy()[place] = np.where(offset == counts[row] - 1, writer, SOURCE_SLM)
     at += emitted
     finished |= failed | (live & (ended | (at >= most)))  # an eos cut off leaves the limit reached
     flag = broken_flag.numpy()
     flag |= failed
-
-    from_slm = written & (writer == SOURCE_SLM)
-    stats[:, ROUNDS] += live
-    stats[:, DRAFTED] += drafted * live
-    stats[:, ACCEPTED] += from_slm.sum(axis=1)
-    counted = from_slm[:, : COUNTERS - ACCEPTED_AT]
-    stats[:, ACCEPTED_AT : ACCEPTED_AT + counted.shape[1]] += counted
 
 
 def _commit_fake(
@@ -283,12 +269,10 @@ def _commit_fake(
     length: torch.Tensor,
     done: torch.Tensor,
     source: torch.Tensor,
-    counters: torch.Tensor,
     broken_flag: torch.Tensor,
     new_tokens: torch.Tensor,
     count: torch.Tensor,
-    drafted: int,
-    new_source: torch.Tensor,
+    writer: int,
     broken: torch.Tensor,
     limit: torch.Tensor,
     eos: torch.Tensor,
@@ -311,8 +295,8 @@ verify_rejection = define(
 )
 commit = define(
     "commit(Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) done, Tensor(d!) source,"
-    " Tensor(e!) counters, Tensor(f!) broken_flag, Tensor new_tokens, Tensor count, int drafted,"
-    " Tensor new_source, Tensor broken, Tensor limit, Tensor eos) -> ()",
+    " Tensor(e!) broken_flag, Tensor new_tokens, Tensor count, int writer, Tensor broken,"
+    " Tensor limit, Tensor eos) -> ()",
     _commit,
     _commit_fake,
 )

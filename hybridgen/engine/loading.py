@@ -99,6 +99,8 @@ def load_tokenizer(
     _check_folder(model, argument, weights=False)
     tokenizer = _pretrained(AutoTokenizer, model, argument, trust_remote_code)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, where no file is
+        raise ValueError(f"{argument}: {str(model)!r} has no tokenizer with a vocabulary")
     return tokenizer
 
 

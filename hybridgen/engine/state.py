@@ -41,7 +41,6 @@ class State:
     threshold: Tensor  # [B] float32
     metrics: Tensor  # [B, QUANTILE_WINDOW] float32: the last routing metrics, -inf where unseen
     decisions: Tensor  # [B] int64: routing decisions taken
-    counters: Tensor
 
     @classmethod
     def allocate(
@@ -82,7 +81,6 @@ class State:
             threshold=zeros(rows, dtype=f32),
             metrics=zeros(rows, QUANTILE_WINDOW, dtype=f32),
             decisions=zeros(rows),
-            counters=zeros(rows, 19),
         )
 
     def load(

@@ -13,7 +13,7 @@ from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.state import State
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import sample
-from hybridgen.kernels.verify import SOURCE_SLM, commit
+from hybridgen.kernels.verify import commit
 
 
 def feed(state: State, model: Decoder, count: int, behind: int) -> Tensor:
@@ -38,20 +38,15 @@ def sample_and_commit(state: State, logits: Tensor, active: Tensor, source: int)
 
 def append(state: State, new: Tensor, count: Tensor, broken: Tensor, source: int) -> None:
     """Append new[b, :count[b]] to row b: the last of them is by ``source``, the rest by the SLM."""
-    column = torch.arange(new.shape[1], device=new.device)
-    last = column >= (count - 1).unsqueeze(1)
-    new_source = (last * (source - SOURCE_SLM) + SOURCE_SLM).to(torch.int8)
     commit(
         state.tokens,
         state.length,
         state.done,
         state.source,
-        state.counters,
         state.broken,
         new,
         count,
-        0,
-        new_source,
+        source,
         broken,
         state.limit,
         state.eos,

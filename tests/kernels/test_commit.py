@@ -1,4 +1,4 @@
-"""Committing a block: cut at the first eos and at the limit, count what was emitted, no more."""
+"""Committing a block: cut at the first eos and at the limit, each token marked with its writer."""
 
 from typing import NamedTuple
 
@@ -8,17 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridgen.kernels.verify import (
-    ACCEPTED,
-    ACCEPTED_AT,
-    COUNTERS,
-    DRAFTED,
-    ROUNDS,
-    SOURCE_LLM,
-    SOURCE_PROMPT,
-    SOURCE_SLM,
-    commit,
-)
+from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_PROMPT, SOURCE_SLM, commit
 
 EOS, OTHER_EOS = 2, 3
 WIDTH = 30
@@ -31,7 +21,6 @@ class Written(NamedTuple):
     length: Tensor
     done: Tensor
     source: Tensor
-    counters: Tensor
     broken: Tensor
 
     def copy(self) -> "Written":
@@ -43,8 +32,7 @@ class Block(NamedTuple):
 
     new_tokens: Tensor
     count: Tensor
-    drafted: int
-    new_source: Tensor
+    writer: int
     broken: Tensor
     limit: Tensor
     eos: Tensor
@@ -59,7 +47,6 @@ def state(rows: int = 1, length: int = 10) -> Written:
         torch.full((rows,), length),
         torch.zeros(rows, dtype=torch.bool),
         torch.zeros(rows, WIDTH, dtype=torch.int8),
-        torch.zeros(rows, COUNTERS, dtype=torch.int64),
         torch.zeros(rows, dtype=torch.bool),
     )
 
@@ -69,12 +56,10 @@ def block(
 ) -> Block:
     """Blocks of drafts with one token of the LLM at the end of `count`."""
     counts = torch.tensor(count or [len(row) for row in rows])
-    last = torch.arange(len(rows[0])) >= counts[:, None] - 1
     return Block(
         torch.tensor(rows),
         counts,
-        len(rows[0]) - 1,
-        torch.where(last, SOURCE_LLM, SOURCE_SLM).to(torch.int8),
+        SOURCE_LLM,
         torch.full((len(rows),), broken),
         torch.full((len(rows),), limit),
         torch.tensor([[EOS, -1, -1]]).repeat(len(rows), 1),
@@ -96,18 +81,14 @@ def oracle(before: Written, given: Block) -> Written:
         if given.broken[b]:
             after.broken[b] = after.done[b] = True
             continue
-        after.counters[b, ROUNDS] += 1
-        after.counters[b, DRAFTED] += given.drafted
         for i in range(int(given.count[b])):
             if after.done[b] or after.length[b] >= given.limit[b]:
                 break
-            token, source = int(given.new_tokens[b, i]), int(given.new_source[b, i])
+            token = int(given.new_tokens[b, i])
+            source = given.writer if i == given.count[b] - 1 else SOURCE_SLM
             after.tokens[b, after.length[b]] = token
             after.source[b, after.length[b]] = source
             after.length[b] += 1
-            if source == SOURCE_SLM:
-                after.counters[b, ACCEPTED] += 1
-                after.counters[b, ACCEPTED_AT + i] += 1
             if token in given.eos[b].tolist():
                 after.done[b] = True
         if after.length[b] >= given.limit[b]:
@@ -127,7 +108,6 @@ def test_appends_the_accepted_drafts_and_the_token_after_them() -> None:
         SOURCE_PROMPT, SOURCE_SLM, SOURCE_SLM, SOURCE_LLM, SOURCE_PROMPT, SOURCE_PROMPT,
     ]  # fmt: skip
     assert after.length.tolist() == [13] and after.done.tolist() == [False]
-    assert after.counters[0, :6].tolist() == [1, 4, 2, 1, 1, 0]
 
 
 @pytest.mark.parametrize("offset", range(5))
@@ -139,7 +119,6 @@ def test_ends_with_the_first_eos(offset: int) -> None:
     after = committed(state(), block(tokens))
     assert after.length.tolist() == [10 + offset + 1] and after.done.tolist() == [True]
     assert after.tokens[0, 10:].tolist() == tokens[: offset + 1] + [7] * (20 - offset - 1)
-    assert after.counters[0, ACCEPTED] == min(offset + 1, 4)
 
 
 def test_an_eos_behind_the_count_does_not_end() -> None:
@@ -153,8 +132,6 @@ def test_ends_at_the_limit(room: int) -> None:
     after = committed(state(), block([11, 12, 13, 14, 15], limit=10 + room))
     assert after.length.tolist() == [10 + min(room, 5)] and after.done.tolist() == [room <= 5]
     assert after.tokens[0, 10:17].tolist() == ([11, 12, 13, 14, 15][:room] + [7] * 7)[:7]
-    assert after.counters[0, ACCEPTED] == min(room, 4)
-    assert after.counters[0, ROUNDS] == 1
 
 
 @pytest.mark.parametrize("offset", range(3))
@@ -186,20 +163,6 @@ def test_a_broken_row_is_flagged_and_ended_and_keeps_what_it_had() -> None:
     assert_equal(after._replace(broken=before.broken, done=before.done), before)
 
 
-def test_counters_add_up_over_rounds() -> None:
-    now = state()
-    for count in (3, 1, 2):
-        now = committed(now, block([11, 12, 13], count=[count]))
-    assert now.counters[0, :6].tolist() == [3, 6, 3, 2, 1, 0]
-    assert now.length.tolist() == [16]
-
-
-def test_a_block_of_sixteen_drafts_fits_the_counters() -> None:
-    after = committed(state(), block(list(range(100, 117))))
-    assert after.length.tolist() == [27]
-    assert after.counters[0].tolist() == [1, 16, 16] + [1] * 16
-
-
 def test_writes_in_place_and_nothing_else() -> None:
     before, given = state(3), block([11, 12], [13, EOS], [14, 15])
     copies = [field.clone() if isinstance(field, Tensor) else field for field in given]
@@ -222,7 +185,7 @@ def test_columns_of_a_wider_state() -> None:
 @settings(max_examples=200)
 @given(st.data())
 def test_follows_the_rules_row_by_row(data: st.DataObject) -> None:
-    """Any mixture of rows, lengths, limits, eos ids and sources, against the loop above."""
+    """Any mixture of rows, lengths, limits, eos ids and writers, against the loop above."""
     rows, columns = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
 
     def tensor(low: int, high: int, *shape: int) -> Tensor:
@@ -234,13 +197,11 @@ def test_follows_the_rules_row_by_row(data: st.DataObject) -> None:
     before = state(rows)._replace(
         length=tensor(0, 12, rows),
         done=tensor(0, 4, rows) == 0,
-        counters=tensor(0, 3, rows, COUNTERS),
     )
     given_block = Block(
         tensor(0, 6, rows, columns),
         tensor(0, columns, rows),
-        data.draw(st.integers(0, 6)),
-        tensor(SOURCE_SLM, SOURCE_LLM, rows, columns).to(torch.int8),
+        data.draw(st.sampled_from([SOURCE_SLM, SOURCE_LLM])),
         tensor(0, 4, rows) == 0,
         tensor(6, 16, rows),
         torch.cat([tensor(-1, OTHER_EOS, rows, 2), torch.full((rows, 1), -1)], 1),

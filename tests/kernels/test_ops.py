@@ -12,9 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hybridgen.kernels import sampling, uncertainty, verify
-from hybridgen.kernels.verify import COUNTERS
 
-WRITTEN = {"commit": ["tokens", "length", "done", "source", "counters", "broken_flag"]}
+WRITTEN = {"commit": ["tokens", "length", "done", "source", "broken_flag"]}
 
 
 def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, tuple[Any, tuple]]:
@@ -33,14 +32,12 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         length.clone(),
         torch.zeros(rows, dtype=torch.bool),
         torch.zeros(rows, 40, dtype=torch.int8),
-        torch.zeros(rows, COUNTERS, dtype=torch.int64),
         torch.zeros(rows, dtype=torch.bool),
     )
     block = (
         torch.ones(rows, drafts + 1, dtype=torch.int64),
         torch.ones(rows, dtype=torch.int64),
-        drafts,
-        torch.ones(rows, drafts + 1, dtype=torch.int8),
+        verify.SOURCE_LLM,
         torch.zeros(rows, dtype=torch.bool),
         torch.full((rows,), 40),
         torch.full((rows, 2), -1),
