@@ -8,6 +8,7 @@ up to its own: rolling back is forgetting, the next call overwrites. One layer i
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,14 @@ from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Weights, check, fuse
 from hybridgen.engine.rope import rope_table, rope_type
 from hybridgen.kernels.attention import Plan, attention, make_plan
-from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear, row_tile
+from hybridgen.kernels.linear import (
+    can_pack,
+    linear_residual,
+    norm_gated_linear,
+    norm_linear,
+    pack,
+    row_tile,
+)
 
 
 class Decoder:
@@ -55,6 +63,27 @@ class Decoder:
         generation_config = getattr(model, "generation_config", None)
         return cls(model.config, fuse(model), generation_config, batch_invariant)
 
+    def pack(self) -> None:
+        """Lay the weights out for CPU products, layer by layer, so that no second copy is held.
+
+        For weights that nothing else uses: a transformers model that shares them would keep the
+        plain ones alive. Products of one float32 row are faster plain, so a draft keeps its own.
+        """
+        few = self.dtype == torch.float32 and not self.batch_invariant
+        if self.device.type != "cpu" or few or not can_pack(self.dtype):
+            return
+        layers = self.weights.layers
+        for i, layer in enumerate(layers):
+            layers[i] = replace(
+                layer,
+                qkv=pack(layer.qkv),
+                output=pack(layer.output),
+                gate_up=pack(layer.gate_up),
+                down=pack(layer.down),
+            )
+        self.weights = replace(self.weights, head=pack(self.weights.head))
+        self._tile, self._block = self._row_policy()
+
     @property
     def device(self) -> torch.device:
         return self.weights.embedding.device
@@ -65,8 +94,11 @@ class Decoder:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights, what a forward must at least read (but for the embedding rows)."""
-        return sum(tensor.nbytes for tensor in self.weights.tensors())
+        """Bytes of the weights a forward must read: all but the embedding, of which it reads rows."""
+        weights = self.weights
+        return sum(t.nbytes for t in weights.tensors() if t is not weights.embedding) + (
+            weights.head.nbytes if weights.head is weights.embedding else 0
+        )
 
     @property
     def max_positions(self) -> int:

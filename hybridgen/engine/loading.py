@@ -45,12 +45,14 @@ def load(
     """
     if isinstance(model, PreTrainedModel):
         check(model.config)
-        loaded = _place(model, torch.device(device), dtype)
-    else:
-        config = load_config(model, argument, trust_remote_code)
-        check(config)
-        loaded = load_model(model, argument, device, dtype, trust_remote_code, config)
-    return Decoder.from_model(loaded, batch_invariant)
+        return Decoder.from_model(_place(model, torch.device(device), dtype), batch_invariant)
+    config = load_config(model, argument, trust_remote_code)
+    check(config)
+    decoder = Decoder.from_model(
+        load_model(model, argument, device, dtype, trust_remote_code, config), batch_invariant
+    )
+    decoder.pack()
+    return decoder
 
 
 def load_model(

@@ -72,6 +72,22 @@ def test_logits_are_those_of_transformers(
     assert close(decode(bound(model, rows=2), tokens, [10, 1, 5, 1, 7]), expected)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("kind", "options"), FAMILIES)
+def test_packed_weights_give_the_same_logits(
+    kind: str, options: dict[str, Any], tied: bool
+) -> None:
+    model = random_model(kind, tie_word_embeddings=tied, **options)
+    tokens = random_tokens(2, 24)
+    expected = reference_logits(model, tokens)
+    decoder = bound(model, rows=2)
+    size = decoder.weight_bytes
+    decoder.pack()
+    assert close(decode(decoder, tokens, [10, 1, 5, 1, 7]), expected)
+    # A tied head is laid out apart from the embedding, of which a forward reads a row a token.
+    assert decoder.weight_bytes == size
+
+
 @pytest.mark.parametrize("q_heads, kv_heads, head_dim", [(3, 1, 32), (6, 6, 8), (8, 2, 12)])
 def test_head_shapes(q_heads: int, kv_heads: int, head_dim: int) -> None:
     shape = dict(num_attention_heads=q_heads, num_key_value_heads=kv_heads, head_dim=head_dim)
@@ -247,10 +263,15 @@ WIDE: dict[str, Any] = dict(
 BORDERS = (255, 256, 257, 511, 512)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bits_do_not_depend_on_tokens_rows_or_mates(dtype: torch.dtype, threads: int) -> None:
+def test_bits_do_not_depend_on_tokens_rows_or_mates(
+    dtype: torch.dtype, packed: bool, threads: int
+) -> None:
     model = random_model("qwen3", dtype, **WIDE)
     decoder = Decoder.from_model(model)
+    if packed:
+        decoder.pack()
     arena = Arena([decoder.cache_layout()], 8, 1024, "cpu")
     cache = arena.caches[0].normal_(generator=torch.Generator().manual_seed(3))
     tokens = random_tokens(8, 1024)

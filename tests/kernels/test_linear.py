@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridgen.kernels import linear
-from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear, row_tile
+from hybridgen.kernels.linear import (
+    can_pack,
+    linear_residual,
+    norm_gated_linear,
+    norm_linear,
+    pack,
+    product,
+    row_tile,
+)
 
 EPS = 1e-5
 # Relative to the largest output: float32 sums of 96 terms, bfloat16 with 8 bits of mantissa and
@@ -99,6 +107,45 @@ def test_schemas_and_fake_shapes_hold(dtype: torch.dtype, with_bias: bool) -> No
         torch.library.opcheck(op.default, arguments, test_utils=tests)
 
 
+# --- packed weights ---
+
+
+@pytest.fixture(params=TOLERANCE, ids=str)
+def packable(request: pytest.FixtureRequest) -> torch.dtype:
+    if not can_pack(request.param):
+        pytest.skip(f"this CPU has no packed products of {request.param}")
+    return request.param
+
+
+@pytest.mark.parametrize("rows", [1, 5, 17, 64])
+@pytest.mark.parametrize("shape", [(512, 256), (256, 768), (130, 33)], ids=str)
+def test_a_packed_product_is_the_product(
+    packable: torch.dtype, shape: tuple[int, int], rows: int
+) -> None:
+    weight, x = random(*shape, dtype=packable), random(rows, shape[1], dtype=packable, seed=1)
+    bias = random(shape[0], dtype=packable, seed=2)
+    packed = pack(weight)
+    assert (packed.shape, packed.dtype) == (weight.shape, packable)
+    for b in (None, bias):
+        assert close(product(x, packed, b), linear64(x, weight, b))
+
+
+def test_packed_rows_have_a_tile(packable: torch.dtype) -> None:
+    weights = [pack(random(*shape, dtype=packable)) for shape in ((512, 256), (256, 768))]
+    tile, block = row_tile(weights)
+    for weight in weights:
+        x = random(block, weight.shape[1], dtype=packable, seed=6)
+        one_tile = torch.cat([product(part, weight, None) for part in x.split(tile)])
+        for rows in range(tile, block + 1, tile):
+            assert torch.equal(product(x[:rows], weight, None), one_tile[:rows])
+
+
+def test_no_packing_where_the_library_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not can_pack(torch.float16)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not can_pack(torch.float32)
+
+
 # --- the row tile ---
 
 
@@ -118,7 +165,7 @@ def break_rows(monkeypatch: pytest.MonkeyPatch, odd: int) -> None:
     """A library whose sums differ where the number of rows is not a multiple of ``odd``."""
     plain = F.linear
 
-    def product(x: Tensor, weight: Tensor) -> Tensor:
+    def product(x: Tensor, weight: Tensor, bias: None) -> Tensor:
         return plain(x, weight) if len(x) % odd == 0 else plain(x, weight) * 1.0000001
 
     monkeypatch.setattr(linear.F, "linear", product)
@@ -139,6 +186,6 @@ def test_the_smallest_tile_that_holds_is_found(
 def test_without_a_tile_products_have_exactly_eight_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = F.linear
     monkeypatch.setattr(
-        linear.F, "linear", lambda x, w: plain(x, w) * (1 if len(x) == 8 else 1.0000001)
+        linear.F, "linear", lambda x, w, b: plain(x, w) * (1 if len(x) == 8 else 1.0000001)
     )
     assert row_tile([torch.ones(1, 1)]) == (8, 8)
