@@ -94,7 +94,7 @@ class Decoder:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights a forward must read: all but the embedding, of which it reads rows."""
+        """Bytes of the weights that a forward reads whole: of the embedding it takes rows."""
         weights = self.weights
         return sum(t.nbytes for t in weights.tensors() if t is not weights.embedding) + (
             weights.head.nbytes if weights.head is weights.embedding else 0
