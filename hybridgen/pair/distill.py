@@ -1,7 +1,7 @@
 """Stage two: the small model learns the large one's distributions.
 
-What counts for speculation is agreement on text that the large model writes itself, so half of
-every batch is such text, and the target is its whole distribution, not the token that was drawn.
+What counts for speculation is agreement on text that the large model writes itself, so most rows
+are such text, and the target is its whole distribution, not the token that was drawn.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,11 @@ from hybridgen.pair.pretrain import logits
 
 SAMPLE_ROWS = 48
 PROMPT_LENGTH = 32
-TEMPERATURES = (0.6, 1.0)
+OWN_SHARE = 0.7
+# From greedy to unchanged: at low temperatures the model repeats itself, and a draft that has not
+# learnt to copy loses those easy rounds.
+SAMPLE_TEMPERATURES = (0.0, 1.0)
+LOSS_TEMPERATURES = (0.6, 1.0)
 
 
 def sample_texts(
@@ -39,7 +43,7 @@ def sample_texts(
             model,
             torch.from_numpy(rows),
             length - PROMPT_LENGTH,
-            temperature=float(rng.uniform(*TEMPERATURES)),
+            temperature=float(rng.uniform(*SAMPLE_TEMPERATURES)),
             seed=int(rng.integers(2**31)),
         )
         written.extend(batch.numpy().astype(np.uint16))
@@ -53,12 +57,12 @@ def mixed_batches(
     length: int,
     rng: np.random.Generator,
 ) -> Iterator[np.ndarray]:
-    """Endless batches int64 [rows, length + 1]: half corpus, half the large model's own text."""
-    own = rows // 2
-    mine = data.batches(samples, max(1, own), length, rng)
-    theirs = data.batches(corpus, max(1, rows - own), length, rng)
-    for a, b in zip(mine, theirs, strict=False):
-        yield np.concatenate([a, b])[:rows]
+    """Endless batches int64 [rows, length + 1]; a row is the model's own text or the corpus."""
+    mine = data.batches(samples, 1, length, rng)
+    theirs = data.batches(corpus, 1, length, rng)
+    while True:
+        own = rng.random(rows) < OWN_SHARE
+        yield np.concatenate([next(mine if choice else theirs) for choice in own])
 
 
 def distillation_loss(teacher: Qwen3ForCausalLM, student: Qwen3ForCausalLM, compiled: bool) -> Loss:
@@ -75,7 +79,7 @@ def distillation_loss(teacher: Qwen3ForCausalLM, student: Qwen3ForCausalLM, comp
         with torch.autocast("cpu", dtype=torch.bfloat16):
             scores = logits(student, tokens)
         scores = scores.float()
-        parts = [divergence(target / t, scores / t) for t in TEMPERATURES]
+        parts = [divergence(target / t, scores / t) for t in LOSS_TEMPERATURES]
         return torch.stack(parts).mean()
 
     return torch.compile(loss, dynamic=False) if compiled else loss

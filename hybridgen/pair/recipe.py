@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from hybridgen.pair.loop import Budget, Phase
 
-LLM_BUDGET = Budget(5000)
-SLM_BUDGET = Budget(1800)
+LLM_BUDGET = Budget(1666)
+SLM_BUDGET = Budget(2612)
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Recipe:
     max_files: int | None = None
     llm_phases: tuple[Phase, ...] = (Phase(0.5, 16, 256), Phase(0.85, 8, 512), Phase(1.0, 4, 1024))
     llm_budget: Budget = LLM_BUDGET
-    sample_count: int = 960
+    sample_count: int = 1536
     sample_length: int = 288
-    slm_phases: tuple[Phase, ...] = (Phase(0.85, 8, 512), Phase(1.0, 4, 1024))
+    slm_phases: tuple[Phase, ...] = (Phase(1.0, 4, 1024),)
     slm_budget: Budget = SLM_BUDGET
     eval_prompts: int = 64
     eval_tokens: int = 192
