@@ -72,7 +72,7 @@ def fit(run: Run, rank: int) -> int:
             rows = max(1, phase.rows // parallel.world_size())
             stream = run.batches(rows, phase.length, rng)
         loss = run.loss(torch.from_numpy(next(stream)))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step(progress)
         window.append(loss.item())
         tokens += phase.rows * phase.length

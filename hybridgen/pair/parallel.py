@@ -20,9 +20,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/store"
-        spawn(  # type: ignore[no-untyped-call]
-            _enter, args=(worker, processes, store, args), nprocs=processes
-        )
+        spawn(_enter, args=(worker, processes, store, args), nprocs=processes)
 
 
 def _enter(
