@@ -28,6 +28,7 @@ setup(
         "numpy>=1.26",
         "safetensors>=0.5",
         "tokenizers>=0.22",
+        "tqdm>=4.60",
     ],
     extras_require={
         "flash": ["flash-attn>=2.8"],

@@ -120,8 +120,9 @@ def test_the_wheel_has_every_module_the_kernels_and_the_pair(wheel: Path) -> Non
     assert modules <= names
     for model in ("slm", "llm"):
         folder = f"hybridgen/pair/{model}"
-        assert {f"{folder}/{name}" for name in ("config.json", "model.safetensors")} <= names
-        assert {f"{folder}/{name}" for name in ("tokenizer.json", "README.md")} <= names
+        parts = ("config.json", "model.safetensors", "tokenizer.json")
+        assert {f"{folder}/{name}" for name in parts} <= names
+    assert "hybridgen/pair/README.md" in names
     assert "hybridgen/py.typed" in names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"hybridgen"}, "nothing but hybridgen may be installed, above all not kernels"
