@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from hybridgen.pair import card, data, distill, evaluate, loop, measure, models, parallel, pretrain
 from hybridgen.pair.recipe import SMOKE, Recipe
 
 CHECK_WINDOWS = 32
+# What the checkpoints recommend: greedy text of so small a model repeats itself.
+SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.95}
 
 
 class Trainer:
@@ -97,6 +99,10 @@ def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
     state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
     twin = Qwen3ForCausalLM(model.config).bfloat16()
     twin.load_state_dict(state)
+    end = model.config.eos_token_id
+    twin.generation_config = GenerationConfig(
+        do_sample=True, **SAMPLING, eos_token_id=end, pad_token_id=end
+    )
     twin.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hybridgen.pair import LLM_PATH, SLM_PATH, card
+from hybridgen.pair.train import SAMPLING
 
 FOLDER = LLM_PATH.parent
 PATHS = [SLM_PATH, LLM_PATH]
@@ -55,6 +56,8 @@ def test_configuration(path: Path) -> None:
     assert config.vocab_size == len(tokenizer(path)) == 4096
     assert config.max_position_embeddings == 1024
     assert config.bos_token_id is None
+    assert {name: generation[name] for name in SAMPLING} == SAMPLING
+    assert generation["do_sample"] is True
     assert generation["eos_token_id"] == generation["pad_token_id"] == eos == config.eos_token_id
 
 
