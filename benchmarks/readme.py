@@ -33,9 +33,11 @@ def rewrite(readme: str, reports: list[dict[str, Any]]) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """One report: milliseconds a token and ratio to transformers' ``generate``, for each mode."""
+    """One report: milliseconds a token and ratios to the peers, for each mode."""
     modes = report["modes"]
     names = list(next(iter(modes.values())))
+    peers = list(modes[next(iter(modes))]["llm"]["ratio_to"])
+    heads = " | ".join(f"x {peer}" for peer in peers)
     floor = report["floor"]
     versions = report["versions"]
     lines = [
@@ -46,13 +48,14 @@ def table(report: dict[str, Any]) -> str:
         f"{report['date']}. Reading the LLM's weights takes {floor['llm_milliseconds']:.2f} ms at "
         f"the {floor['bandwidth_gb_per_s']:.0f} GB/s measured in the run.",
         "",
-        "| | " + " | ".join(f"{mode}: ms/token | ratio | tokens/round" for mode in modes) + " |",
-        "|---|" + "---:|---:|---:|" * len(modes),
+        "| | " + " | ".join(f"{mode}: ms/token | {heads} | tokens/round" for mode in modes) + " |",
+        "|---|" + "---:|" * len(modes) * (2 + len(peers)),
     ]
     for name in names:
         cells = (
-            f"{row['milliseconds_per_token']:.2f} | {row['ratio_to_transformers']:.2f} | "
-            f"{row['tokens_per_round']:.2f}"
+            f"{row['milliseconds_per_token']:.2f} | "
+            + "".join(f"{row['ratio_to'][peer]:.2f} | " for peer in peers)
+            + f"{row['tokens_per_round']:.2f}"
             for row in (modes[mode][name] for mode in modes)
         )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

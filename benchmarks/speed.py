@@ -5,9 +5,9 @@
     python benchmarks/speed.py --shape smollm2-135m         a random llama of that shape, alone
 
 Every contender writes the same number of tokens after the same prompts; runs are interleaved, so
-that a slow moment of the machine hits all alike, and medians are reported. Ratios are to
-transformers' ``generate``. The floor is the time to read the weights once a token at the bandwidth
-measured in this run.
+that a slow moment of the machine hits all alike, and medians are reported, and ratios to
+transformers' ``generate`` and to its assisted ``generate``. The floor is the time to read the
+LLM's weights once a round at the bandwidth measured in this run.
 """
 
 import argparse
@@ -38,6 +38,7 @@ PROMPTS = (
 )
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 SAMPLED: dict[str, Any] = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+PEERS = ("transformers", "transformers assisted")
 Contender = Callable[[list[int], bool, int], dict[str, Any] | None]
 
 
@@ -201,11 +202,11 @@ def measure(
                 if stats is not None and "draft_generated" in stats:
                     per_round = stats["total_tokens"] / stats["decode_steps"]
                     tokens_per_round.setdefault(name, []).append(per_round)
-    base = median(seconds["transformers"])
+    medians = {name: median(runs) for name, runs in seconds.items()}
     return {
         name: {
-            "milliseconds_per_token": 1e3 * median(runs) / arguments.new_tokens,
-            "ratio_to_transformers": base / median(runs),
+            "milliseconds_per_token": 1e3 * medians[name] / arguments.new_tokens,
+            "ratio_to": {peer: medians[peer] / medians[name] for peer in PEERS if peer in medians},
             "tokens_per_round": median(tokens_per_round.get(name, [1.0])),
             "seconds": runs,
         }
@@ -240,14 +241,19 @@ def show(report: dict[str, Any]) -> None:
         f"cost {floor_ms:.2f} ms a token"
     )
     for mode, results in report["modes"].items():
-        print(f"{mode:32s}{'ms/token':>10s}{'ratio':>8s}{'tokens/round':>14s}{'of floor':>10s}")
+        peers = [peer for peer in PEERS if peer in results]
+        heads = "".join(f"{'x ' + peer:>24s}" for peer in peers)
+        print(f"{mode:32s}{'ms/token':>10s}{heads}{'tokens/round':>14s}{'of floor':>10s}")
         for name, result in results.items():
-            per_token = result["milliseconds_per_token"]
-            rounds = result["tokens_per_round"]
-            print(
-                f"  {name:30s}{per_token:10.2f}{result['ratio_to_transformers']:8.2f}"
-                f"{rounds:14.2f}{floor_ms / rounds / per_token:10.1%}"
-            )
+            per_token, rounds = result["milliseconds_per_token"], result["tokens_per_round"]
+            ratios = "".join(f"{result['ratio_to'][peer]:24.2f}" for peer in peers)
+            share = f"{floor_ms / rounds / per_token:10.1%}" if every_round_reads_llm(name) else ""
+            print(f"  {name:30s}{per_token:10.2f}{ratios}{rounds:14.2f}{share}")
+
+
+def every_round_reads_llm(name: str) -> bool:
+    """Whether the LLM's weights bound the contender's time from below."""
+    return name != "slm" and not name.startswith(("uncertainty", "entropy"))
 
 
 if __name__ == "__main__":
