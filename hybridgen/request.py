@@ -18,6 +18,7 @@ from hybridgen.checks import (
     check_int,
     shown,
 )
+from hybridgen.engine.state import MAX_EOS
 
 MAX_DRAFTS = 15
 MAX_CONSECUTIVE = 16
@@ -134,6 +135,8 @@ def make_request(
         eos: tuple[int, ...] = tuple(default_eos)
     else:
         eos = _check_eos(eos_token_id, vocab_size)
+    if len(eos) > MAX_EOS:
+        raise ValueError(f"eos_token_id must be at most {MAX_EOS} ids, got {len(eos)}")
     return Request(
         prompt_ids=rows,
         strategy=name,

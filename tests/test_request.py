@@ -163,6 +163,7 @@ OUT_OF_RANGE = [
     ("eos_token_id", -1, "from 0 to 99"),
     ("eos_token_id", VOCAB, "from 0 to 99"),
     ("eos_token_id", [1, VOCAB], "from 0 to 99"),
+    ("eos_token_id", list(range(17)), "at most 16"),
     ("stop", "", "empty string"),
     ("stop", ["end", ""], "empty string"),
     ("verification", "exact", "'rejection', 'coupled'"),
