@@ -68,8 +68,8 @@ separates documents and ends a text; there is no bos token.
 
 `python -m hybridgen.pair.train` makes such a pair in about an hour on two free CPU cores, and more
 steps make a better one. The schedules of this one followed the clock (`--llm-minutes 55
---slm-minutes 34.5`) through several restarts, with samples added in between, so a new run gives a
-pair like it and not the same bytes.
+--slm-minutes 43`) through several restarts, with samples added in between and the SLM's schedule
+extended twice, so a new run gives a pair like it and not the same bytes.
 
 Muon on the hidden matrices and AdamW on the embedding and the norms, a linear decay to zero, weight
 decay 0.1, bfloat16 autocast. Documents are shuffled, packed, and cut at another random phase in

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hybridgen.pair.loop import Budget, Phase
 
 LLM_BUDGET = Budget(1666)
-SLM_BUDGET = Budget(2999)
+SLM_BUDGET = Budget(3922)
 
 
 @dataclass(frozen=True)
