@@ -8,6 +8,7 @@ import torch
 
 from hybridgen.checks import check_int, shown
 from hybridgen.kernels import philox
+from hybridgen.request import tokenize_prompt
 
 if TYPE_CHECKING:
     from hybridgen.generator import HybridGenerator
@@ -120,7 +121,8 @@ def explain(
     ours, theirs = token_at(expected, at), token_at(found, at)
     margin, tolerance = float("inf"), 0.0
     if ours >= 0 and theirs >= 0:
-        prefix = generator.tokenizer(prompt)["input_ids"] + expected[:at]
+        prompt_ids = tokenize_prompt(generator.tokenizer, prompt)[0][0]
+        prefix = prompt_ids + expected[:at]
         scores, tolerance = llm_scores(generator, prefix, temperature, seed + index)
         margin = float(scores[ours] - scores[theirs])
     label = "near-tie" if abs(margin) <= tolerance else "bug"

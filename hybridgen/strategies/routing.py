@@ -2,7 +2,8 @@
 
 The metric is the SLM's entropy, or its aleatoric uncertainty (LogTokU, Ma et al. 2025), as in R2R
 (Fu et al. 2025, "R2R: Efficiently navigating divergent reasoning paths with small-large model token
-routing"). The LLM reads nothing until it is asked; then it catches up in one forward.
+routing"). After the prompt the LLM reads nothing until it is asked; then it catches up, up to 16
+tokens a forward.
 """
 
 from functools import partial
@@ -15,7 +16,7 @@ from hybridgen.engine.loop import Program
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.state import QUANTILE_WINDOW, State
 from hybridgen.engine.steps import feed, sample_and_commit
-from hybridgen.kernels.uncertainty import LOGITS, PROBS, entropy, logtoku
+from hybridgen.kernels.uncertainty import EVIDENCE, entropy, logtoku
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
@@ -38,7 +39,7 @@ class Routing(RoundStrategy):
     def program(self, state: State, pair: Pair, request: Request) -> Program:
         writes = request.llm_consecutive_tokens
         rate = route_rate(request.llm_fraction, writes)
-        evidence = PROBS if request.evidence == "probs" else LOGITS
+        evidence = EVIDENCE[request.evidence]
         return Program(
             partial(slm_round, state, pair.slm, pair.llm, self.metric, evidence, rate, writes),
             partial(llm_rounds, state, pair.llm, writes),
