@@ -243,4 +243,5 @@ attention = define(
     "Tensor? qk_norm, float eps, int window, Tensor? index, Tensor? mask) -> Tensor",
     attention_reference,
     _attention_fake,
+    "attention_triton:attention",
 )

@@ -105,16 +105,19 @@ norm_linear = define(
     "norm_linear(Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias) -> Tensor",
     norm_linear_reference,
     _norm_linear_fake,
+    "linear_triton:norm_linear",
 )
 norm_gated_linear = define(
     "norm_gated_linear(Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias) -> Tensor",
     norm_gated_linear_reference,
     _norm_gated_linear_fake,
+    "linear_triton:norm_gated_linear",
 )
 linear_residual = define(
     "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor residual) -> Tensor",
     linear_residual_reference,
     _linear_residual_fake,
+    "linear_triton:linear_residual",
 )
 
 

@@ -266,10 +266,12 @@ filter_logits = define(
     "filter_logits(Tensor logits, Tensor sampling) -> (Tensor, Tensor)",
     _filter_logits,
     _filter_logits_fake,
+    "sampling_triton:filter_logits",
 )
 sample = define(
     "sample(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream)"
     " -> (Tensor, Tensor, Tensor)",
     _sample,
     _sample_fake,
+    "sampling_triton:sample",
 )

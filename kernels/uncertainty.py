@@ -95,9 +95,11 @@ entropy = define(
     "entropy(Tensor logits, Tensor temperature) -> Tensor",
     _entropy,
     _entropy_fake,
+    "uncertainty_triton:entropy",
 )
 logtoku = define(
     "logtoku(Tensor logits, int k, int evidence) -> (Tensor, Tensor)",
     _logtoku,
     _logtoku_fake,
+    "uncertainty_triton:logtoku",
 )

@@ -285,6 +285,7 @@ verify_coupled = define(
     " Tensor length) -> (Tensor, Tensor, Tensor)",
     _verify_coupled,
     _verify_coupled_fake,
+    "verify_triton:verify_coupled",
 )
 verify_rejection = define(
     "verify_rejection(Tensor target_logits, Tensor draft_logits, Tensor drafts, Tensor draft_tau,"
@@ -292,6 +293,7 @@ verify_rejection = define(
     " -> (Tensor, Tensor, Tensor)",
     _verify_rejection,
     _verify_rejection_fake,
+    "verify_triton:verify_rejection",
 )
 commit = define(
     "commit(Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) done, Tensor(d!) source,"
@@ -299,4 +301,5 @@ commit = define(
     " Tensor limit, Tensor eos) -> ()",
     _commit,
     _commit_fake,
+    "verify_triton:commit",
 )

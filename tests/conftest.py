@@ -36,6 +36,24 @@ settings.register_profile("hybridgen", deadline=None, derandomize=True, database
 settings.load_profile("hybridgen")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton kernels are interpreted, on CPU tensors, unless the tests for a GPU are asked for."""
+    if config.option.markexpr != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is first imported
+
+
+@pytest.fixture(
+    scope="session", params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a test's tensors live and its kernels run: each test is also one for a GPU."""
+    if request.param == "interpreter":
+        return torch.device("cpu")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.fail("the interpreter was chosen: ask for the GPU tests with -m gpu alone")
+    return torch.device("cuda")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n auto` starts one worker a core, but not more than memory is good for."""
