@@ -13,8 +13,8 @@ of token i out of `mass`, what top-k left:
     top-p   before(i) < top_p * mass                            off at 1
     min-p   p >= min_p * the largest p                          off at 0
 
-Ties at the threshold are kept together, so neither the sort nor the device can change the set, and
-the first token is always kept. A logit of -inf is never kept. At temperature 0 the distribution is
+The masses are sums of the integer `weights`, and ties at the threshold are kept together: neither
+the order of a sum, nor a sort, nor the device can change the set. The first token is always kept. A logit of -inf is never kept. At temperature 0 the distribution is
 all on the argmax (the first of equals), tau is the maximum and log_z is 0; nothing is divided.
 
 A token is the argmax over the kept of (logit - max) / T + gumbel(seed, position, token, stream)
@@ -24,7 +24,7 @@ the row and its own seed and position alone.
 A broken row (any NaN, any +inf, or nothing but -inf) has log_z = NaN, tau 0 and token 0; the
 others around it do not notice.
 
-Shapes: logits [R, V] float32 or bfloat16, any row stride; sampling [R, 4] float32 with the columns
+Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; sampling [R, 4] float32 with the columns
 below; seed and position [R] int64. tau and log_z are float32 [R], tokens int64 [R]. The inputs are
 read only. The precision of log_z, 2**-24 of its size, is the relative precision of p.
 """
@@ -38,6 +38,7 @@ import torch
 
 from hybridgen.kernels.philox import gumbel
 from hybridgen.kernels.registry import define
+from hybridgen.kernels.weights import ONE, rate, weights
 
 TEMPERATURE, TOP_K, TOP_P, MIN_P = 0, 1, 2, 3
 """Columns of `sampling`. Greedy: temperature 0. Off: top_k 0, top_p 1, min_p 0."""
@@ -62,6 +63,7 @@ class Parameters(NamedTuple):
     """The columns of `sampling` for each row, [R], and what can be said of all rows at once."""
 
     temperature: Doubles  # 1 where greedy
+    rate: Floats  # of the weights at that temperature
     top_k: Integers  # 1 where greedy
     top_p: Doubles
     min_p: Doubles
@@ -88,6 +90,7 @@ def _parameters(sampling: bytes, repeat: int) -> Parameters:
     least = int(top_k.min())
     return Parameters(
         temperature,
+        rate(temperature),
         top_k,
         top_p,
         np.minimum(min_p, 1.0),
@@ -140,19 +143,18 @@ class FilteredRows:
 
         self.rows, self.params = rows, params
         self.max: Doubles = top[:, 0].astype(np.float64)
-        weight = np.exp((top - self.max[:, None]) / params.temperature[:, None])
-        # A running sum, not a pairwise one: the same to the bit however many columns follow.
-        mass = np.add.accumulate(weight, axis=1)
+        weight = weights(top, top[:, :1], params.rate[:, None])
+        mass = weight.cumsum(axis=1)
         kept = top >= _LOWEST
         if params.has_top_p:
             edge = np.where(params.top_p < 1, params.top_p * mass[:, -1], np.inf)
             kept[:, 1:] &= mass[:, :-1] < edge[:, None]
         if params.has_min_p:
-            kept &= weight >= params.min_p[:, None]
+            kept &= weight >= (params.min_p * ONE)[:, None]
         row = np.arange(len(rows))
         self.tau: Floats = top[row, kept.sum(axis=1) - 1]
         last = (top >= self.tau[:, None]).sum(axis=1) - 1
-        log_z = np.log(mass[row, last]) + self.max / params.temperature
+        log_z = np.log(mass[row, last] / ONE) + self.max / params.temperature
         if params.greedy is not None:
             log_z[params.greedy] = 0
         if broken is not None:
