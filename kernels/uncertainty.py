@@ -18,35 +18,59 @@ within a per cent or so. With the k largest probabilities as evidence AU follows
 the default for AU. EU always reads the clamped logits: from probabilities it is all but constant.
 No evidence at all, S = 0, is AU = 0 (the limit) and EU = 1.
 
-Shapes: logits [R, V] float32 or bfloat16, any row stride; results float32 [R]. A broken row (any
-NaN, any +inf, or nothing but -inf) gives NaN. The inputs are read only.
+`sample_measured` draws as `sample` does and measures the same logits on the way.
+
+Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; results float32 [R]. A broken
+row (any NaN, any +inf, or nothing but -inf) gives NaN. The inputs are read only.
 """
 
 import numpy as np
 import torch
 
 from hybridgen.kernels.registry import define
-from hybridgen.kernels.sampling import Doubles, float_rows
+from hybridgen.kernels.sampling import (
+    Bools,
+    Doubles,
+    Floats,
+    float_rows,
+    parameters,
+    sample_rows,
+)
 
 PROBS, LOGITS = 0, 1
 EVIDENCE = {"probs": PROBS, "logits": LOGITS}
 """Evidence of AU: the k largest probabilities (temperature 1), or the k largest logits."""
 
+LOGPROB, FULL_LOGPROB, ENTROPY, ALEATORIC, EPISTEMIC = range(5)
+"""Columns of what `sample_measured` measures: log-probability of the token in the filtered
+distribution and in softmax(logits), entropy of softmax(logits), AU and EU."""
+MEASURES = 5
+
 _UNDERFLOW = -1000.0
 
 
-def _entropy(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R])."""
-    rows, t = float_rows(logits), temperature.numpy()
+def _usable(rows: Floats) -> tuple[Floats, Floats, Bools]:
+    """Rows, their maxima [R, 1], and which are broken, [R]; those are replaced by zeros."""
     largest = rows.max(axis=1, keepdims=True)
     broken = ~np.isfinite(largest[:, 0])
     if broken.any():
         rows, largest = np.where(broken[:, None], 0, rows), np.where(broken[:, None], 0, largest)
-    x = (rows - largest) / np.where(t > 0, t, 1)[:, None]
+    return rows, largest, broken
+
+
+def _entropy_and_mass(x: Floats) -> tuple[Floats, Floats]:
+    """Entropy and sum of exp(x), [R], of x [R, V] <= 0, which is overwritten."""
     np.maximum(x, _UNDERFLOW, out=x)  # exp is 0 there too, and 0 * -inf is not
     weight = np.exp(x)
-    mass = weight.sum(axis=1)
-    entropy = np.log(mass) - np.einsum("rv,rv->r", weight, x) / mass
+    mass: Floats = weight.sum(axis=1)
+    return np.log(mass) - np.einsum("rv,rv->r", weight, x) / mass, mass
+
+
+def _entropy(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R])."""
+    rows, largest, broken = _usable(float_rows(logits))
+    t = temperature.numpy()
+    entropy, _ = _entropy_and_mass((rows - largest) / np.where(t > 0, t, 1)[:, None])
     entropy[broken] = np.nan
     return torch.from_numpy(np.where((t > 0) | broken, entropy, 0).astype(np.float32))
 
@@ -63,24 +87,28 @@ def _aleatoric(alpha: Doubles, total: Doubles) -> Doubles:
     return spread
 
 
-def _logtoku(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """AU and EU, float32 [R], of logits [R, V] from the k largest; evidence is PROBS or LOGITS."""
-    rows = float_rows(logits)
+def _logtoku_of(
+    rows: Floats, largest: Floats, mass: Floats | None, k: int, evidence: int
+) -> tuple[Doubles, Doubles]:
+    """AU and EU of usable rows; ``mass`` [R] is the sum of exp(row - largest) if it is known."""
     k = min(k, rows.shape[1])
     top = torch.from_numpy(rows).topk(k).values.numpy().astype(np.float64)
-    broken = ~np.isfinite(top[:, 0])
-    if broken.any():
-        rows, top = np.where(broken[:, None], 0, rows), np.where(broken[:, None], 0, top)
     logits_evidence = np.maximum(top, 0)
     total = logits_evidence.sum(axis=1, keepdims=True)
     if evidence == PROBS:
-        largest = top[:, :1]
-        mass = np.exp(rows - largest.astype(np.float32)).sum(axis=1, keepdims=True)
-        probs = np.exp(top - largest) / mass
+        if mass is None:
+            mass = np.exp(rows - largest).sum(axis=1)
+        probs = np.exp(top - largest) / mass[:, None]
         au = _aleatoric(probs, probs.sum(axis=1, keepdims=True))
     else:
         au = _aleatoric(logits_evidence, total)
-    eu = (k / (total + k))[:, 0]
+    return au, (k / (total + k))[:, 0]
+
+
+def _logtoku(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """AU and EU, float32 [R], of logits [R, V] from the k largest; evidence is PROBS or LOGITS."""
+    rows, largest, broken = _usable(float_rows(logits))
+    au, eu = _logtoku_of(rows, largest, None, k, evidence)
     au[broken] = np.nan
     eu[broken] = np.nan
     return torch.from_numpy(au.astype(np.float32)), torch.from_numpy(eu.astype(np.float32))
@@ -89,6 +117,59 @@ def _logtoku(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor,
 def _logtoku_fake(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor, torch.Tensor]:
     au = logits.new_empty(logits.shape[0], dtype=torch.float32)
     return au, torch.empty_like(au)
+
+
+def _sample_measured(
+    logits: torch.Tensor,
+    sampling: torch.Tensor,
+    seed: torch.Tensor,
+    position: torch.Tensor,
+    stream: int,
+    k: int,
+    evidence: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token, tau and log_z as of `sample`, and measures float32 [R, MEASURES].
+
+    AU and EU are of the k largest logits and ``evidence``; k = 0 leaves them NaN. The token of a
+    greedy row has a filtered log-probability of 0.
+    """
+    rows, params = float_rows(logits), parameters(sampling)
+    token, tau, log_z = sample_rows(rows, params, seed.numpy(), position.numpy(), stream)
+    rows, largest, broken = _usable(rows)
+    measures = np.full((len(rows), MEASURES), np.nan, np.float32)
+    entropy, mass = _entropy_and_mass(rows - largest)
+    logit = rows[np.arange(len(rows)), token]
+    measures[:, LOGPROB] = _logprob(logit, params.temperature, log_z, params.greedy)
+    measures[:, FULL_LOGPROB] = (logit - largest[:, 0]) - np.log(mass)
+    measures[:, ENTROPY] = entropy
+    if k > 0:
+        measures[:, ALEATORIC], measures[:, EPISTEMIC] = _logtoku_of(
+            rows, largest, mass, k, evidence
+        )
+    measures[broken] = np.nan
+    results = (token, tau, log_z, measures)
+    return tuple(map(torch.from_numpy, results))  # type: ignore[return-value]
+
+
+def _logprob(
+    logit: Floats, temperature: Doubles, log_z: Floats, greedy: Bools | None
+) -> Doubles:
+    logprob: Doubles = logit / temperature - log_z
+    return logprob if greedy is None else np.where(greedy, 0, logprob)
+
+
+def _sample_measured_fake(
+    logits: torch.Tensor,
+    sampling: torch.Tensor,
+    seed: torch.Tensor,
+    position: torch.Tensor,
+    stream: int,
+    k: int,
+    evidence: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    tau = logits.new_empty(logits.shape[0], dtype=torch.float32)
+    measures = logits.new_empty((logits.shape[0], MEASURES), dtype=torch.float32)
+    return torch.empty_like(tau, dtype=torch.int64), tau, torch.empty_like(tau), measures
 
 
 entropy = define(
@@ -102,4 +183,11 @@ logtoku = define(
     _logtoku,
     _logtoku_fake,
     "uncertainty_triton:logtoku",
+)
+sample_measured = define(
+    "sample_measured(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream,"
+    " int k, int evidence) -> (Tensor, Tensor, Tensor, Tensor)",
+    _sample_measured,
+    _sample_measured_fake,
+    "uncertainty_triton:sample_measured",
 )
