@@ -19,16 +19,17 @@ _LARGEST = tl.constexpr(1 - 2.0**-24)
 
 @triton.jit
 def uniform(seed, position, token, stream):
-    """Uniform float32 in [2**-64, 1 - 2**-24], in the shape of ``token`` (int32).
+    """Uniform float32 in [2**-64, 1 - 2**-24], in the common shape of ``position`` and ``token``.
 
-    seed, position  int64 scalars; stream  an integer scalar
+    seed  int64 scalar; position  int64; token  int32; stream  an integer scalar
     """
+    zero = position * 0 + token * 0
     word_0, word_1, _, _ = tl.philox(
         seed.to(tl.uint64),
-        token.to(tl.uint32),
-        (position & _LOW_BITS).to(tl.uint32),
-        (token * 0 + stream).to(tl.uint32),
-        (token * 0).to(tl.uint32),
+        ((zero + token) & _LOW_BITS).to(tl.uint32),
+        ((zero + position) & _LOW_BITS).to(tl.uint32),
+        (zero + stream).to(tl.uint32),
+        zero.to(tl.uint32),
     )
     bits = word_0.to(tl.uint64) | (word_1.to(tl.uint64) << 32)
     return tl.minimum(tl.maximum(bits.to(tl.float32) * _SMALLEST, _SMALLEST), _LARGEST)
@@ -43,5 +44,5 @@ def exponential(u):
 
 @triton.jit
 def gumbel(seed, position, token, stream):
-    """Standard Gumbel float32, in the shape of ``token`` (int32)."""
+    """Standard Gumbel float32, arguments as of `uniform`."""
     return -tl.log(exponential(uniform(seed, position, token, stream)))

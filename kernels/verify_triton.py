@@ -1,0 +1,469 @@
+"""`verify.py` in Triton: all rows and positions in one set of launches, nothing on the host.
+
+1 to 4  filter every row of the target and draw the LLM's own token of it (sampling_triton.py)
+5       `judge`, a program a sequence: accept the leading drafts, coupled or by rejection
+6, 7    rejection only: `residual`, blocks of the one row where a draft was rejected, and `choose`
+
+p and q are never tensors: p(x) = exp((x - max) / T - c) where x >= tau, with the constant c a float64
+scalar of log Z and max, so that nothing large cancels in float32; q likewise from the draft's tau.
+Launch 6 sweeps the two rows once and keeps the best of log(p - q) + Gumbel beside the best of
+log p + Gumbel, the latter for a residual without mass. All noise is keyed by position and token, so a
+verdict does not depend on the rest of the batch.
+
+Predicted on an H100, K = 4, one row of 151936: the five rows are 3 MB, so 3 us for each of the two
+sweeps, then 3 + 1.3 + 2.5 (judge) = 13 us coupled; 3 and 1.5 more for the residual = 17 us.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybridgen.kernels.candidates_triton import (
+    FIELDS,
+    OPEN,
+    Logits,
+    filter_of,
+    is_broken,
+    load_logits,
+    load_maxima,
+    logits_of,
+    sweep,
+)
+from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET
+from hybridgen.kernels.philox_triton import gumbel, uniform
+from hybridgen.kernels.sampling_triton import best_block, best_of, launch_draw, launch_resolve
+from hybridgen.kernels.triton_utils import blocks
+from hybridgen.kernels.verify import SOURCE_SLM, Verdict
+from hybridgen.kernels.weights_triton import LOWEST
+
+_ACCEPT = tl.constexpr(ACCEPT)
+_RESIDUAL = tl.constexpr(RESIDUAL)
+_SLM = tl.constexpr(SOURCE_SLM)
+_NO_ID = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def _probability(logit, tau, log_z, temperature):
+    """exp(logit / T - log_z) where the logit is kept, else 0; NaN where log_z is. float32."""
+    exponent = logit.to(tl.float64) / temperature - log_z.to(tl.float64)
+    return tl.where(logit < tau, 0.0, tl.exp(exponent.to(tl.float32)))
+
+
+@triton.jit(do_not_specialize=["vocab", "draft_vocab", "count"])
+def judge(
+    logits_ptr,
+    stride_batch,
+    stride_column,
+    draft_logits_ptr,  # [B, K, draft_vocab]; None: coupled
+    stride_draft_batch,
+    stride_draft_column,
+    drafts_ptr,  # int64 [B, K]
+    stride_drafts,
+    draft_tau_ptr,  # float32 [B, K], contiguous
+    draft_log_z_ptr,
+    sampling_ptr,
+    stride_sampling,
+    seed_ptr,
+    length_ptr,
+    record_ptr,
+    token_ptr,  # int64 [rows], the LLM's own choices of closed rows
+    tau_ptr,
+    log_z_ptr,
+    best_ptr,  # [rows, count], of open ones
+    best_id_ptr,
+    tokens_ptr,  # out: int64 [B, K + 1]
+    count_ptr,  # out: int64 [B]
+    broken_ptr,  # out: bool [B]
+    vocab,
+    draft_vocab,
+    count,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,  # a power of two >= COLUMNS
+    BLOCKS: tl.constexpr,
+):
+    batch = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    row = batch * COLUMNS + column
+    inside, drafted = column < COLUMNS, column < COLUMNS - 1
+    chosen = tl.load(token_ptr + row, mask=inside, other=0)
+    for i in range(COLUMNS):
+        if tl.load(record_ptr + (batch * COLUMNS + i) * FIELDS + OPEN) == 1:
+            token = best_block(best_ptr, best_id_ptr, batch * COLUMNS + i, count, BLOCKS)
+            chosen = tl.where(column == i, token, chosen)
+    draft = tl.load(drafts_ptr + batch * stride_drafts + column, mask=drafted, other=-1)
+    log_z = tl.load(log_z_ptr + row, mask=inside, other=0.0)
+    accept = draft == chosen
+    tokens = chosen
+    if draft_logits_ptr is not None:
+        temperature, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
+        known = drafted & (draft < vocab)
+        row_ptr = logits_ptr + batch * stride_batch + column.to(tl.int64) * stride_column
+        logit = tl.load(row_ptr + draft, mask=known, other=float("-inf")).to(tl.float32)
+        tau = tl.load(tau_ptr + row, mask=inside, other=0.0)
+        p = _probability(logit, tau, log_z, temperature)
+        known = drafted & (draft < draft_vocab)
+        row_ptr = draft_logits_ptr + batch * stride_draft_batch
+        row_ptr += column.to(tl.int64) * stride_draft_column
+        logit = tl.load(row_ptr + draft, mask=known, other=float("-inf")).to(tl.float32)
+        place = batch * (COLUMNS - 1) + column
+        tau = tl.load(draft_tau_ptr + place, mask=drafted, other=0.0)
+        q = _probability(
+            logit, tau, tl.load(draft_log_z_ptr + place, mask=drafted, other=0.0), temperature
+        )
+        seed, length = tl.load(seed_ptr + batch), tl.load(length_ptr + batch)
+        u = uniform(seed, length + column, column * 0, _ACCEPT)
+        accept = tl.where(greedy, accept, (u * q < p) & (p > 0))
+    accepted = tl.min(tl.where(accept & drafted, COLUMNS - 1, tl.minimum(column, COLUMNS - 1)), 0)
+    if draft_logits_ptr is not None:
+        tokens = tl.where(column < accepted, draft, tl.where(column == accepted, chosen, 0))
+    tl.store(tokens_ptr + row, tokens, mask=inside)
+    tl.store(count_ptr + batch, (accepted + 1).to(tl.int64))
+    unreadable = (log_z != log_z) & inside & (column <= accepted)
+    tl.store(broken_ptr + batch, tl.max(unreadable.to(tl.int32), 0) > 0)
+
+
+@triton.jit(do_not_specialize=["draft_vocab", "chunks"])
+def residual(
+    logits_ptr,
+    stride_batch,
+    stride_column,
+    draft_logits_ptr,
+    stride_draft_batch,
+    stride_draft_column,
+    draft_tau_ptr,
+    draft_log_z_ptr,
+    sampling_ptr,
+    stride_sampling,
+    seed_ptr,
+    length_ptr,
+    maxima_ptr,
+    tau_ptr,
+    log_z_ptr,
+    count_ptr,
+    score_ptr,  # out: float32 [B, 2, blocks]: of the residual, of p
+    id_ptr,  # out: int32 [B, 2, blocks]
+    unusable_ptr,  # out: int32 [B, blocks]: 1 where p - q is not a number
+    vocab,
+    draft_vocab,
+    chunks,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    batch, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    rejected = tl.load(count_ptr + batch) - 1
+    temperature, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
+    if greedy | (rejected == COLUMNS - 1):
+        return
+    row = batch * COLUMNS + rejected
+    place = batch * 2 * tl.num_programs(1) + block
+    largest = tl.max(load_maxima(maxima_ptr, row, chunks), 0)
+    if is_broken(largest):
+        for i in tl.static_range(2):
+            tl.store(score_ptr + place + i * tl.num_programs(1), float("-inf"))
+            tl.store(id_ptr + place + i * tl.num_programs(1), 0)
+        tl.store(unusable_ptr + batch * tl.num_programs(1) + block, 0)
+        return
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    x = load_logits(logits_ptr + batch * stride_batch + rejected * stride_column, i, vocab)
+    kept = (x >= tl.load(tau_ptr + row)) & (x >= LOWEST)
+    heat = 1.0 / temperature
+    score = (x - largest) * heat
+    p = tl.exp(score - _offset(tl.load(log_z_ptr + row), largest, temperature))
+
+    draft_row = batch * (COLUMNS - 1) + rejected
+    draft_tau = tl.load(draft_tau_ptr + draft_row)
+    row_ptr = draft_logits_ptr + batch * stride_draft_batch + rejected * stride_draft_column
+    y = load_logits(row_ptr, i, draft_vocab)
+    offset = _offset(tl.load(draft_log_z_ptr + draft_row), draft_tau, temperature)
+    q = tl.where(y < draft_tau, 0.0, tl.exp((y - draft_tau) * heat - offset))
+
+    difference = tl.where(kept, p - q, 0.0)
+    unusable = (difference != difference) | (tl.abs(difference) == float("inf"))
+    noise = gumbel(tl.load(seed_ptr + batch), tl.load(length_ptr + batch) + rejected, i, _RESIDUAL)
+    left = difference > 0
+    from_residual = tl.log(tl.where(left, difference, 1.0)) + noise
+    best, best_id = best_of(tl.where(left, from_residual, float("-inf")), i)
+    tl.store(score_ptr + place, best)
+    tl.store(id_ptr + place, best_id)
+    best, best_id = best_of(tl.where(kept, score + noise, float("-inf")), i)
+    tl.store(score_ptr + place + tl.num_programs(1), best)
+    tl.store(id_ptr + place + tl.num_programs(1), best_id)
+    any_unusable = tl.max(unusable.to(tl.int32), 0)
+    tl.store(unusable_ptr + batch * tl.num_programs(1) + block, any_unusable)
+
+
+@triton.jit
+def _offset(log_z, reference, temperature):
+    """log_z - reference / T, taken in float64 so that two large numbers may cancel."""
+    exact = log_z.to(tl.float64) - reference.to(tl.float64) / temperature
+    return exact.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["vocab", "count"])
+def choose(
+    sampling_ptr,
+    stride_sampling,
+    score_ptr,
+    id_ptr,
+    unusable_ptr,
+    count_ptr,
+    tokens_ptr,
+    vocab,
+    count,
+    COLUMNS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    batch = tl.program_id(0).to(tl.int64)
+    rejected = tl.load(count_ptr + batch) - 1
+    _, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
+    if greedy | (rejected == COLUMNS - 1):
+        return
+    block = tl.arange(0, BLOCKS)
+    inside = block < count
+    place = batch * 2 * count + block
+    score = tl.load(score_ptr + place, mask=inside, other=float("-inf"))
+    best, token = best_of(score, tl.load(id_ptr + place, mask=inside, other=_NO_ID))
+    unusable = tl.load(unusable_ptr + batch * count + block, mask=inside, other=0)
+    if (best == float("-inf")) | (tl.max(unusable, 0) > 0):
+        score = tl.load(score_ptr + place + count, mask=inside, other=float("-inf"))
+        best, token = best_of(score, tl.load(id_ptr + place + count, mask=inside, other=_NO_ID))
+    tl.store(tokens_ptr + batch * COLUMNS + rejected, token.to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["columns", "ends"])
+def append(
+    tokens_ptr,
+    stride_tokens,
+    length_ptr,
+    done_ptr,
+    source_ptr,
+    stride_source,
+    flag_ptr,
+    new_ptr,
+    stride_new,
+    count_ptr,
+    broken_ptr,
+    limit_ptr,
+    eos_ptr,
+    stride_eos,
+    columns,
+    ends,
+    WRITER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ENDS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    length, limit = tl.load(length_ptr + row), tl.load(limit_ptr + row)
+    count = tl.load(count_ptr + row)
+    finished, broken = tl.load(done_ptr + row) != 0, tl.load(broken_ptr + row) != 0
+    if finished == 0:
+        column, end = tl.arange(0, WIDTH), tl.arange(0, ENDS)
+        new = tl.load(new_ptr + row * stride_new + column, mask=column < columns, other=-2)
+        eos = tl.load(eos_ptr + row * stride_eos + end, mask=end < ends, other=-1)
+        is_end = tl.max((new[:, None] == eos[None, :]).to(tl.int32), 1) > 0
+        is_end = is_end & (column < count)
+        first = tl.min(tl.where(is_end, column, WIDTH), 0)
+        wanted = tl.where(first < WIDTH, (first + 1).to(tl.int64), count)
+        emitted = tl.maximum(tl.minimum(wanted, limit - length), 0)
+        emitted = tl.where(broken, 0, emitted)
+        writes = column < emitted
+        place = length + column
+        writer = tl.where(column == count - 1, WRITER, _SLM).to(tl.int8)
+        tl.store(tokens_ptr + row * stride_tokens + place, new, mask=writes)
+        tl.store(source_ptr + row * stride_source + place, writer, mask=writes)
+        tl.store(length_ptr + row, length + emitted)
+        ended = (first < WIDTH) | (length + emitted >= limit)
+        tl.store(done_ptr + row, broken | ended)
+        if broken:
+            tl.store(flag_ptr + row, broken)
+
+
+def verify_coupled(
+    target_logits: Tensor, drafts: Tensor, sampling: Tensor, seed: Tensor, length: Tensor
+) -> Verdict:
+    return _verify(logits_of(target_logits), drafts, None, sampling, seed, length)
+
+
+def verify_rejection(
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    drafts: Tensor,
+    draft_tau: Tensor,
+    draft_log_z: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    length: Tensor,
+) -> Verdict:
+    logits = logits_of(target_logits)
+    if draft_logits.stride(2) != 1:
+        draft_logits = draft_logits.contiguous()
+    draft = (draft_logits, draft_tau.contiguous(), draft_log_z.contiguous())
+    return _verify(logits, drafts, draft if logits.columns > 1 else None, sampling, seed, length)
+
+
+def _verify(
+    logits: Logits,
+    drafts: Tensor,
+    draft: tuple[Tensor, Tensor, Tensor] | None,
+    sampling: Tensor,
+    seed: Tensor,
+    length: Tensor,
+) -> Verdict:
+    """Launches 1 to 5, and 6 and 7 with a ``draft``: its logits, tau and log_z."""
+    device, columns = logits.tensor.device, logits.columns
+    batch = logits.rows // columns
+    if drafts.stride(1) != 1:
+        drafts = drafts.contiguous()
+    scratch = sweep(logits, sampling, None)
+    draws = (seed, length, TARGET)
+    token, tau, log_z = launch_resolve(logits, sampling, scratch, draws)
+    best, best_id = launch_draw(logits, sampling, scratch, tau, draws)
+    tokens = torch.empty(batch, columns, dtype=torch.int64, device=device)
+    count = torch.empty(batch, dtype=torch.int64, device=device)
+    broken = torch.empty(batch, dtype=torch.bool, device=device)
+    draft_logits, draft_tau, draft_log_z = draft or (None, None, None)
+    draft_vocab = 0 if draft_logits is None else draft_logits.shape[2]
+    draft_strides = (0, 0) if draft_logits is None else draft_logits.stride()[:2]
+    judge[(batch,)](
+        *logits.address,
+        draft_logits,
+        *draft_strides,
+        drafts,
+        drafts.stride(0),
+        draft_tau,
+        draft_log_z,
+        sampling,
+        sampling.stride(0),
+        seed,
+        length,
+        scratch.record,
+        token,
+        tau,
+        log_z,
+        best,
+        best_id,
+        tokens,
+        count,
+        broken,
+        logits.vocab,
+        draft_vocab,
+        best.shape[1],
+        COLUMNS=columns,
+        WIDTH=triton.next_power_of_2(columns),
+        BLOCKS=triton.next_power_of_2(best.shape[1]),
+        num_warps=1,
+        num_stages=1,
+        enable_fp_fusion=False,
+    )
+    if draft_logits is not None:
+        _replace_rejected(
+            logits,
+            (draft_logits, draft_strides, draft_tau, draft_log_z),
+            (sampling, seed, length),
+            (scratch.maxima, tau, log_z),
+            count,
+            tokens,
+        )
+    return tokens, count, broken
+
+
+def _replace_rejected(
+    logits: Logits,
+    draft: tuple[Tensor, tuple[int, ...], Tensor | None, Tensor | None],
+    parameters: tuple[Tensor, Tensor, Tensor],
+    target: tuple[Tensor, Tensor, Tensor],
+    count: Tensor,
+    tokens: Tensor,
+) -> None:
+    """Launches 6 and 7: overwrite the token after the accepted drafts of every rejected row."""
+    draft_logits, draft_strides, draft_tau, draft_log_z = draft
+    sampling, seed, length = parameters
+    batch, columns = tokens.shape
+    cut = logits_of(logits.tensor[:, :1])  # one row of each sequence
+    parts = blocks(cut.vocab, cut.block)
+    score = torch.empty(batch, 2, parts, dtype=torch.float32, device=tokens.device)
+    best_id = torch.empty(batch, 2, parts, dtype=torch.int32, device=tokens.device)
+    unusable = torch.empty(batch, parts, dtype=torch.int32, device=tokens.device)
+    residual[(batch, parts)](
+        *logits.address,
+        draft_logits,
+        *draft_strides,
+        draft_tau,
+        draft_log_z,
+        sampling,
+        sampling.stride(0),
+        seed,
+        length,
+        *target,
+        count,
+        score,
+        best_id,
+        unusable,
+        logits.vocab,
+        draft_logits.shape[2],
+        logits.chunks,
+        COLUMNS=columns,
+        BLOCK=cut.block,
+        num_warps=cut.warps,
+        num_stages=1,
+        enable_fp_fusion=False,
+    )
+    choose[(batch,)](
+        sampling,
+        sampling.stride(0),
+        score,
+        best_id,
+        unusable,
+        count,
+        tokens,
+        logits.vocab,
+        parts,
+        COLUMNS=columns,
+        BLOCKS=triton.next_power_of_2(parts),
+        num_warps=1,
+        num_stages=1,
+        enable_fp_fusion=False,
+    )
+
+
+def commit(
+    tokens: Tensor,
+    length: Tensor,
+    done: Tensor,
+    source: Tensor,
+    broken_flag: Tensor,
+    new_tokens: Tensor,
+    count: Tensor,
+    writer: int,
+    broken: Tensor,
+    limit: Tensor,
+    eos: Tensor,
+) -> None:
+    if new_tokens.stride(1) != 1:
+        new_tokens = new_tokens.contiguous()
+    columns, ends = new_tokens.shape[1], eos.shape[1]
+    append[(len(length),)](
+        tokens,
+        tokens.stride(0),
+        length,
+        done,
+        source,
+        source.stride(0),
+        broken_flag,
+        new_tokens,
+        new_tokens.stride(0),
+        count,
+        broken,
+        limit,
+        eos,
+        eos.stride(0),
+        columns,
+        ends,
+        WRITER=writer,
+        WIDTH=triton.next_power_of_2(columns),
+        ENDS=triton.next_power_of_2(max(ends, 1)),
+        num_warps=1,
+        num_stages=1,
+        enable_fp_fusion=False,
+    )
