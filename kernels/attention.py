@@ -150,15 +150,18 @@ def attention_reference(
     qk_norm: Tensor | None,
     eps: float,
     window: int,
+    softcap: float,
     index: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
     """One layer's attention.
 
-    qkv      [R, (q_heads + 2 kv_heads) * D], R >= B * M; rows beyond B * M are padding
-    cache    [2 (k, v), kv_heads, rows >= B, positions, D], written in place
+    qkv      [R, (q_heads + 2 kv_heads) * D], any row stride; rows beyond B * M are padding
+    cache    [2 (k, v), kv_heads, rows >= B, positions, D], written in place; positions a multiple
+             of `KEY_CHUNK` that has room for every new token, the last two axes contiguous
     qk_norm  [q_heads + kv_heads, D] or None; eps is its epsilon
     window   keys a query sees, its own included; 0 for all
+    softcap  scores s become softcap * tanh(s / softcap) before the softmax; 0 for none
     start, cos, sin, index, mask   of the plan; it is made here where index and mask are None
     Returns [R, q_heads * D] in qkv's dtype; padding rows are finite.
     """
@@ -193,7 +196,7 @@ def attention_reference(
     if cache_rows > batch:
         seen = seen.narrow(2, 0, batch)
     k, v = seen.transpose(1, 2).unbind()
-    output = _attend(q, k, v, mask)
+    output = _attend(q, k, v, mask, softcap)
     if queries == group and rows == count:
         return output.reshape(rows, -1).to(qkv.dtype)
     to_tokens = _to_tokens(batch, count // batch, kv_heads, group, queries, rows)
@@ -201,18 +204,21 @@ def attention_reference(
     return output.view(rows, -1).to(qkv.dtype)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float) -> Tensor:
     """softmax(q k / sqrt(D) + mask) v, float32; mask [chunks, B, 1, queries, keys of a chunk]."""
     scale = q.shape[3] ** -0.5
     chunks, chunk = mask.shape[0], mask.shape[4]
-    if chunks == 1:
+    if chunks == 1 and softcap == 0:
         return F.scaled_dot_product_attention(q, k, v, mask[0], scale=scale)
     outputs, logsumexp = [], []
     for i in range(chunks):
         keys, values = k.narrow(2, i * chunk, chunk), v.narrow(2, i * chunk, chunk)
-        output, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-            q, keys, values, 0.0, False, attn_mask=mask[i], scale=scale
-        )
+        if softcap == 0:
+            output, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
+                q, keys, values, 0.0, False, attn_mask=mask[i], scale=scale
+            )
+        else:
+            output, total = _capped(q, keys, values, mask[i], scale, softcap)
         outputs.append(output)
         logsumexp.append(total)
     # Along the last axis: elsewhere the exponential of an entry depends on where it stands.
@@ -221,6 +227,28 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     for output, weight in zip(outputs[1:], weights[1:], strict=True):
         combined.addcmul_(output, weight)
     return combined
+
+
+def _capped(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """One chunk with soft-capped scores: output and log-sum-exp [B, kv_heads, queries].
+
+    Gemma 2's (Gemma Team 2024). One row and tile of queries after the other, so that each product
+    has the same shape whatever the number of rows and queries.
+    """
+    outputs, logsumexp = torch.empty_like(q), q.new_empty(q.shape[:3])
+    for b in range(q.shape[0]):
+        for first in range(0, q.shape[2], QUERY_TILE):
+            tile = slice(first, first + QUERY_TILE)
+            scores = torch.matmul(q[b, :, tile], keys[b].mT).mul_(scale / softcap)
+            scores = scores.tanh_().mul_(softcap).add_(mask[b, :, tile])
+            highest = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(highest).exp_()
+            total = weights.sum(-1, keepdim=True)
+            outputs[b, :, tile] = torch.matmul(weights, values[b]).div_(total)
+            logsumexp[b, :, tile] = highest.add_(total.log_()).squeeze(-1)
+    return outputs, logsumexp
 
 
 def _attention_fake(
@@ -232,6 +260,7 @@ def _attention_fake(
     qk_norm: Tensor | None,
     eps: float,
     window: int,
+    softcap: float,
     index: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
@@ -240,7 +269,7 @@ def _attention_fake(
 
 attention = define(
     "attention(Tensor qkv, Tensor(a!) cache, Tensor start, Tensor cos, Tensor sin, "
-    "Tensor? qk_norm, float eps, int window, Tensor? index, Tensor? mask) -> Tensor",
+    "Tensor? qk_norm, float eps, int window, float softcap, Tensor? index, Tensor? mask) -> Tensor",
     attention_reference,
     _attention_fake,
     "attention_triton:attention",

@@ -189,6 +189,7 @@ class Decoder:
                 layer.qk_norm,
                 eps,
                 layer.window,
+                0.0,  # no family here caps its scores
                 plan.index,
                 plan.masks[layer.window],
             )

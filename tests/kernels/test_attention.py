@@ -30,7 +30,13 @@ def rotate(x: Tensor, position: int, table: Tensor) -> Tensor:
 
 
 def truth(
-    qkv: Tensor, cache: Tensor, start: list[int], table: Tensor, norm: Tensor | None, window: int
+    qkv: Tensor,
+    cache: Tensor,
+    start: list[int],
+    table: Tensor,
+    norm: Tensor | None,
+    window: int,
+    softcap: float = 0.0,
 ) -> Tensor:
     """The op's definition, one token and head at a time; ``cache`` float64, written in place."""
     _, kv_heads, _, _, dim = cache.shape
@@ -50,7 +56,10 @@ def truth(
         outputs = []
         for h in range(q_heads):
             k, v = cache[:, h * kv_heads // q_heads, b, first : position + 1]
-            outputs.append(torch.softmax(k @ qk[h] / math.sqrt(dim), 0) @ v)
+            scores = k @ qk[h] / math.sqrt(dim)
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            outputs.append(torch.softmax(scores, 0) @ v)
         rows.append(torch.cat(outputs))
     return torch.stack(rows)
 
@@ -70,14 +79,19 @@ def case(
 
 
 def run(
-    c: dict[str, Any], start: list[int], window: int = 0, invariant: bool = True, norm: bool = True
+    c: dict[str, Any],
+    start: list[int],
+    window: int = 0,
+    invariant: bool = True,
+    norm: bool = True,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Output and written cache."""
     cache = c["cache"].clone()
     at = torch.tensor(start)
     plan = make_plan(at, len(c["qkv"]) // len(start), c["table"], (window,), c["group"], invariant)
     weight = c["norm"] if norm else None
-    rest = (plan.cos, plan.sin, weight, EPS, window, plan.index, plan.masks[window])
+    rest = (plan.cos, plan.sin, weight, EPS, window, softcap, plan.index, plan.masks[window])
     return attention(c["qkv"], cache, at, *rest), cache
 
 
@@ -92,6 +106,7 @@ CASES = [
 
 @pytest.mark.parametrize("invariant", [True, False])
 @pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize("softcap", [0.0, 0.5])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize(("batch", "tokens", "heads", "dim", "start"), CASES)
 def test_the_definition(
@@ -101,14 +116,15 @@ def test_the_definition(
     dim: int,
     start: list[int],
     norm: bool,
+    softcap: float,
     window: int,
     invariant: bool,
 ) -> None:
     c = case(batch, tokens, heads, dim, cache_rows=batch + 1)
-    ours, written = run(c, start, window, invariant, norm)
+    ours, written = run(c, start, window, invariant, norm, softcap)
     cache = c["cache"].double()
     weight = c["norm"] if norm else None
-    expected = truth(c["qkv"], cache, start, c["table"], weight, window)
+    expected = truth(c["qkv"], cache, start, c["table"], weight, window, softcap)
     # float32 against float64 on values of size about 1, sums of at most 512 weighted terms.
     assert (ours.double() - expected).abs().max() < 1e-5
     assert (written.double() - cache).abs().max() < 1e-5
@@ -123,7 +139,7 @@ def test_the_plan_is_made_where_none_is_given() -> None:
     at = torch.tensor([5, 400])
     plan = make_plan(at, 3, c["table"], (4,), 2)
     cache = c["cache"].clone()
-    ours = attention(c["qkv"], cache, at, plan.cos, plan.sin, c["norm"], EPS, 4, None, None)
+    ours = attention(c["qkv"], cache, at, plan.cos, plan.sin, c["norm"], EPS, 4, 0.0, None, None)
     expected, written = run(c, [5, 400], window=4)
     assert torch.equal(ours, expected)
     assert torch.equal(cache, written)
@@ -145,7 +161,7 @@ def test_padding_rows_are_kept_apart(dtype: torch.dtype) -> None:
     at = torch.tensor([5, 70])
     plan = make_plan(at, 3, c["table"], (0,), 2)
     padded = torch.cat((c["qkv"], c["qkv"].new_full((2, c["qkv"].shape[1]), float("nan"))))
-    rest = (plan.cos, plan.sin, c["norm"], EPS, 0, plan.index, plan.masks[0])
+    rest = (plan.cos, plan.sin, c["norm"], EPS, 0, 0.0, plan.index, plan.masks[0])
     ours = attention(padded, c["cache"], at, *rest)
     assert ours.shape == (8, 64)
     assert ours.dtype == dtype
@@ -158,7 +174,7 @@ def test_the_schema_and_the_fake_shape_hold(invariant: bool) -> None:
     c = case(2, 3, (4, 2), 16)
     at = torch.tensor([5, 70])
     plan = make_plan(at, 3, c["table"], (0,), 2, invariant)
-    rest = (plan.cos, plan.sin, c["norm"], EPS, 0, plan.index, plan.masks[0])
+    rest = (plan.cos, plan.sin, c["norm"], EPS, 0, 0.0, plan.index, plan.masks[0])
     torch.library.opcheck(
         torch.ops.hybridgen.attention.default,
         (c["qkv"], c["cache"], at, *rest),
@@ -173,3 +189,13 @@ def test_no_key_is_masked_for_the_wrong_window() -> None:
         assert mask is not None
         seen = (mask[0, 0, 0] == 0).sum(-1).tolist()
         assert seen == ([window, window] if window else [301, 302])
+
+
+def test_soft_capped_rows_do_not_depend_on_their_company() -> None:
+    c = case(3, 9, (4, 2), 16)
+    start = [100, 250, 0]
+    together, cache = run(c, start, softcap=0.5)
+    for b, first in enumerate(start):
+        for i in range(9):
+            alone = dict(c, qkv=c["qkv"][9 * b + i].unsqueeze(0), cache=cache[:, :, b : b + 1])
+            assert torch.equal(run(alone, [first + i], softcap=0.5)[0][0], together[9 * b + i])

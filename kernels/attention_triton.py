@@ -1,0 +1,353 @@
+"""`attention.py` in Triton: split the keys, then merge the parts ("Flash-Decoding", Dao 2023).
+
+Two kernels. `_partials` cuts the cache into chunks of `KEYS` positions; for each chunk and each
+query it leaves, of the scores s (base 2, scaled) of the keys that the query sees,
+
+    m = max s      l = sum 2**(s - m)      o = sum 2**(s - m) v        (float32)
+
+and `_combine` merges the chunks of a query in ascending order:
+
+    output = sum 2**(m_c - max m) o_c / sum 2**(m_c - max m) l_c
+
+**One read of the cache.** The queries of a key head, tokens x group, share its keys: they stand
+packed in tiles of `ROWS`, the fewest rows that tensor cores take. A program loads keys and values
+of a chunk once, keeps them in shared memory, and sends the tiles through one after the other.
+
+**The write.** The program of the chunk in which a new token's position falls normalises, rotates
+and rounds its key first, writes key and value to the cache, and then reads its chunk like any
+other. No other program of the launch reads them but those with further tiles of the same chunk
+(grid axis 2), which write the same bits themselves. So q, k and v need no launch of their own.
+
+**A row's bits do not depend on its company.** The number of tokens is an ordinary argument that
+the compiler does not see, so one binary serves any number of them: a tile is always ROWS x KEYS
+whichever query stands in it, chunks have fixed borders, and the combination takes the chunks at
+fixed places, those that a query does not see as exact zeros. Who computes a chunk does not matter
+either: programs take every n-th one. Their number depends on static shapes alone, the lengths are
+read on the device, and a program whose first chunk lies behind its row's last key ends there.
+
+A key behind the last position, or before every window, is masked in the load: whatever the cache
+holds there, NaN too, takes part as zero.
+
+Scratch per layer: (D + 2) * 4 bytes for each query and chunk, for 5 tokens of 8 x 4 heads at 32K
+keys 21 MB; it is never initialised.
+
+Predicted on an H100 (3.35 TB/s, 132 SMs; 1.3 us a launch inside a graph), 32/8 heads of 128,
+bfloat16, one row and token. With 220 registers and 72 KB of shared memory two programs of 4 warps
+fit on an SM, so up to 128 KB are in flight on each, of the 20 KB that latency needs.
+- 1K keys: 4.2 MB (1.3 us) in 64 programs, so it is a chain of latencies. Launch 1.3, start 0.5,
+  the new key 0.6, keys and values 0.9, query 0.4, products and store 0.8: 4.5 us; combination
+  2.4 us: launch 1.3, start 0.3, loads 0.5, sum and store 0.3. Together 6.9 us.
+- 32K keys: 134 MB (40 us) in 2048 programs, 7.8 waves; at 3.0 TB/s 44.7 us, launch and tail 2 us,
+  combination (4.3 MB from the L2 cache, 128 programs) 3 us. Together 50 us, 81 % of bandwidth.
+- 5 tokens: two tiles instead of one, 0.5 us more a chunk behind the other program's loads: 7.6 us
+  and 55 us (21 MB of partials stay in the L2 cache).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybridgen.kernels import attention as definition
+from hybridgen.kernels.triton_utils import blocks, interpreted
+
+KEYS = 128
+"""Keys of a chunk; fewer where they would take more than `CHUNK_BYTES`."""
+CHUNK_BYTES = 1 << 15
+ROWS = 16
+"""Queries, or new tokens, of a tile."""
+TILES = 8
+"""Query tiles of a program, at most: beyond (in prefill) further programs share the work."""
+PROGRAMS = 2048
+"""Programs for `TILES` tiles of all rows, about: they even out the last wave of a long context."""
+PARTS = 64
+"""Chunks that `_combine` merges in one step."""
+COLUMNS = 32
+"""Columns of a head in a program of `_combine`."""
+
+_ROWS = tl.constexpr(ROWS)
+_TILES = tl.constexpr(TILES)
+_PARTS = tl.constexpr(PARTS)
+_COLUMNS = tl.constexpr(COLUMNS)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_MASKED = tl.constexpr(definition.MASKED)
+
+
+def attention(
+    qkv: Tensor,
+    cache: Tensor,
+    start: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qk_norm: Tensor | None,
+    eps: float,
+    window: int,
+    softcap: float,
+    index: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """Launch both kernels; see `attention.attention_reference`. index and mask are not used."""
+    _, kv_heads, _, positions, dim = cache.shape
+    rows, width = qkv.shape
+    batch, count = len(start), len(cos)
+    tokens = count // batch
+    q_heads = width // dim - 2 * kv_heads
+    group = q_heads // kv_heads
+    queries = tokens * group
+    padded = max(triton.next_power_of_2(dim), 16)
+    itemsize = cache.element_size()
+    keys = min(KEYS, CHUNK_BYTES // (padded * itemsize))
+    chunks = positions // keys
+    pairs = batch * kv_heads
+
+    shape = (pairs, queries, chunks)
+    stats = torch.empty((*shape, 2), dtype=torch.float32, device=qkv.device)
+    sums = torch.empty((*shape, dim), dtype=torch.float32, device=qkv.device)
+    output = torch.empty((rows, q_heads * dim), dtype=qkv.dtype, device=qkv.device)
+    shares = min(chunks, max(PROGRAMS // pairs, 1))
+    _partials[pairs, shares, blocks(queries, ROWS * TILES)](
+        qkv,
+        cache,
+        start,
+        cos,
+        sin,
+        qk_norm,
+        stats,
+        sums,
+        tokens,
+        chunks,
+        qkv.stride(0),
+        cache.stride(0),
+        cache.stride(1),
+        cache.stride(2),
+        eps,
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        DIM=dim,
+        PADDED=padded,
+        KEYS=keys,
+        WINDOW=window,
+        SOFTCAP=softcap,
+        INTERPRETED=interpreted(),
+        num_warps=8 if itemsize == 4 or padded > 128 else 4,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
+    _combine[rows, q_heads, blocks(dim, COLUMNS)](
+        stats,
+        sums,
+        start,
+        output,
+        tokens,
+        count,
+        chunks,
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        DIM=dim,
+        KEYS=keys,
+        WINDOW=window,
+        num_warps=4,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
+    return output
+
+
+@triton.jit(do_not_specialize=["tokens", "chunks"], do_not_specialize_on_alignment=["start"])
+def _partials(
+    qkv,
+    cache,
+    start,
+    cos,
+    sin,
+    qk_norm,
+    stats,
+    sums,
+    tokens,
+    chunks,
+    row_stride,
+    value_stride,
+    head_stride,
+    batch_stride,
+    eps,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """What each query sees of each chunk: stats (m, l) and sums o.
+
+    Grid: a row and key head; every n-th of its chunks; `TILES` tiles of its queries.
+    """
+    pair = tl.program_id(0)
+    batch = (pair // KV_HEADS).to(tl.int64)
+    kv_head = pair % KV_HEADS
+    qkv += batch * tokens * row_stride
+    cos += batch * tokens * DIM
+    sin += batch * tokens * DIM
+    cache += batch * batch_stride + kv_head.to(tl.int64) * head_stride
+    queries = tokens * GROUP
+    tile_0 = tl.program_id(2) * _TILES
+    tile_end = tl.minimum(tile_0 + _TILES, tl.cdiv(queries, _ROWS))
+
+    first = tl.load(start + batch).to(tl.int32)
+    new = tl.maximum(first, 0)  # the first position that this call writes
+    last = tl.maximum(first + tokens - 1, 0)
+    lowest = 0 if WINDOW == 0 else tl.maximum(new - WINDOW + 1, 0)
+    chunk_0 = lowest // KEYS + tl.program_id(1)
+
+    row = tl.arange(0, _ROWS)
+    key = tl.arange(0, KEYS)
+    d = tl.arange(0, PADDED)[None, :]
+    in_head = d < DIM
+    for chunk in range(chunk_0, last // KEYS + 1, tl.num_programs(1)):
+        position = chunk * KEYS + key
+        if (chunk + 1) * KEYS > new:
+            head = tl.full([_ROWS], KV_HEADS * GROUP, tl.int32) + kv_head
+            for token in range(0, tokens, _ROWS):
+                i = token + row
+                at = first + i
+                # Of several tokens at position 0 the last one writes.
+                mine = (i < tokens) & ((at >= 0) | (i == tokens - 1))
+                at = tl.maximum(at, 0)
+                mine &= at // KEYS == chunk
+                x = qkv + i.to(tl.int64) * row_stride
+                k = _rotated(x, qk_norm, cos, sin, head, i, mine, eps, DIM, PADDED)
+                mask = mine[:, None] & in_head
+                x += (head + KV_HEADS) * DIM
+                v = tl.load(x[:, None] + d, mask=mask, other=0.0)
+                to = cache + at.to(tl.int64)[:, None] * DIM + d
+                tl.store(to, k.to(cache.dtype.element_ty), mask=mask)
+                tl.store(to + value_stride, v.to(cache.dtype.element_ty), mask=mask)
+            tl.debug_barrier()  # other threads of this program read what this one wrote
+
+        seen = ((position >= lowest) & (position <= last))[:, None] & in_head
+        place = cache + position.to(tl.int64)[:, None] * DIM + d
+        k = tl.load(place, mask=seen, other=0.0)
+        v = tl.load(place + value_stride, mask=seen, other=0.0)
+
+        for tile in range(tile_0, tile_end):
+            query = tile * _ROWS + row
+            inside = query < queries
+            i = query // GROUP
+            head = kv_head * GROUP + query % GROUP
+            x = qkv + i.to(tl.int64) * row_stride
+            q = _rotated(x, qk_norm, cos, sin, head, i, inside, eps, DIM, PADDED)
+            s = _dot(q.to(k.dtype), tl.trans(k), INTERPRETED)
+            s = _base_2(s, DIM, SOFTCAP)
+            at = tl.maximum(first + i, 0)[:, None]
+            visible = position[None, :] <= at
+            if WINDOW > 0:
+                visible &= position[None, :] > at - WINDOW
+            s = tl.where(visible, s, _MASKED)
+            m = tl.max(s, 1)
+            weights = tl.exp2(s - m[:, None])
+            o = _dot(weights.to(v.dtype), v, INTERPRETED)
+            to = (pair.to(tl.int64) * queries + query) * chunks + chunk
+            tl.store(stats + 2 * to, m, mask=inside)
+            tl.store(stats + 2 * to + 1, tl.sum(weights, 1), mask=inside)
+            tl.store(sums + to[:, None] * DIM + d, o, mask=inside[:, None] & in_head)
+
+
+@triton.jit
+def _rotated(x, qk_norm, cos, sin, head, token, mask, eps, DIM: tl.constexpr, PADDED: tl.constexpr):
+    """float32 [ROWS, PADDED]: head ``head`` of ``token``, normalised and rotated.
+
+    x  pointers to the tokens' rows of qkv; rows that ``mask`` leaves out are zero, as are columns
+    from DIM on
+    """
+    HALF: tl.constexpr = DIM // 2
+    d = tl.arange(0, PADDED)
+    pair = (d + HALF) % DIM  # the column that d turns with
+    if HALF % 8 == 0:
+        pair = tl.max_contiguous(tl.multiple_of(pair, 8), 8)
+    mask = mask[:, None] & (d < DIM)[None, :]
+    x = (x + head * DIM)[:, None]
+    a = tl.load(x + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(x + pair[None, :], mask=mask, other=0.0).to(tl.float32)
+    if qk_norm is not None:
+        scale = tl.rsqrt(tl.sum(a * a, 1) / DIM + eps)[:, None]
+        weight = (qk_norm + head * DIM)[:, None]
+        a *= scale * tl.load(weight + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        b *= scale * tl.load(weight + pair[None, :], mask=mask, other=0.0).to(tl.float32)
+    at = (token * DIM)[:, None] + d[None, :]
+    a *= tl.load(cos + at, mask=mask, other=0.0)
+    return a + b * tl.load(sin + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def _base_2(products, DIM: tl.constexpr, SOFTCAP: tl.constexpr):
+    """Scores as powers of two, log2(e) * cap * tanh(products / sqrt(D) / cap); cap 0: no tanh."""
+    SCALE: tl.constexpr = DIM**-0.5
+    if SOFTCAP > 0:
+        # tanh(x) = 2 / (1 + exp(-2 x)) - 1, where an exponential that overflows gives -1
+        tanh = 2 * tl.sigmoid(products * (2 * SCALE / SOFTCAP)) - 1
+        return tanh * (SOFTCAP * _LOG2_E)
+    else:
+        return products * (SCALE * _LOG2_E)
+
+
+@triton.jit
+def _dot(a, b, INTERPRETED: tl.constexpr):
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit(
+    do_not_specialize=["tokens", "count", "chunks"], do_not_specialize_on_alignment=["start"]
+)
+def _combine(
+    stats,
+    sums,
+    start,
+    output,
+    tokens,
+    count,
+    chunks,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    KEYS: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
+    """``output`` [R, q_heads * D]; zeros from row ``count`` on. Grid: row, query head, columns."""
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    d = tl.program_id(2) * _COLUMNS + tl.arange(0, _COLUMNS)
+    in_head = d < DIM
+    output += (row.to(tl.int64) * (KV_HEADS * GROUP) + head) * DIM + d
+    if row >= count:
+        tl.store(output, tl.zeros([_COLUMNS], output.dtype.element_ty), mask=in_head)
+        return
+
+    batch = row // tokens
+    i = row % tokens
+    position = tl.maximum(tl.load(start + batch).to(tl.int32) + i, 0)
+    last = position // KEYS
+    lowest = 0 if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0) // KEYS
+    pair = (batch * KV_HEADS + head // GROUP).to(tl.int64)
+    place = ((pair * tokens + i) * GROUP + head % GROUP) * chunks
+
+    highest = -float("inf")
+    total = 0.0
+    acc = tl.zeros([_COLUMNS], tl.float32)
+    for part in range(lowest // _PARTS, last // _PARTS + 1):
+        chunk = part * _PARTS + tl.arange(0, _PARTS)
+        seen = (chunk >= lowest) & (chunk <= last)
+        at = place + chunk
+        m = tl.load(stats + 2 * at, mask=seen, other=-float("inf"))
+        l = tl.load(stats + 2 * at + 1, mask=seen, other=0.0)  # noqa: E741
+        mask = seen[:, None] & in_head[None, :]
+        o = tl.load(sums + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
+        higher = tl.maximum(highest, tl.max(m, 0))
+        kept = tl.exp2(highest - higher)
+        weight = tl.exp2(m - higher)
+        total = total * kept + tl.sum(weight * l, 0)
+        acc = acc * kept + tl.sum(weight[:, None] * o, 0)
+        highest = higher
+    tl.store(output, (acc / total).to(output.dtype.element_ty), mask=in_head)
