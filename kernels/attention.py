@@ -58,24 +58,21 @@ def make_plan(
     group: int,
     batch_invariant: bool = True,
 ) -> Plan:
-    """The plan of a forward over ``tokens`` tokens a row.
+    """The plan of a forward on CPU, over ``tokens`` tokens a row.
 
     rope             float32 [2, positions, 1, D], the table of cosines and signed sines, as many
                      positions as the cache has
     windows          the distinct window sizes of the layers, 0 for none
     group            query heads per key head
-    batch_invariant  False: bits may depend on other tokens and rows; on CPU queries are then not
-                     padded, and all keys are one chunk
+    batch_invariant  False: bits may depend on other tokens and rows; queries are then not padded,
+                     and all keys are one chunk
 
-    Never waits for a GPU. On CPU it reads the largest start to leave unwritten chunks of keys out.
+    It reads the largest start, to leave unwritten chunks of keys out. On a GPU, where that would
+    be a wait, cosines and sines come from `layers.embed` and the kernels need nothing else.
     """
-    on_cpu = start.is_cpu
-    offsets = _arange(tokens) if on_cpu else torch.arange(tokens, device=start.device)
     column = start.unsqueeze(1)
-    at = (column + offsets).clamp_min_(0)
+    at = (column + _arange(tokens)).clamp_min_(0)
     cos, sin = rope.index_select(1, at.view(-1)).unbind()
-    if not on_cpu:
-        return Plan(start, cos, sin, None, dict.fromkeys(windows))
     batch, positions = len(start), rope.shape[1]
     longest = max(max(start.tolist()) + tokens, 1)
     keys = min(-(-longest // KEY_CHUNK) * KEY_CHUNK, positions)

@@ -19,6 +19,7 @@ from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Weights, check, fuse
 from hybridgen.engine.rope import rope_table, rope_type
 from hybridgen.kernels.attention import Plan, attention, make_plan
+from hybridgen.kernels.layers import embed
 from hybridgen.kernels.linear import (
     can_pack,
     linear_residual,
@@ -171,12 +172,7 @@ class Decoder:
 
     def _hidden(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         """The residual stream [rows padded to the tile, hidden] after the last layer."""
-        plan = self._plan(tokens, start)
-        ids = tokens.reshape(-1)
-        padding = -len(ids) % self._tile
-        if padding:
-            ids = F.pad(ids, (0, padding))
-        x = self.weights.embedding.index_select(0, ids)
+        x, plan = self._embed(tokens, start)
         eps = self.eps
         for layer, layer_cache in zip(self.weights.layers, cache, strict=True):
             qkv = norm_linear(x, layer.input_norm, eps, layer.qkv, layer.qkv_bias)
@@ -198,11 +194,18 @@ class Decoder:
             x = linear_residual(inner, layer.down, layer.down_bias, x)
         return x
 
-    def _plan(self, tokens: Tensor, start: Tensor) -> Plan:
-        count = tokens.shape[1]
-        return make_plan(
-            start, count, self._rope_table, self.windows, self.group, self.batch_invariant
-        )
+    def _embed(self, tokens: Tensor, start: Tensor) -> tuple[Tensor, Plan]:
+        """The residual stream before the first layer, and what the layers share."""
+        embedding, rope, windows = self.weights.embedding, self._rope_table, self.windows
+        if not tokens.is_cpu:
+            x, cos, sin = embed(tokens, start, embedding, rope)
+            return x, Plan(start, cos, sin, None, dict.fromkeys(windows))
+        plan = make_plan(start, tokens.shape[1], rope, windows, self.group, self.batch_invariant)
+        ids = tokens.reshape(-1)
+        padding = -len(ids) % self._tile
+        if padding:
+            ids = F.pad(ids, (0, padding))
+        return embedding.index_select(0, ids), plan
 
     def _row_policy(self) -> tuple[int, int]:
         """Row counts are padded to the first number and limited to the second."""
