@@ -1,0 +1,210 @@
+"""Compile what the launchers would launch, for cards that are not here.
+
+`recording` runs an op's launcher on fake CUDA tensors. Every launch ends in ``JITFunction.run``; a
+driver without a card tells it the target, and its warm-up mode compiles instead of launching, so
+what comes out are exactly the specialisations that a decode on that card would compile: with the
+same constants, argument types, alignments and options, and deduplicated by Triton itself.
+
+The resources are those that the assembler settled on, read from the machine code.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from hybridgen.kernels.registry import Op
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+REGISTERS = 65536  # 32-bit, of one multiprocessor, on all of these cards
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU as far as compilation goes; sizes as in the CUDA programming guide's table of limits.
+
+    shared            bytes that one block may have
+    shared_per_sm     bytes of one multiprocessor; a block takes `RESERVED` beside its own
+    threads_per_sm    most resident threads of one multiprocessor
+    """
+
+    name: str
+    multiprocessors: int
+    shared: int
+    shared_per_sm: int
+    threads_per_sm: int
+
+
+RESERVED = 1024  # bytes of shared memory a block
+CARDS = {
+    80: Card("A100", 108, 163 * 1024, 164 * 1024, 2048),
+    90: Card("H100", 132, 227 * 1024, 228 * 1024, 2048),
+    100: Card("B200", 148, 227 * 1024, 228 * 1024, 2048),
+    120: Card("RTX 5090", 170, 99 * 1024, 100 * 1024, 1536),
+}
+
+
+class Resources(NamedTuple):
+    """What one block of a kernel takes on one card.
+
+    registers  a thread
+    shared     bytes
+    stack      bytes a thread of local memory, which spilled registers are part of
+    spills     instructions that read or write it
+    blocks     that one multiprocessor holds at once
+    """
+
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+    blocks: int
+
+
+@dataclass
+class Launches:
+    """What was recorded: the ops called, and the compiled kernels by their specialisation."""
+
+    kernels: dict[str, Any] = field(default_factory=dict)
+    ops: dict[str, set[str]] = field(default_factory=dict)  # op -> specialisations
+
+    def rows(self, capability: int) -> dict[str, dict[str, Any]]:
+        """specialisation -> {"ops": those that launch it, "resources": `Resources` as a list}."""
+        return {
+            name: {
+                "ops": sorted(op for op, names in self.ops.items() if name in names),
+                "resources": list(resources(kernel, capability)),
+            }
+            for name, kernel in self.kernels.items()
+        }
+
+
+@contextmanager
+def recording(capability: int) -> Iterator[Launches]:
+    """Within: tensors are fake, ops run their launchers, and launches only compile.
+
+    One card a process: Triton keeps the first one's kernels. The interpreter must be off.
+    """
+    card, launches, current = CARDS[capability], Launches(), [""]
+    target = GPUTarget("cuda", capability, 32)
+    cardless = SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        set_current_device=lambda device: None,
+        get_active_torch_device=lambda: torch.device("cuda", 0),
+    )
+    properties = SimpleNamespace(
+        name=card.name,
+        major=capability // 10,
+        minor=capability % 10,
+        multi_processor_count=card.multiprocessors,
+        shared_memory_per_block_optin=card.shared,
+        L2_cache_size=50 << 20,
+    )
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        args = tuple(pointer(arg) for arg in args)
+        kwargs = {name: pointer(arg) for name, arg in kwargs.items()}
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        name = specialisation(kernel)
+        launches.kernels[name] = kernel
+        launches.ops.setdefault(current[0], set()).add(name)
+        return kernel
+
+    def call(self: Op, first: Any, *rest: Any) -> Any:
+        current[0] = self.name
+        return self.launcher()(first, *rest)
+
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        stack.enter_context(patch.dict("os.environ", TRITON_CACHE_DIR=folder))
+        stack.enter_context(patch.object(triton.knobs.cache, "dir", folder))
+        stack.enter_context(patch.object(JITFunction, "run", compile_only))
+        stack.enter_context(patch.object(Op, "__call__", call))
+        stack.enter_context(patch("torch.cuda.current_device", lambda: 0))
+        stack.enter_context(
+            patch("torch.cuda.get_device_capability", lambda device=None: divmod(capability, 10))
+        )
+        stack.enter_context(
+            patch("torch.cuda.get_device_properties", lambda device=None: properties)
+        )
+        stack.enter_context(FakeTensorMode())
+        driver.set_active(cardless)
+        yield launches
+
+
+def pointer(value: Any) -> Any:
+    """A stand-in for a fake tensor, which has no address: as if its storage began at 0.
+
+    torch's allocator aligns storages to 512 bytes, so views keep the alignment they would have.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value
+    address = value.storage_offset() * value.element_size()
+    return SimpleNamespace(
+        dtype=value.dtype, shape=value.shape, data_ptr=lambda: address, ptr_range=lambda: 1 << 40
+    )
+
+
+def specialisation(kernel: Any) -> str:
+    """A compiled kernel in words: its constants, argument types, which are divisible by 16."""
+    source, options = kernel.src, kernel.metadata
+    words = []
+    for index, (name, kind) in enumerate(source.signature.items()):
+        if kind == "constexpr":
+            words.append(f"{name}={shown(source.constants[(index,)])}")
+        else:
+            aligned = any(key == "tt.divisibility" for key, _ in source.attrs.get((index,), ()))
+            words.append(f"{name}:{kind}{'%16' if aligned else ''}")
+    return (
+        f"{kernel.name}({', '.join(words)}) warps={options.num_warps} stages={options.num_stages}"
+    )
+
+
+def shown(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def resources(kernel: Any, capability: int) -> Resources:
+    """Registers, memory and occupancy of a compiled kernel."""
+    card = CARDS[capability]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = tool("cuobjdump", "--dump-resource-usage", file.name)
+        numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+        registers, stack = numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
+        code = tool("nvdisasm", "-c", file.name) if stack else ""
+    # Triton's own is all dynamic; from sm_90 on the static number is what the system reserves.
+    shared = kernel.metadata.shared + max(numbers["SHARED"] - RESERVED, 0)
+    warps = kernel.metadata.num_warps
+    by_registers = REGISTERS // (-(-registers // 8) * 8 * 32) // warps  # handed out by 256
+    blocks = min(
+        by_registers,
+        card.shared_per_sm // (shared + RESERVED),
+        card.threads_per_sm // (32 * warps),
+        32,
+    )
+    return Resources(registers, shared, stack, len(re.findall(r"\b(?:LDL|STL)\b", code)), blocks)
+
+
+def tool(name: str, *arguments: str) -> str:
+    """Output of one of the CUDA tools in Triton's package."""
+    finished = subprocess.run(
+        [TOOLS / name, *arguments], capture_output=True, text=True, check=True
+    )
+    return finished.stdout

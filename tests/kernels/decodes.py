@@ -1,0 +1,127 @@
+"""What a decode asks of the ops: the rounds of the strategies, on the shapes of known models.
+
+`decode` runs them on tensors without memory (fake or meta), with as many layers as differ: one.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.state import State
+from hybridgen.kernels.layers import normalize
+from hybridgen.kernels.philox import TARGET
+from hybridgen.kernels.sampling import filter_logits
+from hybridgen.kernels.uncertainty import LOGITS, PROBS, sample_measured
+from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
+from hybridgen.pair import LLM_PATH, SLM_PATH
+from hybridgen.strategies.routing import catch_up_round, llm_round, slm_round
+from hybridgen.strategies.single import single_round
+from hybridgen.strategies.speculative import speculative_round
+
+POSITIONS = 4096
+NUM_DRAFTS = 4
+PROMPT = 150  # tokens: one whole chunk of the prefill, and the rest
+
+
+class Shape(NamedTuple):
+    """The numbers of a published config; queries and keys are normalised in qwen3, and the QKV
+    product has a bias in qwen2."""
+
+    config: type[PretrainedConfig]
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layers: int
+    vocab: int
+    tied: bool
+
+
+SHAPES = {
+    "Qwen3-1.7B": Shape(Qwen3Config, 2048, 6144, 16, 8, 128, 28, 151936, True),
+    "Qwen3-8B": Shape(Qwen3Config, 4096, 12288, 32, 8, 128, 36, 151936, False),
+    "Llama-3.2-1B": Shape(LlamaConfig, 2048, 8192, 32, 8, 64, 16, 128256, True),
+    "Llama-3.1-8B": Shape(LlamaConfig, 4096, 14336, 32, 8, 128, 32, 128256, False),
+    "Qwen2.5-0.5B": Shape(Qwen2Config, 896, 4864, 14, 2, 64, 24, 151936, True),
+    "Qwen2.5-7B": Shape(Qwen2Config, 3584, 18944, 28, 4, 128, 28, 152064, False),
+}
+PAIRS = {
+    "embedded": (SLM_PATH, LLM_PATH),
+    "Qwen3": ("Qwen3-1.7B", "Qwen3-8B"),
+    "Llama-3": ("Llama-3.2-1B", "Llama-3.1-8B"),
+    "Qwen2.5": ("Qwen2.5-0.5B", "Qwen2.5-7B"),
+}
+BATCHES = (1, 4, 32)
+
+
+def config(model: Any) -> PretrainedConfig:
+    """The config of a checkpoint folder or of an entry of `SHAPES`, cut to one layer."""
+    if model not in SHAPES:
+        return AutoConfig.from_pretrained(model, num_hidden_layers=1)
+    shape = SHAPES[model]
+    return shape.config(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        num_hidden_layers=1,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def decoder(model: Any, rows: int, device: torch.device) -> Decoder:
+    """A bfloat16 decoder, its weights and cache uninitialised."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config(model), dtype=torch.bfloat16)
+    fused = Decoder.from_model(empty)
+
+    def allocate(tensor: Tensor) -> Tensor:
+        return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device=device)
+
+    made = Decoder(fused.config, fused.weights.map(allocate))
+    layout = made.cache_layout()
+    shape = (layout.layers, 2, layout.kv_heads, rows, POSITIONS, layout.head_dim)
+    made.bind(torch.empty(shape, dtype=layout.dtype, device=device))
+    return made
+
+
+def decode(pair: str, rows: int, device: torch.device) -> None:
+    """The prefill, one of each round of each strategy, and the ops that no round calls."""
+    slm, llm = (decoder(model, rows, device) for model in PAIRS[pair])
+    state = State.allocate(
+        rows, POSITIONS, NUM_DRAFTS, slm.vocab_size, llm.vocab_size, slm.dtype, device
+    )
+    prompt = torch.empty(1, PROMPT, dtype=torch.int64, device=device)
+    shared = min(slm.vocab_size, llm.vocab_size)
+    for model in (slm, llm):
+        model.prefill(prompt, [PROMPT])
+    for rejection in (True, False):
+        speculative_round(state, slm, llm, NUM_DRAFTS, rejection)
+    single_round(state, llm, SOURCE_LLM, llm.vocab_size)
+    single_round(state, slm, SOURCE_SLM, shared)
+    for metric, evidence in (("entropy", PROBS), ("uncertainty", PROBS), ("uncertainty", LOGITS)):
+        slm_round(state, slm, llm, metric, evidence, -1.0, 1)
+    catch_up_round(state, llm, 16, 27)
+    for count in (1, 2, 4, 8, 16):
+        llm_round(state, llm, count)
+    logits = llm(state.block[:, :1], state.length)[:, -1]
+    filter_logits(logits, state.sampling)
+    sample_measured(logits, state.sampling, state.seed, state.length, TARGET, 10, PROBS)
+    for model in (slm, llm):
+        hidden = torch.empty(rows, model.config.hidden_size, dtype=model.dtype, device=device)
+        normalize(hidden, model.weights.norm, model.eps)

@@ -1,0 +1,123 @@
+"""The table of what every kernel takes on every card, `resources.json`.
+
+python tests/kernels/resources.py              compare the table with what is compiled now
+python tests/kernels/resources.py --write      rewrite it, after a kernel or a launcher changed
+python tests/kernels/resources.py --card 90    compile for one card, print its rows as JSON
+
+A row is a specialisation (see `aot.specialisation`) with the ops that launch it and, for each card
+that uses it, the fields of `aot.Resources`. The numbers are those of one version of Triton and of
+the assembler in it; specialisations and limits hold for every version.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import triton
+from aot import CARDS, Resources, recording
+
+TABLE = Path(__file__).with_name("resources.json")
+Rows = dict[str, dict[str, Any]]  # specialisation -> {"ops": [...], "resources": [...]}
+
+INTENDED = {"chunk_maxima": 4, "collect": 2, "draw": 2, "resolve": 2, "_combine": 4}
+"""Blocks of a kernel that every card's multiprocessor is meant to hold at once; 1 if not named."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--card", type=int, choices=CARDS)
+    arguments = parser.parse_args()
+    if arguments.card:
+        print(json.dumps(compile_decodes(arguments.card)))
+        return 0
+    now = {card: measured(card) for card in CARDS}
+    problems = [p for card, rows in now.items() for p in complaints(rows, card)]
+    if arguments.write:
+        TABLE.write_text(table(now))
+    else:
+        problems += [p for card, rows in now.items() for p in differences(rows, card)]
+    print(f"{sum(map(len, now.values()))} kernels", *problems, sep="\n")
+    return int(bool(problems))
+
+
+def compile_decodes(card: int) -> Rows:
+    """Everything that the decodes launch, compiled in this process for ``card``."""
+    import torch
+    from decodes import BATCHES, PAIRS, decode
+
+    with recording(card) as launches:
+        for pair in PAIRS:
+            for rows in BATCHES:
+                decode(pair, rows, torch.device("cuda"))
+        return launches.rows(card)
+
+
+def measured(card: int, script: Path = Path(__file__)) -> Rows:
+    """The rows that ``script --card`` prints, in a process that does not interpret kernels."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    finished = subprocess.run(
+        [sys.executable, script, "--card", str(card)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if finished.returncode:
+        raise RuntimeError(f"{script} --card {card} failed:\n{finished.stderr}")
+    rows: Rows = json.loads(finished.stdout)
+    return rows
+
+
+def complaints(rows: Rows, card: int) -> list[str]:
+    """What no kernel may do: spill, keep a stack, ask for more than the card has."""
+    found = []
+    for name, row in rows.items():
+        used = Resources(*row["resources"])
+        intended = INTENDED.get(name.split("(")[0], 1)
+        if used.spills or used.stack:
+            found.append(f"{used.spills} spills, {used.stack} bytes of stack")
+        elif used.shared > CARDS[card].shared:
+            found.append(f"{used.shared} bytes of shared memory, the card has {CARDS[card].shared}")
+        elif used.blocks < intended:
+            found.append(f"{used.blocks} blocks fit, {intended} are intended ({used})")
+        else:
+            continue
+        found[-1] = f"sm_{card} {name}: {found[-1]}"
+    return found
+
+
+def differences(rows: Rows, card: int) -> list[str]:
+    """Where the table and what is compiled now disagree."""
+    recorded = json.loads(TABLE.read_text())
+    column = f"sm_{card}"
+    expected = {name: row for name, row in recorded["kernels"].items() if column in row}
+    found = [f"{column} {name}: not in the table" for name in rows.keys() - expected.keys()]
+    found += [f"{column} {name}: no longer launched" for name in expected.keys() - rows.keys()]
+    for name in rows.keys() & expected.keys():
+        if rows[name]["ops"] != expected[name]["ops"]:
+            found.append(f"{column} {name}: launched by {rows[name]['ops']}")
+        same_compiler = recorded["triton"] == triton.__version__
+        if same_compiler and rows[name]["resources"] != expected[name][column]:
+            found.append(f"{column} {name}: {Resources(*rows[name]['resources'])}")
+    return found
+
+
+def table(now: dict[int, Rows]) -> str:
+    """`resources.json`: a line for each specialisation."""
+    kernels: dict[str, dict[str, Any]] = {}
+    for card, rows in now.items():
+        for name, row in rows.items():
+            kernels.setdefault(name, {"ops": row["ops"]})[f"sm_{card}"] = row["resources"]
+    lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(kernels.items()))
+    head = json.dumps({"triton": triton.__version__, "columns": list(Resources._fields)})
+    return f'{head[:-1]},\n"kernels": {{\n{lines}\n}}}}\n'
+
+
+if __name__ == "__main__":
+    sys.exit(main())
