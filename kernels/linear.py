@@ -4,11 +4,12 @@
     norm_gated_linear   silu(g) * u, (g, u) = rms_norm(x) @ weight.T + bias      gate and up
     linear_residual     residual + x @ weight.T + bias                           output, down
 
-x [R, H], R = 1 to 128 rows; weight [O, H] as torch.nn.Linear keeps it; all of one dtype. With so
-few rows each product costs its weight's bytes: the floor is O * H * itemsize / bandwidth.
-Nothing is written in place.
+x [R, H], R = 1 to 128 rows, rows of any stride; weight [O, H] as torch.nn.Linear keeps it; all of
+one dtype, float32, bfloat16 or float16. With so few rows each product costs its weight's bytes: the
+floor is O * H * itemsize / bandwidth. Nothing is written in place, results are contiguous.
 
-On CPU a weight may be `pack`ed: laid out once as oneDNN's kernels read it, instead of anew in every
+On a GPU a row's bits are the same whatever the other rows and their number; on a CPU `row_tile`
+finds the numbers for which they are. On CPU a weight may be `pack`ed: laid out once as oneDNN's kernels read it, instead of anew in every
 product. A packed product of a few rows takes about two thirds of the time (of 5 float32 rows, a
 third), and in our tests its rows have the same bits however many there are.
 """
@@ -98,7 +99,7 @@ def _norm_gated_linear_fake(
 def _linear_residual_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
 ) -> Tensor:
-    return torch.empty_like(residual)
+    return residual.new_empty(residual.shape)
 
 
 norm_linear = define(

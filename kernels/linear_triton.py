@@ -1,0 +1,215 @@
+"""Products of a few rows at the speed of their weights: one kernel for `linear.py`'s three ops.
+
+**Work.** A program makes `ROWS` = 16 rows of 16, 32 or 64 outputs (gate and up: 32 of each, so that
+the [R, 2 I] between them is never written). It walks the whole depth in tiles of weights [outputs,
+depth], which stream through shared memory by cp.async, several tiles ahead. Each of its four warps
+multiplies its own quarter of a tile's depth: the tile's products are independent, where one warp
+after another along the depth would wait 33 cycles for each (16 outputs have only two products a
+step to overlap); and each warp reads its own part of x, not all of it. At the end the four sums
+are added in order.
+
+    y[r, o] = sum_w sum_(k in quarter w of each tile) x[r, k] W[o, k]
+
+Rows are the products' short side of 16 (mma.sync m16n8k16 on every card): with weights there,
+Triton would take wgmma or tcgen05, whose results of 1 to 16 rows come no sooner from memory.
+
+**Norm.** RMSNorm is a scalar of a row times a vector: W (s x g) = s W (x g). x comes by anyway, so
+its squares are added up beside the products, x g is what is multiplied, and s = 1 / sqrt(mean(x^2)
++ eps) scales the sum. In float16 x g can overflow where s x g cannot (activations of 10^4 occur):
+there, the norm is a launch of its own.
+
+**Bits.** A row is a row of a 16-row product whatever else is in it: more rows are more programs,
+fewer are zeros, and NaN in one stays there. Tiles depend on outputs and dtype alone, never on R.
+
+**Bytes in flight.** The weights cross once, O * H * itemsize bytes; x comes from L2, as much as
+R / (outputs of a program) of that again. To keep an H100's 3.35 TB/s busy for the 0.8 us that a
+read then takes, 2.7 MB must be under way, 20 KB a multiprocessor. A program has 48 to 64 KB of
+weights under way (float32: 40 to 56): 56 programs would do. All that are resident share the
+bandwidth evenly, so they need not be a multiple of 132 to finish together. Hence no depth is split
+over programs, which would cost a second launch for the partial sums; narrow outputs make narrow
+tiles instead: of 64, 32 and 16 outputs a program, the first that leaves `FEWEST_PROGRAMS`. Shared
+memory is at most 99 KB, what a block may have on sm_120.
+
+Predicted, bfloat16, R = 1 to 9 rows: bytes at 92 % of 3.35 TB/s, and 2 us for the launch, the first
+tile and the last (3 where a program has one slot and no neighbour to overlap with):
+
+    outputs x depth                          MB   outputs a program   programs     us
+    Qwen3-1.7B    down          2048 x  6144    25   16    128    11
+                  gate and up  12288 x  2048    50   64    192    18
+    Llama-3.2-1B  down          2048 x  8192    34   16    128    14
+    Qwen3-8B      QKV           6144 x  4096    50   64     96    19
+                  output        4096 x  4096    34   32    128    14
+                  gate and up  24576 x  4096   201   64    384    67
+                  down          4096 x 12288   101   32    128    36
+                  head        151936 x  4096  1245   64   2374   406
+    Qwen2.5-0.5B  down           896 x  4864     9   16     56     6
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybridgen.kernels.layers_triton import rms_norm
+from hybridgen.kernels.triton_utils import blocks, interpreted
+
+ROWS = 16
+WARPS = 4
+FEWEST_PROGRAMS = 96
+# Shared memory lets a multiprocessor hold two programs, which might have 256 each. Without a bound
+# the assembler saves them, and spills two or three to get below a round number.
+REGISTERS = 168
+
+# Outputs of a program -> what a warp takes of a tile's depth, and the stages of the pipeline (one
+# more than the tiles in shared memory).
+TILES = {64: (32, 5), 32: (64, 5), 16: (64, 7)}
+FLOAT32_TILES = {32: (16, 8), 16: (16, 11)}  # these have no tensor cores, but need registers
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _linear(
+    x,  # [rows, depth], rows x_stride apart
+    norm,  # [depth] or None
+    weight,  # [columns, depth]; GATED: [2 columns, depth], gate over up
+    bias,  # [columns] or [2 columns], or None
+    residual,  # [rows, columns], rows residual_stride apart, or None
+    output,  # [rows, columns]
+    rows,
+    columns,
+    depth,
+    x_stride,
+    residual_stride,
+    eps,
+    GATED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    QUARTERS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    k = tl.arange(0, QUARTERS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    in_rows, in_columns = r < rows, o < columns
+    r, o = r.to(tl.int64), o.to(tl.int64)
+    x += r[None, :, None] * x_stride + k[:, None, :]
+    weight += o[None, None, :] * depth + k[:, :, None]
+    weight_up = weight + tl.cast(columns, tl.int64) * depth
+
+    sums = tl.zeros([QUARTERS, BLOCK_R, BLOCK_O], tl.float32)
+    sums_up = tl.zeros([QUARTERS, BLOCK_R, BLOCK_O], tl.float32)
+    squares = tl.zeros([QUARTERS, BLOCK_R, BLOCK_K], tl.float32)
+    for start in range(0, depth, QUARTERS * BLOCK_K):
+        inside = start + k < depth
+        a = tl.load(x + start, mask=in_rows[None, :, None] & inside[:, None, :], other=0.0)
+        if norm is not None:
+            gain = tl.load(norm + start + k, mask=inside, other=0.0).to(tl.float32)
+            wide = a.to(tl.float32)
+            squares += wide * wide
+            a = (wide * gain[:, None, :]).to(a.dtype)
+        mask = in_columns[None, None, :] & inside[:, :, None]
+        w = tl.load(weight + start, mask=mask, other=0.0, eviction_policy="evict_first")
+        sums = _dot(a, w, sums, INTERPRETED)
+        if GATED:
+            w = tl.load(weight_up + start, mask=mask, other=0.0, eviction_policy="evict_first")
+            sums_up = _dot(a, w, sums_up, INTERPRETED)
+
+    y, up = tl.sum(sums, 0), tl.sum(sums_up, 0)
+    if norm is not None:
+        scale = tl.rsqrt(tl.sum(tl.sum(squares, 2), 0) / depth + eps)[:, None]
+        y, up = y * scale, up * scale
+    if bias is not None:
+        y += tl.load(bias + o, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+        if GATED:
+            up += tl.load(bias + columns + o, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        y = y / (1 + tl.exp(-y)) * up
+    mask = in_rows[:, None] & in_columns[None, :]
+    if residual is not None:
+        at = r[:, None] * residual_stride + o[None, :]
+        y += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(output + r[:, None] * columns + o[None, :], y, mask=mask)
+
+
+@triton.jit
+def _dot(a, b, sums, INTERPRETED: tl.constexpr):
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision="ieee")
+
+
+def tile(columns: int, gated: bool, dtype: torch.dtype) -> tuple[int, int, int]:
+    """``(BLOCK_O, BLOCK_K, stages)`` of a product with ``columns`` outputs."""
+    tiles = FLOAT32_TILES if dtype == torch.float32 else TILES
+    if gated:
+        outputs = max(tiles)
+        return outputs // 2, *tiles[outputs]
+    fitting = [n for n in tiles if blocks(columns, n) >= FEWEST_PROGRAMS]
+    outputs = max(fitting, default=min(tiles))
+    return outputs, *tiles[outputs]
+
+
+def _launch(
+    x: Tensor,
+    norm: Tensor | None,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gated: bool,
+) -> Tensor:
+    rows, depth = x.shape
+    columns = weight.shape[0] // (2 if gated else 1)
+    output = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
+    block_o, block_k, stages = tile(columns, gated, x.dtype)
+    # The row tiles of the same outputs are neighbours: all but the first read weights from L2.
+    _linear[(blocks(rows, ROWS), blocks(columns, block_o))](
+        x,
+        norm,
+        weight,
+        bias,
+        residual,
+        output,
+        rows,
+        columns,
+        depth,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        eps,
+        GATED=gated,
+        INTERPRETED=interpreted(),
+        BLOCK_R=ROWS,
+        BLOCK_O=block_o,
+        QUARTERS=WARPS,
+        BLOCK_K=block_k,
+        num_warps=WARPS,
+        num_stages=stages,
+        maxnreg=REGISTERS,
+        enable_fp_fusion=True,
+    )
+    return output
+
+
+def _norm_launch(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, gated: bool
+) -> Tensor:
+    if x.dtype == torch.float16:
+        return _launch(rms_norm(x, norm, eps), None, eps, weight, bias, None, gated)
+    return _launch(x, norm, eps, weight, bias, None, gated)
+
+
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See `hybridgen.kernels.linear`; ``norm``, ``weight`` and ``bias`` contiguous."""
+    return _norm_launch(x, norm, eps, weight, bias, gated=False)
+
+
+def norm_gated_linear(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """See `hybridgen.kernels.linear`; ``norm``, ``weight`` and ``bias`` contiguous."""
+    return _norm_launch(x, norm, eps, weight, bias, gated=True)
+
+
+def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """See `hybridgen.kernels.linear`; ``weight`` and ``bias`` contiguous."""
+    return _launch(x, None, 0.0, weight, bias, residual, gated=False)
