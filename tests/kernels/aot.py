@@ -41,8 +41,6 @@ class Card:
     threads_per_sm    most resident threads of one multiprocessor
     """
 
-    name: str
-    multiprocessors: int
     shared: int
     shared_per_sm: int
     threads_per_sm: int
@@ -50,10 +48,10 @@ class Card:
 
 RESERVED = 1024  # bytes of shared memory a block
 CARDS = {
-    80: Card("A100", 108, 163 * 1024, 164 * 1024, 2048),
-    90: Card("H100", 132, 227 * 1024, 228 * 1024, 2048),
-    100: Card("B200", 148, 227 * 1024, 228 * 1024, 2048),
-    120: Card("RTX 5090", 170, 99 * 1024, 100 * 1024, 1536),
+    80: Card(163 * 1024, 164 * 1024, 2048),  # A100
+    90: Card(227 * 1024, 228 * 1024, 2048),  # H100, H200
+    100: Card(227 * 1024, 228 * 1024, 2048),  # B200
+    120: Card(99 * 1024, 100 * 1024, 1536),  # RTX 5090
 }
 
 
@@ -98,7 +96,7 @@ def recording(capability: int) -> Iterator[Launches]:
 
     One card a process: Triton keeps the first one's kernels. The interpreter must be off.
     """
-    card, launches, current = CARDS[capability], Launches(), [""]
+    launches, current = Launches(), [""]
     target = GPUTarget("cuda", capability, 32)
     cardless = SimpleNamespace(
         get_current_target=lambda: target,
@@ -106,14 +104,6 @@ def recording(capability: int) -> Iterator[Launches]:
         get_current_stream=lambda device: 0,
         set_current_device=lambda device: None,
         get_active_torch_device=lambda: torch.device("cuda", 0),
-    )
-    properties = SimpleNamespace(
-        name=card.name,
-        major=capability // 10,
-        minor=capability % 10,
-        multi_processor_count=card.multiprocessors,
-        shared_memory_per_block_optin=card.shared,
-        L2_cache_size=50 << 20,
     )
     run = JITFunction.run
 
@@ -135,13 +125,6 @@ def recording(capability: int) -> Iterator[Launches]:
         stack.enter_context(patch.object(triton.knobs.cache, "dir", folder))
         stack.enter_context(patch.object(JITFunction, "run", compile_only))
         stack.enter_context(patch.object(Op, "__call__", call))
-        stack.enter_context(patch("torch.cuda.current_device", lambda: 0))
-        stack.enter_context(
-            patch("torch.cuda.get_device_capability", lambda device=None: divmod(capability, 10))
-        )
-        stack.enter_context(
-            patch("torch.cuda.get_device_properties", lambda device=None: properties)
-        )
         stack.enter_context(FakeTensorMode())
         driver.set_active(cardless)
         yield launches
@@ -170,9 +153,10 @@ def specialisation(kernel: Any) -> str:
         else:
             aligned = any(key == "tt.divisibility" for key, _ in source.attrs.get((index,), ()))
             words.append(f"{name}:{kind}{'%16' if aligned else ''}")
-    return (
-        f"{kernel.name}({', '.join(words)}) warps={options.num_warps} stages={options.num_stages}"
-    )
+    launch = f"warps={options.num_warps} stages={options.num_stages}"
+    if options.maxnreg:
+        launch += f" registers<={options.maxnreg}"
+    return f"{kernel.name}({', '.join(words)}) {launch}"
 
 
 def shown(value: Any) -> str:
