@@ -9,7 +9,9 @@ one dtype, float32, bfloat16 or float16. With so few rows each product costs its
 floor is O * H * itemsize / bandwidth. Nothing is written in place, results are contiguous.
 
 On a GPU a row's bits are the same whatever the other rows and their number; on a CPU `row_tile`
-finds the numbers for which they are. On CPU a weight may be `pack`ed: laid out once as oneDNN's kernels read it, instead of anew in every
+finds the numbers for which they are.
+
+On CPU a weight may be `pack`ed: laid out once as oneDNN's kernels read it, instead of anew in every
 product. A packed product of a few rows takes about two thirds of the time (of 5 float32 rows, a
 third), and in our tests its rows have the same bits however many there are.
 """
