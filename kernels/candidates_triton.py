@@ -64,13 +64,14 @@ _MIN_P = tl.constexpr(MIN_P)
 
 @triton.jit
 def filter_of(sampling_ptr, vocab):
-    """temperature, how many top-k keeps, top_p, min-p's least weight (int64), greedy."""
+    """1 / T (float64), how many top-k keeps, top_p, min-p's least weight (int64), greedy."""
     temperature = tl.load(sampling_ptr + _TEMPERATURE)
     greedy = (temperature > 0) == 0
     k = tl.minimum(tl.load(sampling_ptr + _TOP_K), 2.0**30).to(tl.int32)
     k = tl.where(greedy, 1, tl.where((k < 1) | (k > vocab), vocab, k))
     bound = tl.ceil(tl.minimum(tl.load(sampling_ptr + _MIN_P), 1.0).to(tl.float64) * _ONE)
-    return tl.where(greedy, 1.0, temperature), k, tl.load(sampling_ptr + _TOP_P), bound.to(tl.int64), greedy
+    heat = 1.0 / tl.where(greedy, 1.0, temperature).to(tl.float64)
+    return heat, k, tl.load(sampling_ptr + _TOP_P), bound.to(tl.int64), greedy
 
 
 @triton.jit
@@ -148,22 +149,20 @@ def collect(
     finite = x >= LOWEST
     rank = LEAST
     if FILTER:
-        temperature, k, top_p, bound, _ = filter_of(
-            sampling_ptr + row // COLUMNS * stride_sampling, vocab
-        )
+        heat, k, top_p, bound, _ = filter_of(sampling_ptr + row // COLUMNS * stride_sampling, vocab)
         rank = tl.where(k < vocab, tl.maximum(k, LEAST), _MAX_CHUNKS)
         if k == vocab:
-            weight = weights(x, largest, rate_of(temperature))
+            weight = weights(x, largest, rate_of(heat))
             kept = finite & (weight >= tl.where(top_p < 1, 0, bound))
             tl.atomic_add(record_ptr + MASS, tl.sum(tl.where(kept, weight, 0), 0))
             lowest = tl.min(tl.where(kept, key_of(x, 0), 0x7FFFFFFF), 0)
             tl.atomic_min(record_ptr + LOWEST_KEY, lowest.to(tl.int64))
     if ENTROPY:
-        metric_temperature = 1.0
+        metric_rate = rate_of(1.0)
         if temperature_ptr is not None:
-            metric_temperature = tl.load(temperature_ptr + row)
-            metric_temperature = tl.where(metric_temperature > 0, metric_temperature, 1.0)
-        y = exponents(x, largest, rate_of(metric_temperature))
+            temperature = tl.load(temperature_ptr + row)
+            metric_rate = rate_of(1.0 / tl.where(temperature > 0, temperature, 1.0).to(tl.float64))
+        y = exponents(x, largest, metric_rate)
         power = scaled_power(y)
         mass = tl.sum(tl.where(finite, power.to(tl.int64), 0), 0)
         tl.atomic_add(record_ptr + ENTROPY_MASS, mass)

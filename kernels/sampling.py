@@ -14,8 +14,9 @@ of token i out of `mass`, what top-k left:
     min-p   p >= min_p * the largest p                          off at 0
 
 The masses are sums of the integer `weights`, and ties at the threshold are kept together: neither
-the order of a sum, nor a sort, nor the device can change the set. The first token is always kept. A logit of -inf is never kept. At temperature 0 the distribution is
-all on the argmax (the first of equals), tau is the maximum and log_z is 0; nothing is divided.
+the order of a sum, nor a sort, nor the device can change the set. The first token is always kept.
+A logit of -inf is never kept. At temperature 0 the distribution is all on the argmax (the first of
+equals), tau is the maximum and log_z is 0; nothing is divided.
 
 A token is the argmax over the kept of (logit - max) / T + gumbel(seed, position, token, stream)
 (Gumbel-max; Maddison, Tarlow and Minka 2014), the first of equals: an exact draw that depends on
@@ -24,9 +25,10 @@ the row and its own seed and position alone.
 A broken row (any NaN, any +inf, or nothing but -inf) has log_z = NaN, tau 0 and token 0; the
 others around it do not notice.
 
-Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; sampling [R, 4] float32 with the columns
-below; seed and position [R] int64. tau and log_z are float32 [R], tokens int64 [R]. The inputs are
-read only. The precision of log_z, 2**-24 of its size, is the relative precision of p.
+Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; sampling [R, 4] float32 with
+the columns below; seed and position [R] int64. tau and log_z are float32 [R], tokens int64 [R].
+The inputs are read only. The precision of log_z, 2**-24 of its size, is the relative precision of
+p.
 """
 
 from functools import lru_cache

@@ -56,6 +56,10 @@ _CAPACITY = tl.constexpr(CAPACITY)
 _UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 _NO_ID = tl.constexpr(0x7FFFFFFF)
 
+# Left alone, ptxas saves registers, and spills some, for an occupancy that a program a row has no
+# use for.
+ONE_PROGRAM_A_ROW = {"num_warps": 8, "maxnreg": 128, "num_stages": 1, "enable_fp_fusion": False}
+
 
 @triton.jit
 def best_of(score, ids):
@@ -65,9 +69,9 @@ def best_of(score, ids):
 
 
 @triton.jit
-def scores(x, ids, kept, largest, temperature, greedy, seed, position, stream):
+def scores(x, ids, kept, largest, heat, greedy, seed, position, stream):
     """(x - max) / T + Gumbel noise of the kept, -inf of the others; greedy: 0 of the kept."""
-    noisy = (x - largest) * (1.0 / temperature) + gumbel(seed, position, ids, stream)
+    noisy = (x - largest) * heat.to(tl.float32) + gumbel(seed, position, ids, stream)
     return tl.where(kept, tl.where(greedy, 0.0, noisy), float("-inf"))
 
 
@@ -109,8 +113,8 @@ def resolve(
     record_ptr += row * FIELDS
     values_ptr += row * _CAPACITY
     ids_ptr += row * _CAPACITY
-    temperature, k, top_p, bound, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
-    rate = rate_of(temperature)
+    heat, k, top_p, bound, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
+    rate = rate_of(heat)
     count = tl.load(record_ptr + COUNT).to(tl.int32)
     threshold = tl.load(threshold_ptr + row)
     everything = threshold == float("-inf")
@@ -152,7 +156,7 @@ def resolve(
             )
     else:
         closed = closed & (everything | (tau >= threshold))
-    log_z = tl.log(mass.to(tl.float64) * _UNIT) + largest.to(tl.float64) / temperature
+    log_z = tl.log(mass.to(tl.float64) * _UNIT) + largest.to(tl.float64) * heat
     tl.store(tau_ptr + row, tau)
     tl.store(log_z_ptr + row, tl.where(greedy, 0.0, log_z.to(tl.float32)))
     if DRAW:
@@ -166,9 +170,7 @@ def resolve(
                 x = tl.load(values_ptr + i, mask=i < count, other=float("-inf"))
                 ids = tl.load(ids_ptr + i, mask=i < count, other=_NO_ID)
                 kept = (x >= tau) & (x >= LOWEST)
-                score = scores(
-                    x, ids, kept, largest, temperature, greedy, seed, position, STREAM
-                )
+                score = scores(x, ids, kept, largest, heat, greedy, seed, position, STREAM)
                 leader, leader_id = best_of(score, ids)
                 wins = (leader > best) | ((leader == best) & (leader_id < token))
                 best, token = tl.where(wins, leader, best), tl.where(wins, leader_id, token)
@@ -207,12 +209,12 @@ def draw(
         return
     batch, column = row // COLUMNS, row % COLUMNS
     largest = tl.max(load_maxima(maxima_ptr, row, chunks), 0)
-    temperature, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
+    heat, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
     seed, position = tl.load(seed_ptr + batch), tl.load(position_ptr + batch) + column
     i = block * BLOCK + tl.arange(0, BLOCK)
     x = load_logits(logits_ptr + batch * stride_batch + column * stride_column, i, vocab)
     kept = (x >= tl.load(tau_ptr + row)) & (x >= LOWEST)
-    score = scores(x, i, kept, largest, temperature, greedy, seed, position, STREAM)
+    score = scores(x, i, kept, largest, heat, greedy, seed, position, STREAM)
     best, best_id = best_of(score, i)
     place = row * tl.num_programs(1) + block
     tl.store(best_ptr + place, best)
@@ -265,9 +267,7 @@ def launch_resolve(
         STREAM=stream,
         SHIFT=logits.shift,
         BLOCK=2048,
-        num_warps=8,
-        num_stages=1,
-        enable_fp_fusion=False,
+        **ONE_PROGRAM_A_ROW,
     )
     return token, tau, log_z
 

@@ -70,7 +70,8 @@ def _entropy(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R])."""
     rows, largest, broken = _usable(float_rows(logits))
     t = temperature.numpy()
-    entropy, _ = _entropy_and_mass((rows - largest) / np.where(t > 0, t, 1)[:, None])
+    heat = np.where(t > 0, t, 1).astype(np.float32)[:, None]
+    entropy, _ = _entropy_and_mass((rows - largest) / heat)
     entropy[broken] = np.nan
     return torch.from_numpy(np.where((t > 0) | broken, entropy, 0).astype(np.float32))
 
@@ -151,9 +152,7 @@ def _sample_measured(
     return tuple(map(torch.from_numpy, results))  # type: ignore[return-value]
 
 
-def _logprob(
-    logit: Floats, temperature: Doubles, log_z: Floats, greedy: Bools | None
-) -> Doubles:
+def _logprob(logit: Floats, temperature: Doubles, log_z: Floats, greedy: Bools | None) -> Doubles:
     logprob: Doubles = logit / temperature - log_z
     return logprob if greedy is None else np.where(greedy, 0, logprob)
 

@@ -36,7 +36,7 @@ from hybridgen.kernels.candidates_triton import (
     logits_of,
     sweep,
 )
-from hybridgen.kernels.sampling_triton import sample_rows
+from hybridgen.kernels.sampling_triton import ONE_PROGRAM_A_ROW, sample_rows
 from hybridgen.kernels.uncertainty import MEASURES, PROBS
 from hybridgen.kernels.weights import WEIGHT_BITS
 
@@ -132,18 +132,17 @@ def measure(
     nan = float("nan")
     record_ptr += row * FIELDS
     out = row * stride_out
-    weight = tl.maximum(tl.load(record_ptr + ENTROPY_MASS), 1).to(tl.float64)
-    mass = (weight * _UNIT).to(tl.float32)
+    mass = tl.maximum(tl.load(record_ptr + ENTROPY_MASS), 1).to(tl.float32) * _UNIT
     if entropy_ptr is not None:
-        spread = tl.load(record_ptr + ENTROPY_SUM).to(tl.float64) / weight * _LN_2
-        entropy = tl.log(mass) + spread.to(tl.float32)
+        spread = tl.load(record_ptr + ENTROPY_SUM).to(tl.float32) * _UNIT / mass
+        entropy = tl.log(mass) + spread * _LN_2
         if temperature_ptr is not None:
             entropy = tl.where(tl.load(temperature_ptr + row) > 0, entropy, 0.0)
         tl.store(entropy_ptr + out, tl.where(broken, nan, entropy))
     if logprob_ptr is not None:
-        temperature, _, _, _, greedy = filter_of(sampling_ptr + row * stride_sampling, vocab)
+        heat, _, _, _, greedy = filter_of(sampling_ptr + row * stride_sampling, vocab)
         logit = tl.load(row_ptr + tl.load(token_ptr + row)).to(tl.float32)
-        scaled = logit.to(tl.float64) / temperature - tl.load(log_z_ptr + row)
+        scaled = logit.to(tl.float64) * heat - tl.load(log_z_ptr + row)
         logprob = tl.where(greedy, 0.0, scaled.to(tl.float32))
         tl.store(logprob_ptr + out, tl.where(broken, nan, logprob))
         full = (logit - largest) - tl.log(mass)
@@ -192,10 +191,8 @@ def _measure(
         k,
         EVIDENCE=evidence,
         SLOTS=max(triton.next_power_of_2(k), _SLOTS),
-        BLOCK=4096,
-        num_warps=4,
-        num_stages=1,
-        enable_fp_fusion=False,
+        BLOCK=2048,
+        **ONE_PROGRAM_A_ROW,
     )
 
 

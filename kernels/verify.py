@@ -20,10 +20,10 @@ Draws: u on the stream ACCEPT (token 0), the residual as argmax of log(p - q) + 
 the last token as `sample` on TARGET, all at the position they decide. A position is decided once,
 so each number is used once.
 
-Shapes: logits float32 or bfloat16 [B, M, V], ids and positions int64, sampling float32 [B, 4],
-seed and length [B]. Returned are tokens [B, K + 1] (meaningless from count on, but in [0, V)),
-count int64 [B] from 1 to K + 1, and broken bool [B]: one of the rows up to count was NaN, +inf or
--inf throughout. Inputs are read only; `commit` alone writes, in place.
+Shapes: logits [B, M, V] float32, bfloat16 or float16, ids and positions int64, sampling float32
+[B, 4], seed and length [B]. Returned are tokens [B, K + 1] (meaningless from count on, but ids of
+the vocabulary), count int64 [B] from 1 to K + 1, and broken bool [B]: one of the rows up to count
+was NaN, +inf or -inf throughout. Inputs are read only; `commit` alone writes, in place.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -129,7 +129,7 @@ def _verify_rejection(
 ) -> Verdict:
     """Accepted drafts and the token after them [B, K + 1], their count [B], broken rows [B].
 
-    draft_logits [B, K, V'] float32 or bfloat16; draft_tau and draft_log_z float32 [B, K].
+    draft_logits [B, K, V']; draft_tau and draft_log_z float32 [B, K].
     """
     batch, columns, vocab = target_logits.shape
     params = parameters(sampling, columns)

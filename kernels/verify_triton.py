@@ -4,11 +4,11 @@
 5       `judge`, a program a sequence: accept the leading drafts, coupled or by rejection
 6, 7    rejection only: `residual`, blocks of the one row where a draft was rejected, and `choose`
 
-p and q are never tensors: p(x) = exp((x - max) / T - c) where x >= tau, with the constant c a float64
+p and q are never tensors: p(x) = exp((x - max) / T - c) where x >= tau, the constant c a float64
 scalar of log Z and max, so that nothing large cancels in float32; q likewise from the draft's tau.
 Launch 6 sweeps the two rows once and keeps the best of log(p - q) + Gumbel beside the best of
-log p + Gumbel, the latter for a residual without mass. All noise is keyed by position and token, so a
-verdict does not depend on the rest of the batch.
+log p + Gumbel, the latter for a residual without mass. All noise is keyed by position and token,
+so a verdict does not depend on the rest of the batch.
 
 Predicted on an H100, K = 4, one row of 151936: the five rows are 3 MB, so 3 us for each of the two
 sweeps, then 3 + 1.3 + 2.5 (judge) = 13 us coupled; 3 and 1.5 more for the residual = 17 us.
@@ -44,9 +44,9 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def _probability(logit, tau, log_z, temperature):
+def _probability(logit, tau, log_z, heat):
     """exp(logit / T - log_z) where the logit is kept, else 0; NaN where log_z is. float32."""
-    exponent = logit.to(tl.float64) / temperature - log_z.to(tl.float64)
+    exponent = logit.to(tl.float64) * heat - log_z.to(tl.float64)
     return tl.where(logit < tau, 0.0, tl.exp(exponent.to(tl.float32)))
 
 
@@ -96,12 +96,12 @@ def judge(
     accept = draft == chosen
     tokens = chosen
     if draft_logits_ptr is not None:
-        temperature, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
+        heat, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
         known = drafted & (draft < vocab)
         row_ptr = logits_ptr + batch * stride_batch + column.to(tl.int64) * stride_column
         logit = tl.load(row_ptr + draft, mask=known, other=float("-inf")).to(tl.float32)
         tau = tl.load(tau_ptr + row, mask=inside, other=0.0)
-        p = _probability(logit, tau, log_z, temperature)
+        p = _probability(logit, tau, log_z, heat)
         known = drafted & (draft < draft_vocab)
         row_ptr = draft_logits_ptr + batch * stride_draft_batch
         row_ptr += column.to(tl.int64) * stride_draft_column
@@ -109,7 +109,7 @@ def judge(
         place = batch * (COLUMNS - 1) + column
         tau = tl.load(draft_tau_ptr + place, mask=drafted, other=0.0)
         q = _probability(
-            logit, tau, tl.load(draft_log_z_ptr + place, mask=drafted, other=0.0), temperature
+            logit, tau, tl.load(draft_log_z_ptr + place, mask=drafted, other=0.0), heat
         )
         seed, length = tl.load(seed_ptr + batch), tl.load(length_ptr + batch)
         u = uniform(seed, length + column, column * 0, _ACCEPT)
@@ -152,7 +152,7 @@ def residual(
 ):
     batch, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rejected = tl.load(count_ptr + batch) - 1
-    temperature, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
+    heat, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
     if greedy | (rejected == COLUMNS - 1):
         return
     row = batch * COLUMNS + rejected
@@ -167,16 +167,15 @@ def residual(
     i = block * BLOCK + tl.arange(0, BLOCK)
     x = load_logits(logits_ptr + batch * stride_batch + rejected * stride_column, i, vocab)
     kept = (x >= tl.load(tau_ptr + row)) & (x >= LOWEST)
-    heat = 1.0 / temperature
-    score = (x - largest) * heat
-    p = tl.exp(score - _offset(tl.load(log_z_ptr + row), largest, temperature))
+    score = (x - largest) * heat.to(tl.float32)
+    p = tl.exp(score - _offset(tl.load(log_z_ptr + row), largest, heat))
 
     draft_row = batch * (COLUMNS - 1) + rejected
     draft_tau = tl.load(draft_tau_ptr + draft_row)
     row_ptr = draft_logits_ptr + batch * stride_draft_batch + rejected * stride_draft_column
     y = load_logits(row_ptr, i, draft_vocab)
-    offset = _offset(tl.load(draft_log_z_ptr + draft_row), draft_tau, temperature)
-    q = tl.where(y < draft_tau, 0.0, tl.exp((y - draft_tau) * heat - offset))
+    offset = _offset(tl.load(draft_log_z_ptr + draft_row), draft_tau, heat)
+    q = tl.where(y < draft_tau, 0.0, tl.exp((y - draft_tau) * heat.to(tl.float32) - offset))
 
     difference = tl.where(kept, p - q, 0.0)
     unusable = (difference != difference) | (tl.abs(difference) == float("inf"))
@@ -194,9 +193,9 @@ def residual(
 
 
 @triton.jit
-def _offset(log_z, reference, temperature):
+def _offset(log_z, reference, heat):
     """log_z - reference / T, taken in float64 so that two large numbers may cancel."""
-    exact = log_z.to(tl.float64) - reference.to(tl.float64) / temperature
+    exact = log_z.to(tl.float64) - reference.to(tl.float64) * heat
     return exact.to(tl.float32)
 
 

@@ -76,4 +76,5 @@ def weights(x: Floats, largest: Floats, rate: Floats) -> Integers:
         power += coefficient
         power *= f
     power += _ONE
-    return np.ldexp(power, n.astype(np.int32) + _BITS).astype(np.int64)
+    scaled: Integers = np.ldexp(power, n.astype(np.int32) + _BITS).astype(np.int64)
+    return scaled

@@ -27,10 +27,9 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def rate_of(temperature):
-    """log2(e) / T as the weights use it, of a float32 scalar > 0."""
-    exact = 1.0 / temperature.to(tl.float64) * _LOG2_E
-    return tl.minimum(exact, _LARGEST_RATE).to(tl.float32)
+def rate_of(heat):
+    """log2(e) / T as the weights use it, of 1 / T, a float64 scalar."""
+    return tl.minimum(heat * _LOG2_E, _LARGEST_RATE).to(tl.float32)
 
 
 @triton.jit

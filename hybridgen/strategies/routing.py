@@ -15,8 +15,9 @@ from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loop import Program
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.state import QUANTILE_WINDOW, State
-from hybridgen.engine.steps import feed, sample_and_commit
-from hybridgen.kernels.uncertainty import EVIDENCE, entropy, logtoku
+from hybridgen.engine.steps import append, feed, sample_and_commit
+from hybridgen.kernels.philox import TARGET
+from hybridgen.kernels.uncertainty import ALEATORIC, ENTROPY, EVIDENCE, sample_measured
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
@@ -78,11 +79,12 @@ def slm_round(
     to a running quantile. ``state.pending`` tells how far the LLM has to catch up.
     """
     logits = feed(state, slm, count, count)[:, -1, : min(slm.vocab_size, llm.vocab_size)]
-    value = measure(logits, metric, evidence)
+    token, log_z, value = draw_and_measure(state, logits, metric, evidence)
     if rate >= 0:
         move_threshold(state, value, rate)
     torch.logical_and(value > state.threshold, state.done.logical_not(), out=state.routed)
-    sample_and_commit(state, logits, state.routed.logical_not(), SOURCE_SLM)
+    active = state.routed.logical_not()
+    append(state, token[:, None], active.long(), log_z.isnan(), SOURCE_SLM)
     state.pending.copy_(((state.length - state.llm_cached) * state.routed).max())
 
 
@@ -109,14 +111,18 @@ def llm_round(state: State, llm: Decoder, count: int) -> None:
     state.llm_cached.copy_(torch.where(state.routed, state.length - 1, state.llm_cached))
 
 
-def measure(logits: Tensor, metric: str, evidence: int) -> Tensor:
-    """The metric of logits [B, V], at temperature 1 whatever the sampling: [B] float32."""
-    value: Tensor
-    if metric == "entropy":
-        value = entropy(logits, logits.new_ones(logits.shape[0], dtype=torch.float32))
-    else:
-        value, _ = logtoku(logits, LOGTOKU_K, evidence)
-    return value
+def draw_and_measure(
+    state: State, logits: Tensor, metric: str, evidence: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The SLM's token of logits [B, V], its log_z, and the metric of the logits; [B] each.
+
+    The metric is at temperature 1, whatever the sampling.
+    """
+    k = 0 if metric == "entropy" else LOGTOKU_K
+    token, _, log_z, measures = sample_measured(
+        logits, state.sampling, state.seed, state.length, TARGET, k, evidence
+    )
+    return token, log_z, measures[:, ENTROPY if metric == "entropy" else ALEATORIC]
 
 
 def move_threshold(state: State, value: Tensor, rate: float) -> None:

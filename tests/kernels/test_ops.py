@@ -49,6 +49,10 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         "sample": (sampling.sample, (rows_logits, params, seed, length, 1)),
         "entropy": (uncertainty.entropy, (rows_logits, torch.ones(rows))),
         "logtoku": (uncertainty.logtoku, (rows_logits, 10, uncertainty.PROBS)),
+        "sample_measured": (
+            uncertainty.sample_measured,
+            (rows_logits, params, seed, length, 1, 10, uncertainty.PROBS),
+        ),
         "verify_coupled": (verify.verify_coupled, (target, tokens, *verdict)),
         "verify_rejection": (
             verify.verify_rejection,

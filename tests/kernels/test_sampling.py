@@ -102,7 +102,7 @@ def test_keeps_ties_together(rows: list[list[int]], params: list[tuple], dtype: 
     sampling = rows_of(*params[: len(rows)])
     p = probabilities(logits, sampling)
     for row, values, actual in zip(logits.tolist(), sampling.tolist(), p, strict=True):
-        if is_clear_cut(row, values, 1e-9):  # the edges are compared in float64 here and there
+        if is_clear_cut(row, values, 1e-5):  # a weight is known to 2**-21 + 24 * 2**-23
             # log_z is at most 10 + log 9, rounded to float32.
             np.testing.assert_allclose(actual, filtered(row, *values), atol=1e-6)
 

@@ -1,0 +1,314 @@
+"""Filtering and sampling by Triton: the reference's set and tokens exactly, whatever the batch.
+
+Numbers in brackets are those of a list of faults that other samplers had.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from on_device import bits, launch
+from sampling_oracle import ACCEPTABLE, filtered, is_clear_cut, p_value
+from torch import Tensor
+
+from hybridgen.kernels import candidates_triton
+from hybridgen.kernels.candidates_triton import CAPACITY, COUNT, OPEN, logits_of, sweep
+from hybridgen.kernels.filter_triton import PAIRS
+from hybridgen.kernels.philox import DRAFT, TARGET
+from hybridgen.kernels.sampling import filter_logits, sample
+from hybridgen.kernels.sampling_triton import launch_resolve
+
+INF, NAN = float("inf"), float("nan")
+OFF = (1.0, 0, 1.0, 0.0)
+GREEDY = (0.0, 0, 1.0, 0.0)
+QWEN = (0.6, 20, 0.95, 0.0)
+MIXED = [
+    QWEN,
+    GREEDY,
+    OFF,
+    (0.7, 3, 1.0, 0.0),
+    (1.3, 0, 0.8, 0.0),
+    (1.0, 0, 1.0, 0.1),
+    (0.9, 50, 0.9, 0.05),
+    (2.0, 1000, 0.99, 0.0),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+samplings = st.tuples(
+    st.sampled_from([0.0, 0.3, 0.6, 1.0, 1.7]),
+    st.sampled_from([0, 1, 2, 5, 20, 150, 2000, 2**30]),
+    st.sampled_from([0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    st.sampled_from([0.0, 1e-6, 0.02, 0.5, 1.0]),
+)
+
+
+def rows_of(*rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def random_logits(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def arguments(logits: Tensor, params: Any, stream: int = TARGET) -> tuple:
+    """Of `sample`; ``params`` are cycled over the rows, which differ in seed and position."""
+    row = torch.arange(len(logits))
+    return logits, rows_of(*params)[row % len(params)], 7 + row, 3 * row, stream
+
+
+def assert_same(actual: tuple, expected: tuple) -> None:
+    """Tokens and tau exactly; log_z to a bit: its logarithm is another library's."""
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+    np.testing.assert_allclose(actual[2], expected[2], rtol=2.0**-23, atol=2.0**-24)
+
+
+# Against the reference
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from([2, 17, 100, 1000, 1025, 2600]),
+    st.lists(samplings, min_size=1, max_size=2),
+    st.sampled_from(DTYPES),
+    st.sampled_from([0.01, 1.0, 4.0, 100.0]),
+    st.sampled_from([0, 2, 64]),  # ties: logits rounded to so many steps a unit
+    st.integers(0, 2**31),
+)
+def test_keeps_and_draws_what_the_reference_does(
+    device: torch.device,
+    vocab: int,
+    params: list[tuple],
+    dtype: torch.dtype,
+    scale: float,
+    steps: int,
+    seed: int,
+) -> None:
+    logits = random_logits(len(params), vocab, scale, seed)
+    logits = (logits * steps).round() / steps if steps else logits
+    given = arguments(logits.to(dtype), params)
+    assert_same(launch(sample, device, *given), sample(*given))
+    assert_same(
+        (given[3], *launch(filter_logits, device, *given[:2])), (given[3], *sample(*given)[1:])
+    )
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.lists(st.integers(-12, 12), min_size=9, max_size=9), min_size=1, max_size=4),
+    st.lists(samplings, min_size=4, max_size=4),
+)
+def test_keeps_what_float64_keeps(device: torch.device, rows: list, params: list) -> None:
+    """[13, 24, 25, 26, 30] Ties together, filters in order, renormalising, each row its own."""
+    logits, sampling = rows_of(*rows) / 4, rows_of(*params[: len(rows)])
+    tau, log_z = launch(filter_logits, device, logits, sampling)
+    for i, (row, values) in enumerate(zip(logits.tolist(), sampling.tolist(), strict=True)):
+        if values[0] > 0 and is_clear_cut(row, values, 1e-5):
+            law = filtered(row, *values)
+            kept = logits[i] >= tau[i]
+            assert kept.tolist() == (law > 0).tolist()
+            p = torch.exp(logits[i].double() / values[0] - log_z[i]) * kept
+            # The weights' 2**-21, and log_z, up to 12, rounded to float32.
+            np.testing.assert_allclose(p, law, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("params", MIXED, ids=str)
+def test_a_large_vocabulary(device: torch.device, params: tuple, dtype: torch.dtype) -> None:
+    given = arguments(random_logits(1, 33003).to(dtype), [params])
+    assert_same(launch(sample, device, *given), sample(*given))
+
+
+def test_a_flat_row_of_262144_keeps_nine_tenths(device: torch.device) -> None:
+    """[31] Sums of many equal numbers: the nucleus ends where float64 says."""
+    logits = torch.linspace(0, 1e-3, 262144)[torch.randperm(262144)][None]
+    tau, log_z = launch(filter_logits, device, logits, rows_of((1.0, 0, 0.9, 0.0)))
+    p = logits[0].double().softmax(0).sort(descending=True).values
+    count = int((p.cumsum(0) - p < float(np.float32(0.9))).sum())
+    # Weights are known to 2**-21 and their sum is exact: at most 0.9 * 2**-21 * 262144 tokens off.
+    assert abs(int((logits >= tau).sum()) - count) <= 1
+    kept = logits[0].double().sort(descending=True).values[:count]
+    # Half an ulp of 12.4, and the weights' 2**-21.
+    np.testing.assert_allclose(log_z, [kept.logsumexp(0)], atol=2.0**-21 + 2.0**-21)
+
+
+# Which way a row takes
+
+
+def way_of(logits: Tensor, params: tuple, device: torch.device) -> str:
+    rows = logits_of(logits.to(device).unsqueeze(1))
+    sampling = rows_of(params).to(device)
+    scratch = sweep(rows, sampling, None)
+    position = torch.zeros(1, dtype=torch.int64, device=device)
+    launch_resolve(rows, sampling, scratch, (position, position, TARGET))
+    count = int(scratch.record[0, COUNT.value])
+    if int(scratch.record[0, OPEN.value]):
+        return "row"
+    return "pairs" if count <= PAIRS.value else "candidates"
+
+
+WAYS = [
+    (QWEN, 3.0, "pairs"),
+    (GREEDY, 3.0, "pairs"),
+    ((1.0, 200, 0.95, 0.0), 3.0, "candidates"),
+    ((0.8, 0, 0.9, 0.0), 4.0, "candidates"),
+    ((1.0, 0, 0.99, 0.3), 1.0, "candidates"),
+    ((1.0, 0, 0.9, 0.0), 0.1, "row"),
+    ((1.0, 5000, 1.0, 0.0), 3.0, "row"),
+    (OFF, 3.0, "row"),
+]
+
+
+@pytest.mark.parametrize(("params", "scale", "way"), WAYS, ids=str)
+def test_every_way_is_taken_and_right(
+    device: torch.device, params: tuple, scale: float, way: str
+) -> None:
+    logits = random_logits(1, 20000, scale)
+    assert way_of(logits, params, device) == way
+    given = arguments(logits, [params])
+    assert_same(launch(sample, device, *given), sample(*given))
+
+
+@pytest.mark.parametrize("params", [QWEN, GREEDY, OFF, (1.0, 0, 0.5, 0.0)], ids=str)
+def test_more_ties_than_candidates(device: torch.device, params: tuple) -> None:
+    """[14] All of them are kept, as by the reference, and greedy takes the first."""
+    logits = torch.zeros(1, 3000)
+    logits[0, ::2] = 1.0
+    assert logits.sum() > CAPACITY
+    given = arguments(logits, [params])
+    assert_same(launch(sample, device, *given), sample(*given))
+
+
+# Rows do not notice each other
+
+
+@pytest.mark.parametrize("vocab", [50, 2600])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_keeps_its_bits_in_any_batch(
+    device: torch.device, vocab: int, dtype: torch.dtype
+) -> None:
+    """[19, 21, 27, 30] Permuted, alone, and among rows of NaN; each row has its own parameters."""
+    logits, sampling, seed, position, stream = arguments(random_logits(8, vocab).to(dtype), MIXED)
+    expected = launch(sample, device, logits, sampling, seed, position, stream)
+    order = torch.tensor([3, 0, 7, 5, 1, 6, 2, 4])
+    permuted = (x[order] for x in (logits, sampling, seed, position))
+    for got, want in zip(launch(sample, device, *permuted, stream), expected, strict=True):
+        assert torch.equal(bits(got), bits(want[order]))
+    for i in (0, 4):
+        part = (x[i : i + 1] for x in (logits, sampling, seed, position))
+        for got, want in zip(launch(sample, device, *part, stream), expected, strict=True):
+            assert torch.equal(bits(got), bits(want[i : i + 1]))
+    logits = logits.clone()
+    logits[[0, 2, 5]] = NAN
+    whole = [1, 3, 4, 6, 7]
+    for got, want in zip(
+        launch(sample, device, logits, sampling, seed, position, stream), expected, strict=True
+    ):
+        assert torch.equal(bits(got[whole]), bits(want[whole]))
+
+
+@pytest.mark.parametrize("programs", [1, 64, 10**6])
+def test_the_cut_into_blocks_changes_nothing(
+    device: torch.device, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[18] Not a bit, although each cut adds up in another order."""
+    given = arguments(random_logits(5, 9000), [QWEN, OFF, (1.0, 0, 0.9, 0.0), GREEDY, MIXED[5]])
+    expected = launch(sample, device, *given)
+    monkeypatch.setattr(candidates_triton, "PROGRAMS", programs)
+    for got, want in zip(launch(sample, device, *given), expected, strict=True):
+        assert torch.equal(bits(got), bits(want))
+
+
+def test_noise_belongs_to_the_token_and_not_to_its_rank(device: torch.device) -> None:
+    """[21] Tokens that cannot be drawn change nothing, wherever they stand."""
+    logits = random_logits(4, 300)
+    padded = torch.cat([logits, torch.full((4, 2000), -INF)], 1)
+    token, tau, _ = launch(sample, device, *arguments(logits, MIXED[2:6]))
+    again, tau_again, _ = launch(sample, device, *arguments(padded, MIXED[2:6]))
+    assert torch.equal(token, again) and torch.equal(tau, tau_again)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_row_stride(device: torch.device, dtype: torch.dtype) -> None:
+    """[22] Rows of a padded vocabulary, every second row, columns before logits, a transpose."""
+    plain = random_logits(6, 1500).to(dtype)
+    wide = torch.full((12, 1607), NAN, dtype=dtype)
+    wide[::2, 3:1503] = plain
+    given = arguments(plain, MIXED)
+    expected = launch(sample, device, *given)
+    for strided in (wide[::2, 3:1503], plain.t().contiguous().t()):
+        assert_same(launch(sample, device, strided, *given[1:]), expected)
+
+
+# Special rows
+
+BROKEN = {
+    "a NaN": [1.0, NAN, 2.0, 0.0],
+    "+inf": [1.0, INF, 2.0, 0.0],
+    "NaN and +inf": [NAN, INF, 2.0, 0.0],
+    "only NaN": [NAN] * 4,
+    "only -inf": [-INF] * 4,
+}
+
+
+@pytest.mark.parametrize("vocab", [4, 2600])
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_row_is_flagged_and_its_token_an_id(
+    device: torch.device, name: str, vocab: int
+) -> None:
+    """[5, 27, 28] Its neighbours' results stay."""
+    row = torch.full((vocab,), -INF if "-inf" in name else 0.0)
+    row[-4:] = torch.tensor(BROKEN[name])
+    good = random_logits(1, vocab)[0]
+    given = arguments(torch.stack([good, row, good]), [QWEN, OFF, GREEDY])
+    result = launch(sample, device, *given)
+    assert_same(result, sample(*given))
+    assert result[0][1] == 0 and result[1][1] == 0 and result[2].isnan().tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("params", MIXED, ids=str)
+def test_fewer_finite_logits_than_top_k(device: torch.device, params: tuple) -> None:
+    """[10, 23, 28] -inf is never kept nor drawn, at temperature 0 either."""
+    logits = torch.full((3, 2600), -INF)
+    for i, count in enumerate((1, 2, 7)):
+        logits[i, 100 : 100 + count] = torch.arange(count) / 2
+    given = arguments(logits, [params])
+    token, tau, log_z = launch(sample, device, *given)
+    assert_same((token, tau, log_z), sample(*given))
+    assert (logits[torch.arange(3), token] > -INF).all()
+
+
+def test_extreme_logits_and_temperatures(device: torch.device) -> None:
+    """[15, 23, 28] The search ends, and nothing overflows, at either end of float32."""
+    tiny = torch.tensor([1e-45, 2e-45, 0.0, -0.0, -1e-45, 1e-39] * 500)[None]
+    huge = torch.tensor([3.3e38, -3.4e38, 0.0, 3.2e38, -3e38, 1.0] * 500)[None]
+    for logits, coldest in ((tiny, 1e-6), (huge, 1.0), (huge / 2, 1.0)):
+        for params in ((coldest, 0, 0.9, 0.0), (2.0, 0, 0.4, 0.0), (1e6, 2000, 0.9, 0.0), GREEDY):
+            given = arguments(logits, [params])
+            assert_same(launch(sample, device, *given), sample(*given))
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1e-30, 1.0])
+def test_top_p_of_0_keeps_one_and_of_1_all(device: torch.device, top_p: float) -> None:
+    """[24]"""
+    logits = random_logits(1, 2600)
+    tau, _ = launch(filter_logits, device, logits, rows_of((1.0, 0, top_p, 0.0)))
+    assert tau == (logits.min() if top_p == 1 else logits.max())
+
+
+# The law
+
+
+@pytest.mark.parametrize("params", [OFF, (0.7, 4, 0.9, 0.0), (1.5, 0, 0.8, 0.05)], ids=str)
+def test_draws_follow_the_filtered_law(device: torch.device, params: tuple) -> None:
+    """[29] Their frequencies, not only the formula."""
+    count = 120 if device.type == "cpu" else 200_000
+    row = random_logits(1, 8, 1.0, seed=4)
+    sampling, position = rows_of(params).expand(count, -1), torch.arange(count)
+    logits, seed = row.expand(count, -1), torch.full((count,), 77)
+    token = launch(sample, device, logits, sampling, seed, position, DRAFT)[0]
+    law = filtered(row[0].tolist(), *sampling[0].tolist())
+    assert p_value(np.bincount(token.numpy(), minlength=8), law) > ACCEPTABLE

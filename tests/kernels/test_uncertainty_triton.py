@@ -1,0 +1,195 @@
+"""Entropy, LogTokU and the measured draw by Triton, against float64 and whatever the batch."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from on_device import bits, launch
+from torch import Tensor
+
+from hybridgen.kernels.philox import TARGET
+from hybridgen.kernels.sampling import sample
+from hybridgen.kernels.uncertainty import (
+    ALEATORIC,
+    ENTROPY,
+    EPISTEMIC,
+    FULL_LOGPROB,
+    LOGITS,
+    LOGPROB,
+    PROBS,
+    entropy,
+    logtoku,
+    sample_measured,
+)
+
+INF, NAN = float("inf"), float("nan")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+PARAMS = [(0.6, 20, 0.95, 0.0), (0.0, 0, 1.0, 0.0), (1.3, 0, 1.0, 0.0), (0.9, 0, 0.8, 0.05)]
+
+vocabularies = st.sampled_from([2, 5, 60, 1000, 1500, 2600])
+scales = st.sampled_from([0.0, 0.1, 1.0, 5.0, 30.0])
+
+
+def random_logits(rows: int, vocab: int, scale: float, seed: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, vocab, generator=generator) * scale).to(dtype)
+
+
+def plain_entropy(logits: Tensor, temperature: Tensor) -> np.ndarray:
+    x = logits.double() / torch.where(temperature > 0, temperature, 1).double()[:, None]
+    log_p = x.log_softmax(1)
+    spread = -(log_p.exp() * log_p.clamp_min(-1e4)).sum(1)
+    return torch.where(temperature > 0, spread, 0).numpy()
+
+
+def plain_logtoku(logits: Tensor, k: int, evidence: int) -> tuple[np.ndarray, np.ndarray]:
+    x = logits.double()
+    top = x.sort(1, descending=True).values[:, :k]
+    alpha = x.softmax(1).sort(1, descending=True).values[:, :k]
+    strength = top.clamp_min(0).sum(1)
+    alpha = alpha if evidence == PROBS else top.clamp_min(0)
+    total = alpha.sum(1, keepdim=True)
+    share = alpha / torch.where(total > 0, total, 1)
+    au = -(share * (torch.digamma(alpha + 1) - torch.digamma(total + 1))).sum(1)
+    return au.numpy(), (top.shape[1] / (strength + top.shape[1])).numpy()
+
+
+# An entropy is a sum of p * x with weights known to 2**-21 and x up to 12 where p counts, and a
+# logarithm of float32: 12 * 2**-21 and 2**-23 of its size.
+ENTROPY_ERROR = {"atol": 12 * 2.0**-21, "rtol": 2.0**-22}
+# digamma is 7 float32 terms up to 1.5 and a logarithm, up to 8: 2**-22 for each of the two.
+LOGTOKU_ERROR = {"atol": 2.0**-20, "rtol": 2.0**-20}
+
+
+@settings(max_examples=20)
+@given(vocabularies, scales, st.sampled_from(DTYPES), st.integers(0, 2**31))
+def test_entropy(
+    device: torch.device, vocab: int, scale: float, dtype: torch.dtype, seed: int
+) -> None:
+    logits = random_logits(3, vocab, scale, seed, dtype)
+    temperature = torch.tensor([0.7, 0.0, 2.0])
+    actual = launch(entropy, device, logits, temperature)
+    np.testing.assert_allclose(actual, plain_entropy(logits, temperature), **ENTROPY_ERROR)
+
+
+@settings(max_examples=20)
+@given(
+    vocabularies,
+    scales,
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, 2, 10, 16, 40]),
+    st.sampled_from([PROBS, LOGITS]),
+    st.integers(0, 2**31),
+)
+def test_logtoku(
+    device: torch.device,
+    vocab: int,
+    scale: float,
+    dtype: torch.dtype,
+    k: int,
+    evidence: int,
+    seed: int,
+) -> None:
+    logits = random_logits(2, vocab, scale, seed, dtype)
+    au, eu = launch(logtoku, device, logits, k, evidence)
+    plain_au, plain_eu = plain_logtoku(logits, k, evidence)
+    np.testing.assert_allclose(au, plain_au, **LOGTOKU_ERROR)
+    np.testing.assert_allclose(eu, plain_eu, rtol=2.0**-20)  # a float32 sum of up to 40 terms
+
+
+@pytest.mark.parametrize("evidence", [PROBS, LOGITS])
+@pytest.mark.parametrize("distinct", [1, 3, 12])
+def test_equal_logits_each_count(device: torch.device, distinct: int, evidence: int) -> None:
+    """More equals than there are candidates, or than k: the row itself is searched."""
+    logits = (torch.arange(2600) % distinct).float()[None] + 1
+    au, eu = launch(logtoku, device, logits, 10, evidence)
+    plain_au, plain_eu = plain_logtoku(logits, 10, evidence)
+    np.testing.assert_allclose(au, plain_au, **LOGTOKU_ERROR)
+    np.testing.assert_allclose(eu, plain_eu, rtol=2.0**-20)
+
+
+@pytest.mark.parametrize("k", [0, 10])
+@pytest.mark.parametrize("vocab", [60, 2600])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_measured_draw_is_the_draw_and_its_measures(
+    device: torch.device, dtype: torch.dtype, vocab: int, k: int
+) -> None:
+    logits = random_logits(4, vocab, 3.0, 1, dtype)
+    sampling, row = torch.tensor(PARAMS), torch.arange(4)
+    draw = (logits, sampling, 5 + row, 9 * row, TARGET)
+    token, tau, log_z, measures = launch(sample_measured, device, *draw, k, PROBS)
+    for got, want in zip((token, tau, log_z), launch(sample, device, *draw), strict=True):
+        assert torch.equal(bits(got), bits(want))
+    x, heat = logits.double(), sampling[:, 0].double()
+    logprob = x[row, token] / heat - log_z.double()
+    logprob[1] = 0  # greedy
+    np.testing.assert_allclose(measures[:, LOGPROB], logprob, rtol=2.0**-23, atol=2.0**-24)
+    full = x.log_softmax(1)[row, token]
+    # x - max and log Z, each rounded to 2**-24 of at most 24.
+    np.testing.assert_allclose(measures[:, FULL_LOGPROB], full, atol=4 * 24 * 2.0**-24)
+    one = torch.ones(4)
+    np.testing.assert_allclose(measures[:, ENTROPY], plain_entropy(logits, one), **ENTROPY_ERROR)
+    if k == 0:
+        assert measures[:, [ALEATORIC, EPISTEMIC]].isnan().all()
+    else:
+        au, eu = plain_logtoku(logits, k, PROBS)
+        np.testing.assert_allclose(measures[:, ALEATORIC], au, **LOGTOKU_ERROR)
+        np.testing.assert_allclose(measures[:, EPISTEMIC], eu, rtol=2.0**-20)
+
+
+def test_the_reference_measures_the_same() -> None:
+    logits = random_logits(4, 500, 3.0, 2, torch.float32)
+    logits[3, 7] = NAN
+    sampling, row = torch.tensor(PARAMS), torch.arange(4)
+    draw = (logits, sampling, 5 + row, 9 * row, TARGET)
+    token, tau, log_z, measures = sample_measured(*draw, 10, LOGITS)
+    for got, want in zip((token, tau, log_z), sample(*draw), strict=True):
+        assert torch.equal(bits(got), bits(want))
+    whole = logits[:3]
+    np.testing.assert_array_equal(measures[:, ENTROPY], entropy(logits, torch.ones(4)))
+    au, eu = logtoku(logits, 10, LOGITS)
+    np.testing.assert_array_equal(measures[:, ALEATORIC], au)
+    np.testing.assert_array_equal(measures[:, EPISTEMIC], eu)
+    full = whole.double().log_softmax(1)[row[:3], token[:3]]
+    np.testing.assert_allclose(measures[:3, FULL_LOGPROB], full, atol=1e-5)
+    assert measures[1, LOGPROB] == 0 and measures[3].isnan().all()
+
+
+@pytest.mark.parametrize("bad", [[NAN], [INF], [INF, NAN], None], ids=str)
+@pytest.mark.parametrize("vocab", [60, 2600])
+def test_a_broken_row_is_nan_and_alone(
+    device: torch.device, vocab: int, bad: list[float] | None
+) -> None:
+    logits = random_logits(3, vocab, 3.0, 3, torch.float32)
+    expected = (
+        launch(entropy, device, logits, torch.ones(3)),
+        *launch(logtoku, device, logits, 10, 0),
+    )
+    if bad is None:
+        logits[1] = -INF
+    else:
+        logits[1, 3 : 3 + len(bad)] = torch.tensor(bad)
+    actual = launch(entropy, device, logits, torch.ones(3)), *launch(logtoku, device, logits, 10, 0)
+    for got, want in zip(actual, expected, strict=True):
+        assert got[1].isnan()
+        assert torch.equal(bits(got[[0, 2]]), bits(want[[0, 2]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_keeps_its_bits_in_any_batch_and_stride(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    logits = random_logits(4, 2600, 3.0, 4, dtype)
+    temperature = torch.tensor([0.5, 1.0, 2.0, 0.0])
+    h = launch(entropy, device, logits, temperature)
+    au, eu = launch(logtoku, device, logits, 10, PROBS)
+    order = torch.tensor([2, 0, 3, 1])
+    wide = torch.full((8, 2650), NAN, dtype=dtype)
+    wide[::2, 5:2605] = logits[order]
+    moved = wide[::2, 5:2605]
+    assert torch.equal(bits(launch(entropy, device, moved, temperature[order])), bits(h[order]))
+    for got, want in zip(launch(logtoku, device, moved, 10, PROBS), (au, eu), strict=True):
+        assert torch.equal(bits(got), bits(want[order]))
+    alone = launch(entropy, device, logits[2:3], temperature[2:3])
+    assert torch.equal(bits(alone), bits(h[2:3]))

@@ -1,0 +1,284 @@
+"""Verification and commit by Triton: the reference's verdict, its law, whatever the batch.
+
+Numbers in brackets are those of a list of faults that other verifiers had.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from on_device import launch, move
+from sampling_oracle import ACCEPTABLE, filtered, p_value
+from torch import Tensor
+
+from hybridgen.kernels.philox import DRAFT
+from hybridgen.kernels.sampling import sample
+from hybridgen.kernels.verify import (
+    SOURCE_LLM,
+    SOURCE_SLM,
+    commit,
+    verify_coupled,
+    verify_rejection,
+)
+
+INF, NAN = float("inf"), float("nan")
+OFF = (1.0, 0, 1.0, 0.0)
+GREEDY = (0.0, 0, 1.0, 0.0)
+QWEN = (0.6, 20, 0.95, 0.0)
+MIXED = [QWEN, GREEDY, OFF, (1.3, 0, 0.8, 0.0), (1.0, 0, 1.0, 0.1), (0.9, 5, 0.9, 0.05)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Block(NamedTuple):
+    """Arguments of `verify_rejection`, the drafts drawn from the draft's own distributions."""
+
+    target: Tensor  # [B, K + 1, V]
+    draft: Tensor  # [B, K, V']
+    drafts: Tensor  # [B, K]
+    tau: Tensor
+    log_z: Tensor
+    sampling: Tensor
+    seed: Tensor
+    length: Tensor
+
+    @property
+    def coupled(self) -> tuple[Tensor, ...]:
+        return self.target, self.drafts, self.sampling, self.seed, self.length
+
+
+def block(
+    batch: int,
+    num_drafts: int,
+    vocab: int,
+    draft_vocab: int,
+    params: list[tuple],
+    dtype: torch.dtype = torch.float32,
+    distance: float = 1.0,
+    seed: int = 0,
+) -> Block:
+    """A draft that is ``distance`` standard deviations from the target."""
+    generator = torch.Generator().manual_seed(seed)
+    widest = max(vocab, draft_vocab)
+    logits = torch.randn(batch, num_drafts + 1, widest, generator=generator) * 2
+    noise = torch.randn(batch, num_drafts, widest, generator=generator) * distance
+    target = logits[..., :vocab].to(dtype)
+    draft = (logits[:, :num_drafts] + noise)[..., :draft_vocab].to(dtype)
+    row = torch.arange(batch)
+    sampling = torch.tensor(params)[row % len(params)]
+    return drawn(target, draft, sampling, 11 + row, 3 + 7 * row)
+
+
+def drawn(target: Tensor, draft: Tensor, sampling: Tensor, seed: Tensor, length: Tensor) -> Block:
+    batch, num_drafts, _ = draft.shape
+    drafts = torch.zeros(batch, num_drafts, dtype=torch.int64)
+    tau, log_z = torch.zeros(batch, num_drafts), torch.zeros(batch, num_drafts)
+    for i in range(num_drafts):
+        drafts[:, i], tau[:, i], log_z[:, i] = sample(
+            draft[:, i], sampling, seed, length + i, DRAFT
+        )
+    return Block(target, draft, drafts, tau, log_z, sampling, seed, length)
+
+
+def assert_same(actual: tuple, expected: tuple) -> None:
+    """The verdicts, and the tokens that stand."""
+    (tokens, count, broken), (plain, plain_count, plain_broken) = actual, expected
+    assert torch.equal(count, plain_count) and torch.equal(broken, plain_broken)
+    stands = torch.arange(tokens.shape[1]) < count[:, None]
+    assert torch.equal(tokens * stands, plain * stands)
+
+
+def assert_ids(tokens: Tensor, vocab: int) -> None:
+    assert ((tokens >= 0) & (tokens < vocab)).all()
+
+
+# Against the reference
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(1, 4),
+    st.integers(0, 5),
+    st.sampled_from([(30, 30), (30, 24), (30, 37), (1500, 1400)]),
+    st.lists(st.sampled_from(MIXED), min_size=1, max_size=4),
+    st.sampled_from(DTYPES),
+    st.sampled_from([0.1, 1.0, 3.0]),
+    st.integers(0, 2**31),
+)
+def test_judges_as_the_reference_does(
+    device: torch.device,
+    batch: int,
+    num_drafts: int,
+    vocabs: tuple[int, int],
+    params: list[tuple],
+    dtype: torch.dtype,
+    distance: float,
+    seed: int,
+) -> None:
+    b = block(batch, num_drafts, *vocabs, params, dtype, distance, seed)
+    assert_same(launch(verify_rejection, device, *b), verify_rejection(*b))
+    coupled = [t if t is not b.drafts else t.clamp_max(vocabs[0] - 1) for t in b.coupled]
+    assert_same(launch(verify_coupled, device, *coupled), verify_coupled(*coupled))
+
+
+def test_all_numbers_of_accepted_drafts_occur(device: torch.device) -> None:
+    """So that the comparison above is one of every branch."""
+    b = block(24, 3, 40, 40, [QWEN, OFF], distance=0.7, seed=3)
+    result = launch(verify_rejection, device, *b)
+    assert_same(result, verify_rejection(*b))
+    assert set(result[1].tolist()) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("params", [QWEN, OFF, (1.0, 0, 0.9, 0.0), GREEDY], ids=str)
+def test_rows_whose_draw_needs_the_whole_vocabulary(device: torch.device, params: tuple) -> None:
+    b = block(2, 2, 5000, 5000, [params], distance=0.3)
+    assert_same(launch(verify_rejection, device, *b), verify_rejection(*b))
+    assert_same(launch(verify_coupled, device, *b.coupled), verify_coupled(*b.coupled))
+
+
+def test_strided_arguments(device: torch.device) -> None:
+    """[22] Drafts as columns of a wider block, logits of a padded vocabulary."""
+    b = block(3, 3, 50, 44, MIXED[:3])
+    wide = torch.full((3, 4, 61), NAN)
+    wide[..., 4:54] = b.target
+    columns = torch.cat([torch.zeros(3, 1, dtype=torch.int64), b.drafts], 1)
+    draft = torch.full((3, 5, 50), NAN)
+    draft[:, 1:4, 2:46] = b.draft
+    strided = b._replace(target=wide[..., 4:54], drafts=columns[:, 1:], draft=draft[:, 1:4, 2:46])
+    assert_same(launch(verify_rejection, device, *strided), verify_rejection(*b))
+    assert_same(launch(verify_coupled, device, *strided.coupled), verify_coupled(*b.coupled))
+
+
+def test_a_row_keeps_its_verdict_in_any_batch(device: torch.device) -> None:
+    """[14, 19, 30] Permuted, alone, and beside a row of NaN."""
+    b = block(6, 3, 60, 60, MIXED, distance=0.5)
+    tokens, count, _ = launch(verify_rejection, device, *b)
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    moved = launch(verify_rejection, device, *(x[order] for x in b))
+    assert torch.equal(moved[0], tokens[order]) and torch.equal(moved[1], count[order])
+    alone = launch(verify_rejection, device, *(x[2:3] for x in b))
+    assert torch.equal(alone[0], tokens[2:3]) and torch.equal(alone[1], count[2:3])
+    target = b.target.clone()
+    target[[1, 4]] = NAN
+    beside = launch(verify_rejection, device, *b._replace(target=target))
+    whole = [0, 2, 3, 5]
+    assert torch.equal(beside[0][whole], tokens[whole])
+    assert beside[2].tolist() == [False, True, False, False, True, False]
+
+
+# Faults
+
+
+def test_a_rejected_draft_is_not_emitted_when_q_is_nan(device: torch.device) -> None:
+    """[6] The token comes from p instead."""
+    b = block(16, 1, 12, 12, [OFF])
+    b.log_z.fill_(NAN)
+    result = launch(verify_rejection, device, *b)
+    assert_same(result, verify_rejection(*b))
+    assert (result[1] == 1).all() and len(set(result[0][:, 0].tolist())) > 3
+
+
+def test_a_draft_of_probability_0_is_never_accepted(device: torch.device) -> None:
+    """[7, 8, 12] Whatever u is; and what p does not keep is not drawn in its place either."""
+    b = block(64, 1, 12, 12, [(1.0, 3, 1.0, 0.0)], distance=4.0)
+    target = b.target.clone()
+    target[torch.arange(64), 0, b.drafts[:, 0]] = -INF
+    result = launch(verify_rejection, device, *b._replace(target=target))
+    assert_same(result, verify_rejection(*b._replace(target=target)))
+    assert (result[1] == 1).all()
+    kept = target[:, 0] >= target[:, 0].sort(descending=True).values[:, 2:3]
+    assert kept[torch.arange(64), result[0][:, 0]].all()
+
+
+def test_a_draft_of_tiny_probability_is_compared_and_not_divided_by(device: torch.device) -> None:
+    """q = 1e-40: u * q < p says accept, p / q would be infinite."""
+    target, draft = torch.zeros(1, 2, 4), torch.tensor([[[0.0, -92.0, -95.0, -95.0]]])
+    row = torch.zeros(1, dtype=torch.int64)
+    b = Block(
+        target,
+        draft,
+        torch.tensor([[1]]),
+        torch.tensor([[-95.0]]),
+        torch.tensor([[0.1]]),
+        torch.tensor([OFF]),
+        row,
+        row,
+    )
+    result = launch(verify_rejection, device, *b)
+    assert_same(result, verify_rejection(*b))
+    assert result[1] == 2
+
+
+def test_equal_distributions_accept_everything_and_leave_no_residual(device: torch.device) -> None:
+    """Where p = q the residual has no mass, and rounding must not make one."""
+    b = block(12, 3, 50, 50, MIXED, distance=0.0)
+    result = launch(verify_rejection, device, *b)
+    assert_same(result, verify_rejection(*b))
+    assert (result[1] == 4).all()
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_a_broken_row_counts_only_where_it_is_read(
+    device: torch.device, value: float, column: int
+) -> None:
+    """[5, 27] And every id stays one of the vocabulary."""
+    b = block(6, 2, 20, 20, MIXED, distance=0.5)
+    b.target[3, column] = value
+    for op, arguments in ((verify_rejection, b), (verify_coupled, b.coupled)):
+        result = launch(op, device, *arguments)
+        assert_same(result, op(*arguments))
+        assert_ids(result[0], 20)
+
+
+def test_emitted_tokens_follow_the_target(device: torch.device) -> None:
+    """[1, 2, 3, 29] The law of the first token, one draft drawn anew each time: chi-square."""
+    count = 120 if device.type == "cpu" else 100_000
+    generator = torch.Generator().manual_seed(5)
+    target = torch.randn(1, 2, 6, generator=generator).expand(count, -1, -1)
+    draft = torch.randn(1, 1, 6, generator=generator).expand(count, -1, -1)
+    sampling = torch.tensor([(0.8, 4, 0.95, 0.0)]).expand(count, -1)
+    b = drawn(target, draft, sampling, torch.full((count,), 3), torch.arange(count) * 2)
+    tokens, _, _ = launch(verify_rejection, device, *b)
+    law = filtered(target[0, 0].tolist(), *sampling[0].tolist())
+    assert p_value(np.bincount(tokens[:, 0].numpy(), minlength=6), law) > ACCEPTABLE
+
+
+# Commit
+
+
+@settings(max_examples=40)
+@given(st.data(), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 16]))
+def test_commits_as_the_reference_does(
+    device: torch.device, data: st.DataObject, batch: int, width: int, ends: int
+) -> None:
+    def integers(low: int, high: int, *shape: int) -> Tensor:
+        size = int(np.prod(shape))
+        values = data.draw(st.lists(st.integers(low, high), min_size=size, max_size=size))
+        return torch.tensor(values).reshape(shape)
+
+    length = integers(0, 12, batch)
+    state = (
+        integers(0, 5, batch, 20),
+        length,
+        integers(0, 1, batch).bool(),
+        integers(0, 2, batch, 20).to(torch.int8),
+        integers(0, 1, batch).bool(),
+    )
+    read = (
+        integers(0, 5, batch, width + 1)[:, 1:],
+        integers(0, width, batch),
+        data.draw(st.sampled_from([SOURCE_SLM, SOURCE_LLM])),
+        integers(0, 1, batch).bool(),
+        length + integers(0, 6, batch),
+        integers(-1, 5, batch, ends),
+    )
+    expected = [x.clone() for x in state]
+    commit(*expected, *read)
+    actual = [move(x, device) for x in state]
+    moved = [move(x, device) if isinstance(x, Tensor) else x for x in read]
+    commit.launcher()(*actual, *moved)
+    for got, want in zip(actual, expected, strict=True):
+        assert torch.equal(got.cpu(), want)
