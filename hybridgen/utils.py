@@ -85,4 +85,4 @@ def _rows(logits: Tensor) -> Tensor:
     if logits.ndim not in (1, 2) or 0 in logits.shape:
         raise ValueError(f"logits must be {accepted}, not empty, got shape {list(logits.shape)}")
     rows = logits.reshape(-1, logits.shape[-1])
-    return rows if rows.dtype in (torch.float32, torch.bfloat16) else rows.float()
+    return rows if rows.dtype in (torch.float32, torch.bfloat16, torch.float16) else rows.float()

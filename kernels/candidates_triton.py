@@ -34,7 +34,9 @@ from hybridgen.kernels.weights_triton import (
 )
 
 CAPACITY = 1024
-"""Candidates listed of a row; a smaller vocabulary is listed whole."""
+"""Candidates listed of a row."""
+SMALL = 128
+"""A vocabulary up to this is listed whole."""
 MAX_CHUNKS = 256
 
 COUNT = tl.constexpr(0)
@@ -54,6 +56,7 @@ OPEN          1 where the token has yet to be drawn from the whole row
 
 _ONE = tl.constexpr(ONE)
 _CAPACITY = tl.constexpr(CAPACITY)
+_SMALL = tl.constexpr(SMALL)
 _MAX_CHUNKS = tl.constexpr(MAX_CHUNKS)
 _STEP = tl.constexpr(32)
 _TEMPERATURE = tl.constexpr(TEMPERATURE)
@@ -185,7 +188,7 @@ def _threshold(maxima, maxima_ptr, row, rank, chunks, vocab):
         other = tl.load(maxima_ptr + row * chunks + j, mask=j < chunks, other=float("-inf"))
         reaching += tl.sum((other[None, :] >= maxima[:, None]).to(tl.int32), 1)
     threshold = tl.max(tl.where(reaching >= rank, maxima, float("-inf")), 0)
-    return tl.where(vocab <= _CAPACITY, float("-inf"), threshold)
+    return tl.where(vocab <= _SMALL, float("-inf"), threshold)
 
 
 @triton.jit

@@ -11,10 +11,10 @@ search   the same over the whole row, where the candidates do not suffice
 import triton
 import triton.language as tl
 
-from hybridgen.kernels.candidates_triton import load_logits
+from hybridgen.kernels.candidates_triton import SMALL, load_logits
 from hybridgen.kernels.weights_triton import LOWEST, key_of, logit_of, weights
 
-PAIRS = tl.constexpr(128)
+PAIRS = tl.constexpr(SMALL)
 _STEP = tl.constexpr(16)
 
 

@@ -116,7 +116,7 @@ def test_keeps_what_float64_keeps(device: torch.device, rows: list, params: list
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("params", MIXED, ids=str)
+@pytest.mark.parametrize("params", [*MIXED, (1.2, 0, 0.6, 0.02)], ids=str)
 def test_a_large_vocabulary(device: torch.device, params: tuple, dtype: torch.dtype) -> None:
     given = arguments(random_logits(1, 33003).to(dtype), [params])
     assert_same(launch(sample, device, *given), sample(*given))
@@ -170,6 +170,27 @@ def test_every_way_is_taken_and_right(
     assert way_of(logits, params, device) == way
     given = arguments(logits, [params])
     assert_same(launch(sample, device, *given), sample(*given))
+
+
+@pytest.mark.parametrize("tail", [0, 300, 3000], ids=["pairs", "candidates", "row"])
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_a_token_at_the_edge_itself_is_out(device: torch.device, tail: int, top_k: int) -> None:
+    """[24] Probabilities 1/2, 1/4, 1/8, 1/8 to the bit, and behind them tokens without weight."""
+    heat = float(np.float32(1 / np.log(2)))
+    logits = torch.tensor([[0.0, -1.0, -2.0, -2.0] + [-100.0] * tail])
+    for top_p, kept in ((0.5, 1), (0.5 + 2**-24, 2), (0.75, 2), (0.75 + 2**-24, 4)):
+        given = logits, rows_of((heat, top_k, top_p, 0.0))
+        tau, log_z = launch(filter_logits, device, *given)
+        assert int((logits >= tau).sum()) == kept
+        assert_same((tau, tau, log_z), (tau, *filter_logits(*given)))
+
+
+@pytest.mark.parametrize("tail", [0, 300, 3000], ids=["pairs", "candidates", "row"])
+def test_top_k_counts_exactly(device: torch.device, tail: int) -> None:
+    logits = torch.cat([torch.arange(40.0), torch.full((tail,), -100.0)])[None]
+    for top_k in (1, 2, 19, 39):
+        tau, _ = launch(filter_logits, device, logits, rows_of((1.0, top_k, 1.0, 0.0)))
+        assert tau == 40 - top_k
 
 
 @pytest.mark.parametrize("params", [QWEN, GREEDY, OFF, (1.0, 0, 0.5, 0.0)], ids=str)

@@ -1,0 +1,67 @@
+"""Whole strategies on the Triton kernels, interpreted: the text is that of the CPU's own ops."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_model
+from transformers import PreTrainedTokenizerFast
+
+from hybridgen import HybridGenerator
+from hybridgen.kernels.registry import Op
+
+SAMPLED = {"temperature": 0.8, "top_k": 30, "top_p": 0.95, "seed": 5}
+QUIET = {"max_new_tokens": 3, "num_drafts": 2, "print_stats": False}
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_tokenizer: PreTrainedTokenizerFast) -> HybridGenerator:
+    # Loaded models keep plain weights, which Triton can read.
+    size = len(tiny_tokenizer)
+    models = random_model(size, 1, 32, seed=1), random_model(size, 2, 64, seed=2)
+    options = {"device": "cpu", "dtype": torch.float32, "max_seq_len": 256, "max_batch_size": 2}
+    return HybridGenerator(*models, tokenizer=tiny_tokenizer, **options)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Every op takes its Triton launcher, on CPU tensors too; the names of those that ran."""
+    ran: set[str] = set()
+
+    def launch(op: Op, *arguments: Any) -> Any:
+        ran.add(op.name)
+        return op.launcher()(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Op, "__call__", launch)
+        yield ran
+
+
+FORWARD = {"norm_linear", "attention", "linear_residual", "norm_gated_linear"}
+REQUESTS = {
+    "greedy": ({"strategy": "speculative", "temperature": 0}, {"sample", "verify_coupled"}),
+    "rejection": ({"strategy": "speculative", **SAMPLED}, {"sample", "verify_rejection"}),
+    "uncertainty": (
+        {"strategy": "uncertainty", "threshold": 0.0, **SAMPLED},
+        {"sample", "sample_measured"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_text_is_that_of_the_references(
+    generator: HybridGenerator, name: str, launched: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, ops = REQUESTS[name]
+    result = generator.generate("def area", **request, **QUIET)
+    assert launched == FORWARD | ops | {"commit"}
+    monkeypatch.undo()
+    assert generator.generate("def area", **request, **QUIET).tokens == result.tokens
+
+
+def test_coupled_text_is_the_llms_own(generator: HybridGenerator, launched: set[str]) -> None:
+    coupled = {"verification": "coupled", **SAMPLED, **QUIET}
+    alone = generator.generate("def area", strategy="llm", **SAMPLED, **QUIET)
+    assert generator.generate("def area", **coupled).tokens == alone.tokens
+    assert launched == FORWARD | {"sample", "verify_coupled", "commit"}
