@@ -21,7 +21,8 @@ from torch import Tensor
 
 
 @triton.jit(
-    do_not_specialize=["count", "vocab", "positions", "row_stride", "token_stride", "start_stride"]
+    do_not_specialize=["count", "vocab", "positions", "row_stride", "token_stride", "start_stride"],
+    do_not_specialize_on_alignment=["tokens", "start"],
 )
 def _embed(
     tokens,  # int64 [B, count]

@@ -3,15 +3,16 @@
 **Work.** A program makes `ROWS` = 16 rows of 16, 32 or 64 outputs (gate and up: 32 of each, so that
 the [R, 2 I] between them is never written). It walks the whole depth in tiles of weights [outputs,
 depth], which stream through shared memory by cp.async, several tiles ahead. Each of its four warps
-multiplies its own quarter of a tile's depth: the tile's products are independent, where one warp
-after another along the depth would wait 33 cycles for each (16 outputs have only two products a
-step to overlap); and each warp reads its own part of x, not all of it. At the end the four sums
-are added in order.
+takes a quarter of every tile's depth, for all outputs, and the four sums are added in the end, in a
+fixed order:
 
     y[r, o] = sum_w sum_(k in quarter w of each tile) x[r, k] W[o, k]
 
-Rows are the products' short side of 16 (mma.sync m16n8k16 on every card): with weights there,
-Triton would take wgmma or tcgen05, whose results of 1 to 16 rows come no sooner from memory.
+A product (mma.sync m16n8k16) that adds to the one before waits for it, some 33 cycles. With the
+warps side by side over 16 outputs, a depth of 6144 would be 384 in a row, 7 us, as long as its
+weights take to come; by quarters it is 96. And a warp reads its own quarter of x instead of all.
+The rows are the short side of 16: with weights there, Triton would take wgmma or tcgen05 on some
+cards, which bring no byte sooner.
 
 **Norm.** RMSNorm is a scalar of a row times a vector: W (s x g) = s W (x g). x comes by anyway, so
 its squares are added up beside the products, x g is what is multiplied, and s = 1 / sqrt(mean(x^2)
@@ -31,18 +32,18 @@ tiles instead: of 64, 32 and 16 outputs a program, the first that leaves `FEWEST
 memory is at most 99 KB, what a block may have on sm_120.
 
 Predicted, bfloat16, R = 1 to 9 rows: bytes at 92 % of 3.35 TB/s, and 2 us for the launch, the first
-tile and the last (3 where a program has one slot and no neighbour to overlap with):
+tile and the last; 3 us where a multiprocessor has one program, and none to overlap these with:
 
-    outputs x depth                          MB   outputs a program   programs     us
-    Qwen3-1.7B    down          2048 x  6144    25   16    128    11
-                  gate and up  12288 x  2048    50   64    192    18
-    Llama-3.2-1B  down          2048 x  8192    34   16    128    14
-    Qwen3-8B      QKV           6144 x  4096    50   64     96    19
-                  output        4096 x  4096    34   32    128    14
-                  gate and up  24576 x  4096   201   64    384    67
-                  down          4096 x 12288   101   32    128    36
-                  head        151936 x  4096  1245   64   2374   406
-    Qwen2.5-0.5B  down           896 x  4864     9   16     56     6
+    outputs (of a program) x depth; megabytes, programs, time
+    Qwen3-1.7B    down            2048 (16) x  6144     25 MB    128    11 us
+                  gate and up    12288 (64) x  2048     50 MB    192    18 us
+    Llama-3.2-1B  down            2048 (16) x  8192     34 MB    128    14 us
+    Qwen3-8B      QKV             6144 (64) x  4096     50 MB     96    19 us
+                  output          4096 (32) x  4096     34 MB    128    14 us
+                  gate and up    24576 (64) x  4096    201 MB    384    67 us
+                  down            4096 (32) x 12288    101 MB    128    36 us
+                  head          151936 (64) x  4096   1245 MB   2374   406 us
+    Qwen2.5-0.5B  down             896 (16) x  4864      9 MB     56     6 us
 """
 
 import torch
