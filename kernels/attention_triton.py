@@ -26,21 +26,23 @@ either: programs take every n-th one. Their number depends on static shapes alon
 read on the device, and a program whose first chunk lies behind its row's last key ends there.
 
 A key behind the last position, or before every window, is masked in the load: whatever the cache
-holds there, NaN too, takes part as zero.
+holds there, NaN too, takes part as zero. Of the keys that only some tokens of a row see, a NaN
+value would reach the others too (0 * NaN): a broken token breaks its own row, and no other.
 
 Scratch per layer: (D + 2) * 4 bytes for each query and chunk, for 5 tokens of 8 x 4 heads at 32K
 keys 21 MB; it is never initialised.
 
-Predicted on an H100 (3.35 TB/s, 132 SMs; 1.3 us a launch inside a graph), 32/8 heads of 128,
-bfloat16, one row and token. With 220 registers and 72 KB of shared memory two programs of 4 warps
-fit on an SM, so up to 128 KB are in flight on each, of the 20 KB that latency needs.
-- 1K keys: 4.2 MB (1.3 us) in 64 programs, so it is a chain of latencies. Launch 1.3, start 0.5,
-  the new key 0.6, keys and values 0.9, query 0.4, products and store 0.8: 4.5 us; combination
-  2.4 us: launch 1.3, start 0.3, loads 0.5, sum and store 0.3. Together 6.9 us.
-- 32K keys: 134 MB (40 us) in 2048 programs, 7.8 waves; at 3.0 TB/s 44.7 us, launch and tail 2 us,
-  combination (4.3 MB from the L2 cache, 128 programs) 3 us. Together 50 us, 81 % of bandwidth.
-- 5 tokens: two tiles instead of one, 0.5 us more a chunk behind the other program's loads: 7.6 us
-  and 55 us (21 MB of partials stay in the L2 cache).
+Predicted on an H100 (3.35 TB/s, of which we hope for 3.0; 132 SMs; 1.3 us a launch inside a graph),
+32/8 heads of 128, bfloat16, one row and token. With up to 255 registers and 72 KB of shared memory
+two programs of 4 warps fit on an SM: up to 128 KB in flight, where the latency asks for 20.
+- 1K keys: 4.2 MB (1.3 us) in 64 programs, so it is a chain of latencies: launch 1.3, start 0.5, the
+  new key 0.6, keys and values 0.9, query 0.4, products and store 0.8, together 4.5 us. Combination:
+  launch 1.3, start 0.3, loads 0.5, sum and store 0.3, together 2.4 us. In all 6.9 us.
+- 32K keys: 134 MB (40 us, at 3.0 TB/s 44.7) in 2048 programs, 7.8 waves; launch and tail 2 us; the
+  combination reads 4.3 MB from the L2 cache in 128 programs of four steps, 3.6 us. In all 50 us,
+  80 % of the bandwidth.
+- 5 tokens: two tiles instead of one, 0.5 us more a chunk, at 32K keys behind the loads of the other
+  program; the partials are five times as large. 7.6 and 55 us.
 """
 
 import torch
@@ -336,7 +338,7 @@ def _combine(
     highest = -float("inf")
     total = 0.0
     acc = tl.zeros([_COLUMNS], tl.float32)
-    for part in range(lowest // _PARTS, last // _PARTS + 1):
+    for part in tl.range(lowest // _PARTS, last // _PARTS + 1, num_stages=3):
         chunk = part * _PARTS + tl.arange(0, _PARTS)
         seen = (chunk >= lowest) & (chunk <= last)
         at = place + chunk

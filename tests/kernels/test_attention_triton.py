@@ -9,13 +9,14 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from on_device import bits, move, poisoned
-from test_attention import EPS, rope_table, rotate
+from test_attention import rope_table, rotate
 from torch import Tensor
 
 from hybridgen.kernels import attention_triton
 from hybridgen.kernels.attention import attention, make_plan
 
 NAN = float("nan")
+EPS = 0.1  # large enough that leaving it out shows
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -201,7 +202,7 @@ SHAPES = st.fixed_dictionaries(
 ).filter(is_small)
 
 
-@settings(max_examples=50, phases=(Phase.generate,))  # shrinking would take minutes
+@settings(max_examples=40, phases=(Phase.generate,))  # shrinking would take minutes
 @given(shape=SHAPES)
 def test_the_definition(device: torch.device, shape: dict[str, Any]) -> None:
     c = make_case(**shape)
@@ -221,10 +222,10 @@ def test_the_reference_computes_the_same(device: torch.device) -> None:
     assert (output - expected).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("window", [0, 20, 200])
-def test_more_chunks_than_one_step_combines(device: torch.device, window: int) -> None:
+@pytest.mark.parametrize(("first", "window"), [(2046, 0), (2190, 20), (2190, 200)])
+def test_more_chunks_than_one_step_combines(device: torch.device, first: int, window: int) -> None:
     """Float32 keys of 256 come in chunks of 32, so 2048 of them fill a step of 64 chunks."""
-    c = make_case((2046,), 3, (1, 1), 256, window=window, positions=2304)
+    c = make_case((first,), 3, (1, 1), 256, window=window, positions=2304)
     output, cache = run(device, c)
     check_output(device, c, output, cache)
     for row in range(3):
