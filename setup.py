@@ -33,9 +33,10 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.8"],
         "plot": ["matplotlib>=3.8"],
-        "bench": ["matplotlib>=3.8"],
+        "bench": ["matplotlib>=3.8", "pytest>=8.2", "pytest-benchmark>=5"],
         "test": [
             "pytest>=8.2",
+            "pytest-benchmark>=5",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "scipy>=1.11",

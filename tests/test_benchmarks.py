@@ -1,4 +1,4 @@
-"""The benchmark runs on any pair, and README shows what the raw results say."""
+"""The benchmarks run, on any pair and for every kernel; README shows what the raw results say."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from conftest import TinyPair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,3 +44,41 @@ def test_every_contender_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> Non
             assert result["milliseconds_per_token"] > 0
     assert report["floor"]["llm_milliseconds"] > 0
     assert "ms/token" in finished.stdout
+
+
+def test_the_first_case_of_every_kernel_benchmark_runs(tmp_path: Path) -> None:
+    out = tmp_path / "kernels.json"
+    finished = run(
+        *("-m", "pytest", "benchmarks/kernels", "--smoke", "--device", "cpu"),
+        *("-p", "no:cacheprovider", f"--benchmark-json={out}"),
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    measured = json.loads(out.read_text())["benchmarks"]
+    files = {path.stem for path in (ROOT / "benchmarks" / "kernels").glob("bench_*.py")}
+    assert {Path(m["fullname"].split("::")[0]).stem for m in measured} == files
+    for result in measured:
+        facts = result["extra_info"]
+        assert facts["nbytes"] > 0 and facts["microseconds_per_call"] > 0
+        assert facts["share_of_bandwidth"] > 0
+    assert "measured in this run" in finished.stdout
+    assert "target" not in finished.stdout  # those are a GPU's
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("benchmarks", "benchmarks/kernels"):
+        monkeypatch.syspath_prepend(ROOT / folder)
+    import harness
+
+    class Wrong:
+        """An op that gives the other results."""
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return -x
+
+        def reference(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    case = harness.Case("wrong", Wrong(), [(torch.ones(2),)], nbytes=8, agree=harness.close)
+    not_reached = None
+    with pytest.raises(AssertionError, match="wrong by 2"):
+        harness.measure(case, not_reached, torch.device("cpu"), 1e9)
