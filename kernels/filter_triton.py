@@ -19,14 +19,14 @@ _STEP = tl.constexpr(16)
 
 
 @triton.jit
-def filter_pairs(values_ptr, count, x, largest, k, total, top_p, rate, bound, TOP_K: tl.constexpr):
+def filter_pairs(values_ptr, count, x, largest, has_k, k, total, top_p, rate, bound):
     """tau and kept weight of ``count`` <= `PAIRS` candidates ``x`` [PAIRS], padded with -inf.
 
-    total  the weight in front of top-p where no top-k determines it
+    total  the weight before top-p; where ``has_k``, it is that of what top-k keeps instead
     """
     weight = weights(x, largest, rate)
     kept = x >= LOWEST
-    if TOP_K:
+    if has_k:
         greater = tl.zeros([PAIRS], tl.int32)
         for first in range(0, count, _STEP):
             j = first + tl.arange(0, _STEP)
@@ -53,20 +53,20 @@ def filter_search(
     logits_ptr,
     count,
     largest,
+    has_k,
     k,
     total,
     top_p,
     rate,
     bound,
-    TOP_K: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """tau and kept weight of the ``count`` logits at ``logits_ptr``, as `filter_pairs`."""
     floor = key_of(tl.full([], LOWEST, tl.float32), SHIFT)
-    if TOP_K:
+    if has_k:
         floor = _bisect(logits_ptr, count, floor, largest, k, rate, False, SHIFT, BLOCK)
-        _, total = _above(logits_ptr, count, floor, largest, rate, 0, SHIFT, BLOCK)
+        _lowest, total = _above(logits_ptr, count, floor, largest, rate, 0, SHIFT, BLOCK)
     if top_p < 1:
         edge = top_p.to(tl.float64) * total.to(tl.float64)
         floor = _bisect(logits_ptr, count, floor, largest, edge, rate, True, SHIFT, BLOCK)

@@ -50,7 +50,7 @@ from hybridgen.kernels.candidates_triton import (
 from hybridgen.kernels.filter_triton import PAIRS, filter_pairs, filter_search
 from hybridgen.kernels.philox_triton import gumbel
 from hybridgen.kernels.weights import WEIGHT_BITS
-from hybridgen.kernels.weights_triton import LOWEST, logit_of, rate_of, weights
+from hybridgen.kernels.weights_triton import logit_of, rate_of, weights
 
 _CAPACITY = tl.constexpr(CAPACITY)
 _UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
@@ -123,39 +123,29 @@ def resolve(
     mass = tl.load(record_ptr + MASS)
     slot = tl.arange(0, PAIRS)
     x = tl.load(values_ptr + slot, mask=slot < count, other=float("-inf"))
-    if k < vocab:
+    has_k = k < vocab
+    if has_k:
         closed = closed & (everything | (count >= k))
-        if closed & (count <= PAIRS):
-            tau, mass = filter_pairs(
-                values_ptr, count, x, largest, k, mass, top_p, rate, bound, True
-            )
-        elif closed:
-            tau, mass = filter_search(
-                values_ptr, count, largest, k, mass, top_p, rate, bound, True, SHIFT, _CAPACITY
-            )
-        else:
-            tau, mass = filter_search(
-                row_ptr, vocab, largest, k, mass, top_p, rate, bound, True, SHIFT, BLOCK
-            )
     elif top_p < 1:
         listed = _listed_mass(values_ptr, count, largest, rate)
         edge = top_p.to(tl.float64) * mass.to(tl.float64)
         beyond = weights(threshold, largest, rate) < bound
         closed = closed & (everything | beyond | (listed.to(tl.float64) >= edge))
+    else:
+        closed = closed & (everything | (tau >= threshold))
+    if has_k | (top_p < 1):
         if closed & (count <= PAIRS):
             tau, mass = filter_pairs(
-                values_ptr, count, x, largest, k, mass, top_p, rate, bound, False
+                values_ptr, count, x, largest, has_k, k, mass, top_p, rate, bound
             )
         elif closed:
             tau, mass = filter_search(
-                values_ptr, count, largest, k, mass, top_p, rate, bound, False, SHIFT, _CAPACITY
+                values_ptr, count, largest, has_k, k, mass, top_p, rate, bound, SHIFT, _CAPACITY
             )
         else:
             tau, mass = filter_search(
-                row_ptr, vocab, largest, k, mass, top_p, rate, bound, False, SHIFT, BLOCK
+                row_ptr, vocab, largest, has_k, k, mass, top_p, rate, bound, SHIFT, BLOCK
             )
-    else:
-        closed = closed & (everything | (tau >= threshold))
     log_z = tl.log(mass.to(tl.float64) * _UNIT) + largest.to(tl.float64) * heat
     tl.store(tau_ptr + row, tau)
     tl.store(log_z_ptr + row, tl.where(greedy, 0.0, log_z.to(tl.float32)))
@@ -169,8 +159,7 @@ def resolve(
                 i = first + slot
                 x = tl.load(values_ptr + i, mask=i < count, other=float("-inf"))
                 ids = tl.load(ids_ptr + i, mask=i < count, other=_NO_ID)
-                kept = (x >= tau) & (x >= LOWEST)
-                score = scores(x, ids, kept, largest, heat, greedy, seed, position, STREAM)
+                score = scores(x, ids, x >= tau, largest, heat, greedy, seed, position, STREAM)
                 leader, leader_id = best_of(score, ids)
                 wins = (leader > best) | ((leader == best) & (leader_id < token))
                 best, token = tl.where(wins, leader, best), tl.where(wins, leader_id, token)
@@ -213,8 +202,7 @@ def draw(
     seed, position = tl.load(seed_ptr + batch), tl.load(position_ptr + batch) + column
     i = block * BLOCK + tl.arange(0, BLOCK)
     x = load_logits(logits_ptr + batch * stride_batch + column * stride_column, i, vocab)
-    kept = (x >= tl.load(tau_ptr + row)) & (x >= LOWEST)
-    score = scores(x, i, kept, largest, heat, greedy, seed, position, STREAM)
+    score = scores(x, i, x >= tl.load(tau_ptr + row), largest, heat, greedy, seed, position, STREAM)
     best, best_id = best_of(score, i)
     place = row * tl.num_programs(1) + block
     tl.store(best_ptr + place, best)

@@ -35,7 +35,6 @@ from hybridgen.kernels.philox_triton import gumbel, uniform
 from hybridgen.kernels.sampling_triton import best_block, best_of, launch_draw, launch_resolve
 from hybridgen.kernels.triton_utils import blocks
 from hybridgen.kernels.verify import SOURCE_SLM, Verdict
-from hybridgen.kernels.weights_triton import LOWEST
 
 _ACCEPT = tl.constexpr(ACCEPT)
 _RESIDUAL = tl.constexpr(RESIDUAL)
@@ -166,7 +165,7 @@ def residual(
         return
     i = block * BLOCK + tl.arange(0, BLOCK)
     x = load_logits(logits_ptr + batch * stride_batch + rejected * stride_column, i, vocab)
-    kept = (x >= tl.load(tau_ptr + row)) & (x >= LOWEST)
+    kept = x >= tl.load(tau_ptr + row)
     score = (x - largest) * heat.to(tl.float32)
     p = tl.exp(score - _offset(tl.load(log_z_ptr + row), largest, heat))
 

@@ -172,8 +172,8 @@ def test_a_row_keeps_its_verdict_in_any_batch(device: torch.device) -> None:
 
 
 def test_a_rejected_draft_is_not_emitted_when_q_is_nan(device: torch.device) -> None:
-    """[6] The token comes from p instead."""
-    b = block(16, 1, 12, 12, [OFF])
+    """[6] The token comes from p instead, from all of it: not only from what q never drew."""
+    b = block(16, 1, 12, 12, [OFF, (1.0, 5, 1.0, 0.0)])
     b.log_z.fill_(NAN)
     result = launch(verify_rejection, device, *b)
     assert_same(result, verify_rejection(*b))
