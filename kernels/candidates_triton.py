@@ -119,7 +119,7 @@ def is_broken(largest):
     return (largest == float("inf")) | (largest == float("-inf"))
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=["sampling_ptr"])
 def collect(
     logits_ptr,
     stride_batch,

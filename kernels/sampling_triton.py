@@ -56,6 +56,9 @@ _CAPACITY = tl.constexpr(CAPACITY)
 _UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 _NO_ID = tl.constexpr(0x7FFFFFFF)
 
+# Read number by number: an address that 16 does not divide needs no binary of its own.
+SCALARS = ["sampling_ptr", "seed_ptr", "position_ptr"]
+
 # Left alone, ptxas saves registers, and spills some, for an occupancy that a program a row has no
 # use for.
 ONE_PROGRAM_A_ROW = {"num_warps": 8, "maxnreg": 128, "num_stages": 1, "enable_fp_fusion": False}
@@ -75,7 +78,7 @@ def scores(x, ids, kept, largest, heat, greedy, seed, position, stream):
     return tl.where(kept, tl.where(greedy, 0.0, noisy), float("-inf"))
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=SCALARS)
 def resolve(
     logits_ptr,
     stride_batch,
@@ -173,7 +176,7 @@ def _listed_mass(values_ptr, count, largest, rate):
     return tl.sum(weights(x, largest, rate), 0)
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=SCALARS)
 def draw(
     logits_ptr,
     stride_batch,

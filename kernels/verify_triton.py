@@ -41,6 +41,16 @@ _RESIDUAL = tl.constexpr(RESIDUAL)
 _SLM = tl.constexpr(SOURCE_SLM)
 _NO_ID = tl.constexpr(0x7FFFFFFF)
 
+# As in sampling_triton.py: addresses of single numbers, whose alignment is of no matter.
+SCALARS = [
+    "drafts_ptr",
+    "draft_tau_ptr",
+    "draft_log_z_ptr",
+    "sampling_ptr",
+    "seed_ptr",
+    "length_ptr",
+]
+
 
 @triton.jit
 def _probability(logit, tau, log_z, heat):
@@ -49,7 +59,9 @@ def _probability(logit, tau, log_z, heat):
     return tl.where(logit < tau, 0.0, tl.exp(exponent.to(tl.float32)))
 
 
-@triton.jit(do_not_specialize=["vocab", "draft_vocab", "count"])
+@triton.jit(
+    do_not_specialize=["vocab", "draft_vocab", "count"], do_not_specialize_on_alignment=SCALARS
+)
 def judge(
     logits_ptr,
     stride_batch,
@@ -122,7 +134,7 @@ def judge(
     tl.store(broken_ptr + batch, tl.max(unreadable.to(tl.int32), 0) > 0)
 
 
-@triton.jit(do_not_specialize=["draft_vocab", "chunks"])
+@triton.jit(do_not_specialize=["draft_vocab", "chunks"], do_not_specialize_on_alignment=SCALARS)
 def residual(
     logits_ptr,
     stride_batch,
