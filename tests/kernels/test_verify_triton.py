@@ -131,6 +131,16 @@ def test_all_numbers_of_accepted_drafts_occur(device: torch.device) -> None:
     assert set(result[1].tolist()) == {1, 2, 3, 4}
 
 
+def test_greedy_accepts_the_argmax_and_nothing_else(device: torch.device) -> None:
+    b = block(12, 3, 40, 40, [GREEDY], distance=1.0)
+    tokens, count, _ = launch(verify_rejection, device, *b)
+    assert_same((tokens, count, torch.zeros(12, dtype=torch.bool)), verify_rejection(*b))
+    assert len(set(count.tolist())) > 2
+    chosen = b.target.argmax(2)
+    for row, n in enumerate(count.tolist()):
+        assert tokens[row, :n].tolist() == chosen[row, :n].tolist()
+
+
 @pytest.mark.parametrize("params", [QWEN, OFF, (1.0, 0, 0.9, 0.0), GREEDY], ids=str)
 def test_rows_whose_draw_needs_the_whole_vocabulary(device: torch.device, params: tuple) -> None:
     b = block(2, 2, 5000, 5000, [params], distance=0.3)
