@@ -114,6 +114,12 @@ def load_maxima(maxima_ptr, row, chunks):
 
 
 @triton.jit
+def _add(field_ptr, value):
+    """What the field was. No fence: the next launch reads the sums, this one orders nothing."""
+    return tl.atomic_add(field_ptr, value, sem="relaxed")
+
+
+@triton.jit
 def is_broken(largest):
     """Of the largest of a row's maxima: a NaN, +inf, or nothing but -inf."""
     return (largest == float("inf")) | (largest == float("-inf"))
@@ -157,9 +163,9 @@ def collect(
         if k == vocab:
             weight = weights(x, largest, rate_of(heat))
             kept = finite & (weight >= tl.where(top_p < 1, 0, bound))
-            tl.atomic_add(record_ptr + MASS, tl.sum(tl.where(kept, weight, 0), 0))
+            _add(record_ptr + MASS, tl.sum(tl.where(kept, weight, 0), 0))
             lowest = tl.min(tl.where(kept, key_of(x, 0), 0x7FFFFFFF), 0)
-            tl.atomic_min(record_ptr + LOWEST_KEY, lowest.to(tl.int64))
+            tl.atomic_min(record_ptr + LOWEST_KEY, lowest.to(tl.int64), sem="relaxed")
     if ENTROPY:
         metric_rate = rate_of(1.0)
         if temperature_ptr is not None:
@@ -168,9 +174,9 @@ def collect(
         y = exponents(x, largest, metric_rate)
         power = scaled_power(y)
         mass = tl.sum(tl.where(finite, power.to(tl.int64), 0), 0)
-        tl.atomic_add(record_ptr + ENTROPY_MASS, mass)
+        _add(record_ptr + ENTROPY_MASS, mass)
         spread = tl.sum(tl.where(finite, (power * -y).to(tl.int64), 0), 0)
-        tl.atomic_add(record_ptr + ENTROPY_SUM, spread)
+        _add(record_ptr + ENTROPY_SUM, spread)
     if FILTER or LEAST > 0:
         threshold = _threshold(maxima, maxima_ptr, row, rank, chunks, vocab)
         if block == 0:
@@ -196,7 +202,7 @@ def _list(x, i, chosen, row, record_ptr, values_ptr, ids_ptr):
     """Append the chosen logits and their ids to the row's candidates."""
     count = tl.sum(chosen.to(tl.int32), 0)
     if count > 0:
-        first = tl.atomic_add(record_ptr + COUNT, count.to(tl.int64))
+        first = _add(record_ptr + COUNT, count.to(tl.int64))
         slot = first + tl.cumsum(chosen.to(tl.int32), 0) - 1
         chosen = chosen & (slot < _CAPACITY)
         tl.store(values_ptr + row * _CAPACITY + slot, x, mask=chosen)
