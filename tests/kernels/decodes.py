@@ -21,7 +21,7 @@ from hybridgen.engine.state import State
 from hybridgen.kernels.layers import normalize
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import filter_logits
-from hybridgen.kernels.uncertainty import LOGITS, PROBS, sample_measured
+from hybridgen.kernels.uncertainty import LOGITS, PROBS, entropy, logtoku, sample_measured
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.pair import LLM_PATH, SLM_PATH
 from hybridgen.strategies.routing import catch_up_round, llm_round, slm_round
@@ -122,6 +122,9 @@ def decode(pair: str, rows: int, device: torch.device) -> None:
     logits = llm(state.block[:, :1], state.length)[:, -1]
     filter_logits(logits, state.sampling)
     sample_measured(logits, state.sampling, state.seed, state.length, TARGET, 10, PROBS)
+    entropy(logits, state.threshold)
+    for evidence in (PROBS, LOGITS):
+        logtoku(logits, 10, evidence)
     for model in (slm, llm):
         hidden = torch.empty(rows, model.config.hidden_size, dtype=model.dtype, device=device)
         normalize(hidden, model.weights.norm, model.eps)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
 if torch.version.cuda is None:  # `.ci/run` insists on a CUDA build
     pytest.skip("fake CUDA tensors need a CUDA build of torch (no card)", allow_module_level=True)
 
