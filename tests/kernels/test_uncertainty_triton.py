@@ -109,6 +109,18 @@ def test_equal_logits_each_count(device: torch.device, distinct: int, evidence: 
     np.testing.assert_allclose(eu, plain_eu, rtol=2.0**-20)
 
 
+@pytest.mark.parametrize("k", [150, 1000], ids=["candidates", "more than there are candidates"])
+def test_many_of_the_largest(device: torch.device, k: int) -> None:
+    """Several blocks of them, each value some times over."""
+    logits = random_logits(2, 2600, 3.0, 6, torch.float32).mul(8).round().div(8)
+    for evidence in (PROBS, LOGITS):
+        au, eu = launch(logtoku, device, logits, k, evidence)
+        plain_au, plain_eu = plain_logtoku(logits, k, evidence)
+        # Sums of k float32 terms, pairwise: log2(1024) roundings more.
+        np.testing.assert_allclose(au, plain_au, atol=2.0**-19, rtol=2.0**-19)
+        np.testing.assert_allclose(eu, plain_eu, rtol=2.0**-19)
+
+
 @pytest.mark.parametrize("k", [0, 10])
 @pytest.mark.parametrize("vocab", [60, 2600])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
