@@ -52,7 +52,7 @@ Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 
 _LOWEST = np.finfo(np.float32).min
 _NO_TOKEN = np.iinfo(np.int64).max
-_SMALL_K = 128
+_SMALL = 128
 
 
 def float_rows(logits: torch.Tensor) -> Floats:
@@ -109,14 +109,17 @@ def _top(rows: Floats, params: Parameters) -> Floats:
     """What top-k keeps of the rows: [R, C], descending, NaN first, -inf for what it dropped.
 
     With top-k on in every row, one logit beyond the widest k shows whether the k-th has an equal
-    outside; only if it has, or top-k is off in some row, the rows are sorted.
+    outside; if it has, more are taken. Only with top-k off in some row, the rows are sorted.
     """
     vocab, top_k, row = rows.shape[1], params.top_k, np.arange(len(rows))
-    if 1 <= params.widest < min(_SMALL_K, vocab):
-        top: Floats = torch.from_numpy(rows).topk(params.widest + 1).values.numpy()
+    width = params.widest + 1
+    while 1 < width <= min(max(_SMALL, vocab // 16), vocab):  # beyond, a sort is faster
+        top: Floats = torch.from_numpy(rows).topk(width).values.numpy()
         threshold = top[row, top_k - 1]
-        if not (threshold == top[row, top_k]).any():
-            return top[:, :-1] if params.least == params.widest else _drop_below(top, threshold)
+        if not ((threshold == top[:, -1]) & (threshold >= _LOWEST)).any():
+            exact = width == params.widest + 1 and params.least == params.widest
+            return top[:, :-1] if exact else _drop_below(top, threshold)
+        width *= 4
     top = np.ascontiguousarray(np.sort(rows, axis=1)[:, ::-1])
     last = np.where((top_k < 1) | (top_k > vocab), vocab, top_k) - 1
     return _drop_below(top, top[row, last])

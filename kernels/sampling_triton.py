@@ -9,7 +9,7 @@ Five launches, whatever the parameters, each row with its own:
 5     `finish`: the best of the blocks
 
 A closed row's programs of 4 and 5 return at once. With top-k 20, as with top-p 0.95 of a trained
-model, every row is closed; without any filter none is, and neither sweep 3 looks at the row.
+model, every row is closed; without any filter none is, and launch 3 has nothing to search.
 
 A row's result does not depend on the other rows, nor on how it was cut into blocks: the filter is
 integer sums and comparisons, the noise belongs to the token id, and of equal scores the smallest id

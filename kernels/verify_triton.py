@@ -391,7 +391,8 @@ def _replace_rejected(
     sampling, seed, length = parameters
     batch, columns = tokens.shape
     cut = logits_of(logits.tensor[:, :1])  # one row of each sequence
-    parts = blocks(cut.vocab, cut.block)
+    block = min(cut.block, 2048)  # two rows of it are held: more would leave one block a card's SM
+    parts = blocks(cut.vocab, block)
     score = torch.empty(batch, 2, parts, dtype=torch.float32, device=tokens.device)
     best_id = torch.empty(batch, 2, parts, dtype=torch.int32, device=tokens.device)
     unusable = torch.empty(batch, parts, dtype=torch.int32, device=tokens.device)
@@ -414,7 +415,7 @@ def _replace_rejected(
         draft_logits.shape[2],
         logits.chunks,
         COLUMNS=columns,
-        BLOCK=cut.block,
+        BLOCK=block,
         num_warps=cut.warps,
         num_stages=1,
         enable_fp_fusion=False,
