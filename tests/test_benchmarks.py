@@ -14,10 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
+    # Within a worker of pytest-xdist, pytest-benchmark would time nothing.
+    outer = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**outer, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
