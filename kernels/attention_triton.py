@@ -25,9 +25,10 @@ fixed places, those that a query does not see as exact zeros. Who computes a chu
 either: programs take every n-th one. Their number depends on static shapes alone, the lengths are
 read on the device, and a program whose first chunk lies behind its row's last key ends there.
 
-A key behind the last position, or before every window, is masked in the load: whatever the cache
-holds there, NaN too, takes part as zero. Of the keys that only some tokens of a row see, a NaN
-value would reach the others too (0 * NaN): a broken token breaks its own row, and no other.
+Behind the last position, and before every window, scores are masked after the product and values
+in the load: whatever the cache holds there, NaN too, takes part as zero. Of the keys that only some
+tokens of a row see, a NaN value would reach the others too (0 * NaN): a broken token breaks its own
+row, and no other.
 
 Scratch per layer: (D + 2) * 4 bytes for each query and chunk, for 5 tokens of 8 x 4 heads at 32K
 keys 21 MB; it is never initialised.
@@ -229,7 +230,8 @@ def _partials(
 
         seen = ((position >= lowest) & (position <= last))[:, None] & in_head
         place = cache + position.to(tl.int64)[:, None] * DIM + d
-        k = tl.load(place, mask=seen, other=0.0)
+        # Of a key that no query sees the score is masked, NaN or not; a mask here costs registers.
+        k = tl.load(place) if DIM == PADDED else tl.load(place, mask=in_head, other=0.0)
         v = tl.load(place + value_stride, mask=seen, other=0.0)
 
         for tile in range(tile_0, tile_end):
