@@ -345,13 +345,13 @@ def _combine(
         seen = (chunk >= lowest) & (chunk <= last)
         at = place + chunk
         m = tl.load(stats + 2 * at, mask=seen, other=-float("inf"))
-        l = tl.load(stats + 2 * at + 1, mask=seen, other=0.0)  # noqa: E741
+        mass = tl.load(stats + 2 * at + 1, mask=seen, other=0.0)
         mask = seen[:, None] & in_head[None, :]
         o = tl.load(sums + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
         higher = tl.maximum(highest, tl.max(m, 0))
         kept = tl.exp2(highest - higher)
         weight = tl.exp2(m - higher)
-        total = total * kept + tl.sum(weight * l, 0)
+        total = total * kept + tl.sum(weight * mass, 0)
         acc = acc * kept + tl.sum(weight[:, None] * o, 0)
         highest = higher
     tl.store(output, (acc / total).to(output.dtype.element_ty), mask=in_head)

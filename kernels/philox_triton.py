@@ -6,7 +6,7 @@ There is no log1p that all back ends have, and log(1 - u) has lost the small u, 
 
 in which the rounding of w cancels (Higham 2002, "Accuracy and stability of numerical algorithms",
 1.14.1). tl.log is accurate to about an ulp of its result, near 1 too, so E has a relative error of
-a few 2**-24 and G = -log(E) an absolute one of about 2**-21 at most (half an ulp of 8 and more).
+a few 2**-24, and G = -log(E) an absolute one of as much and an ulp: 2**-20 for a G of 8 to 16.
 """
 
 import triton

@@ -109,7 +109,8 @@ def _top(rows: Floats, params: Parameters) -> Floats:
     """What top-k keeps of the rows: [R, C], descending, NaN first, -inf for what it dropped.
 
     With top-k on in every row, one logit beyond the widest k shows whether the k-th has an equal
-    outside; if it has, more are taken. Only with top-k off in some row, the rows are sorted.
+    outside; if it has, more are taken. With top-k off in some row, or more to take than a sixteenth
+    of the vocabulary, the rows are sorted.
     """
     vocab, top_k, row = rows.shape[1], params.top_k, np.arange(len(rows))
     width = params.widest + 1

@@ -148,8 +148,12 @@ def _sample_measured(
             rows, largest, mass, k, evidence
         )
     measures[broken] = np.nan
-    results = (token, tau, log_z, measures)
-    return tuple(map(torch.from_numpy, results))  # type: ignore[return-value]
+    return (
+        torch.from_numpy(token),
+        torch.from_numpy(tau),
+        torch.from_numpy(log_z),
+        torch.from_numpy(measures),
+    )
 
 
 def _logprob(logit: Floats, temperature: Doubles, log_z: Floats, greedy: Bools | None) -> Doubles:

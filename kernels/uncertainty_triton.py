@@ -42,6 +42,7 @@ from hybridgen.kernels.weights import WEIGHT_BITS
 
 _CAPACITY = tl.constexpr(CAPACITY)
 _UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
+_PROBS = tl.constexpr(PROBS)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _SLOTS = 16
 
@@ -88,7 +89,7 @@ def _logtoku(top, k, largest, mass, EVIDENCE: tl.constexpr, SLOTS: tl.constexpr)
     evidence = tl.where(used, tl.maximum(top, 0.0), 0.0)
     total = tl.sum(evidence, 0)
     epistemic = k / (total + k)
-    if EVIDENCE == 0:
+    if EVIDENCE == _PROBS:
         evidence = tl.where(used, tl.exp(top - largest) / mass, 0.0)
         total = tl.sum(evidence, 0)
     share = evidence / tl.where(total > 0, total, 1.0)

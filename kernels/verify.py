@@ -301,5 +301,5 @@ commit = define(
     " Tensor limit, Tensor eos) -> ()",
     _commit,
     _commit_fake,
-    "verify_triton:commit",
+    "commit_triton:commit",
 )

@@ -1,0 +1,105 @@
+"""`verify.commit` in Triton: one program a sequence appends what was accepted, in place.
+
+A program reads the at most 16 new tokens of its row and compares them with the row's eos ids, all
+pairs at once. Nothing but what the contract names is written; a row that was done is not touched.
+
+Predicted on an H100: one launch of 1.3 us and two dependent reads, 2.5 us for any number of rows.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybridgen.kernels.verify import SOURCE_SLM
+
+_SLM = tl.constexpr(SOURCE_SLM)
+
+
+@triton.jit(do_not_specialize=["columns", "ends"])
+def append(
+    tokens_ptr,
+    stride_tokens,
+    length_ptr,
+    done_ptr,
+    source_ptr,
+    stride_source,
+    flag_ptr,
+    new_ptr,
+    stride_new,
+    count_ptr,
+    broken_ptr,
+    limit_ptr,
+    eos_ptr,
+    stride_eos,
+    columns,
+    ends,
+    WRITER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ENDS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    length, limit = tl.load(length_ptr + row), tl.load(limit_ptr + row)
+    count = tl.load(count_ptr + row)
+    finished, broken = tl.load(done_ptr + row) != 0, tl.load(broken_ptr + row) != 0
+    if finished == 0:
+        column, end = tl.arange(0, WIDTH), tl.arange(0, ENDS)
+        new = tl.load(new_ptr + row * stride_new + column, mask=column < columns, other=-2)
+        eos = tl.load(eos_ptr + row * stride_eos + end, mask=end < ends, other=-1)
+        is_end = tl.max((new[:, None] == eos[None, :]).to(tl.int32), 1) > 0
+        is_end = is_end & (column < count)
+        first = tl.min(tl.where(is_end, column, WIDTH), 0)
+        wanted = tl.where(first < WIDTH, (first + 1).to(tl.int64), count)
+        emitted = tl.maximum(tl.minimum(wanted, limit - length), 0)
+        emitted = tl.where(broken, 0, emitted)
+        writes = column < emitted
+        place = length + column
+        writer = tl.where(column == count - 1, WRITER, _SLM).to(tl.int8)
+        tl.store(tokens_ptr + row * stride_tokens + place, new, mask=writes)
+        tl.store(source_ptr + row * stride_source + place, writer, mask=writes)
+        tl.store(length_ptr + row, length + emitted)
+        ended = (first < WIDTH) | (length + emitted >= limit)
+        tl.store(done_ptr + row, broken | ended)
+        if broken:
+            tl.store(flag_ptr + row, broken)
+
+
+def commit(
+    tokens: Tensor,
+    length: Tensor,
+    done: Tensor,
+    source: Tensor,
+    broken_flag: Tensor,
+    new_tokens: Tensor,
+    count: Tensor,
+    writer: int,
+    broken: Tensor,
+    limit: Tensor,
+    eos: Tensor,
+) -> None:
+    if new_tokens.stride(1) != 1:
+        new_tokens = new_tokens.contiguous()
+    columns, ends = new_tokens.shape[1], eos.shape[1]
+    append[(len(length),)](
+        tokens,
+        tokens.stride(0),
+        length,
+        done,
+        source,
+        source.stride(0),
+        broken_flag,
+        new_tokens,
+        new_tokens.stride(0),
+        count,
+        broken,
+        limit,
+        eos,
+        eos.stride(0),
+        columns,
+        ends,
+        WRITER=writer,
+        WIDTH=triton.next_power_of_2(columns),
+        ENDS=triton.next_power_of_2(max(ends, 1)),
+        num_warps=1,
+        num_stages=1,
+        enable_fp_fusion=False,
+    )
