@@ -8,15 +8,13 @@ x [R, H], R = 1 to 128 rows, rows of any stride; weight [O, H] as torch.nn.Linea
 one dtype, float32, bfloat16 or float16. With so few rows each product costs its weight's bytes: the
 floor is O * H * itemsize / bandwidth. Nothing is written in place, results are contiguous.
 
-On a GPU a row's bits are the same whatever the other rows and their number; on a CPU `row_tile`
-finds the numbers for which they are.
+On a GPU a row's bits are the same whatever the other rows and their number; on a CPU
+`row_tile.row_tile` finds the numbers for which they are.
 
 On CPU a weight may be `pack`ed: laid out once as oneDNN's kernels read it, instead of anew in every
 product. A packed product of a few rows takes about two thirds of the time (of 5 float32 rows, a
-third), and in our tests its rows have the same bits however many there are.
+third).
 """
-
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +23,7 @@ from torch import Tensor
 from hybridgen.kernels.layers import rms_norm
 from hybridgen.kernels.registry import define
 
-MAX_ROWS = 64
 PACKED_ROWS = 8  # a hint: the layout serves any number of rows
-LARGE_WEIGHT = 4_000_000  # elements from which the search for a row tile skips some row counts
 SERIAL = 32768  # elements from which torch shares an elementwise op among threads
 
 
@@ -122,35 +118,3 @@ linear_residual = define(
     _linear_residual_fake,
     "linear_triton:linear_residual",
 )
-
-
-def row_tile(weights: Iterable[Tensor]) -> tuple[int, int]:
-    """Row counts at which a CPU product's rows do not depend on the other rows.
-
-    Libraries switch kernels with the number of rows, and with it the order of the sums: the same
-    row then has other bits in a product of 1 row than of 5. Tried here with one of ``weights``
-    [O, H] of each shape, on the current number of threads.
-
-    Returns ``(tile, block)``: pad to a multiple of ``tile`` rows and never go beyond ``block``.
-    """
-    distinct = {weight.shape: weight for weight in weights}.values()
-    for tile in (1, 2, 4, 8):
-        if all(_same_bits(weight, tile) for weight in distinct):
-            return tile, MAX_ROWS
-    return 8, 8
-
-
-def _same_bits(weight: Tensor, tile: int) -> bool:
-    """Whether products of tile, 2 tile, ... rows give the bits of an 8-row product."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(MAX_ROWS, weight.shape[1], generator=generator).to(weight.dtype)
-    expected = torch.cat([product(part, weight, None) for part in x.split(8)])
-    counts: Iterable[int] = range(tile, MAX_ROWS + 1, tile)
-    if weight.numel() > LARGE_WEIGHT:
-        counts = [rows for rows in counts if rows <= 8 or rows in (12, 16, 24, 32, 48, MAX_ROWS)]
-    for rows in counts:
-        first = (MAX_ROWS - rows) // 2  # so that a row's place differs from the expected one
-        part = slice(first, first + rows)
-        if not torch.equal(product(x[part], weight, None), expected[part]):
-            return False
-    return True

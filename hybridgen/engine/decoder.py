@@ -26,8 +26,8 @@ from hybridgen.kernels.linear import (
     norm_gated_linear,
     norm_linear,
     pack,
-    row_tile,
 )
+from hybridgen.kernels.row_tile import row_tile
 
 
 class Decoder:
@@ -56,7 +56,7 @@ class Decoder:
         self.group = config.num_attention_heads // config.num_key_value_heads
         self.eps = float(config.rms_norm_eps)
         self.windows = tuple(sorted({layer.window for layer in weights.layers}))
-        self._tile, self._block = self._row_policy()
+        self._threads = 0  # for which the row counts were found
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, batch_invariant: bool = True) -> "Decoder":
@@ -83,7 +83,7 @@ class Decoder:
                 down=pack(layer.down),
             )
         self.weights = replace(self.weights, head=pack(self.weights.head))
-        self._tile, self._block = self._row_policy()
+        self._threads = 0
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +120,7 @@ class Decoder:
         self.cache = cache
         self._layer_caches = cache.unbind()
         self._rope_table = rope_table(self.config, cache.shape[4], self.device)
+        self._fit_threads()
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
         """Logits [B, M, V], in the model's dtype, of ``tokens`` int64 [B, M].
@@ -127,6 +128,7 @@ class Decoder:
         Token i of row b is at position ``max(start[b] + i, 0)`` of row b of the cache, where its
         key and value are written; start int64 [B]. Tokens that share position 0 must be equal.
         """
+        self._fit_threads()
         batch, count = tokens.shape
         if batch * count <= self._block:
             return self._logits(tokens, start, self._layer_caches)
@@ -137,7 +139,7 @@ class Decoder:
 
         Row by row, in chunks of ``chunk`` tokens: the shapes depend on that row alone.
         """
-        chunk = min(chunk, self._block)
+        self._fit_threads()
         for row, length in enumerate(lengths):
             for first in range(0, int(length), chunk):
                 part = tokens[row : row + 1, first : min(first + chunk, int(length))]
@@ -207,10 +209,24 @@ class Decoder:
             ids = F.pad(ids, (0, padding))
         return embedding.index_select(0, ids), plan
 
-    def _row_policy(self) -> tuple[int, int]:
-        """Row counts are padded to the first number and limited to the second."""
+    def _fit_threads(self) -> None:
+        """Find the row counts that keep a row's bits, anew when the number of threads has changed.
+
+        Row counts are padded to ``_tile`` and limited to ``_block``.
+        """
+        threads = torch.get_num_threads()
+        if self._threads == threads:
+            return
+        self._threads, self._tile, self._block = threads, 1, 1 << 30
         if not self.batch_invariant or self.device.type != "cpu":
-            return 1, 1 << 30
-        layer = self.weights.layers[0]
-        weights = (layer.qkv, layer.output, layer.gate_up, layer.down, self.weights.head)
-        return row_tile(weights)
+            return
+        layer, head = self.weights.layers[0], self.weights.head
+        self._tile, self._block = row_tile(
+            [
+                (layer.qkv, layer.qkv_bias),
+                (layer.output, layer.output_bias),
+                (layer.gate_up, layer.gate_up_bias),
+                (layer.down, layer.down_bias),
+                (head, None),
+            ]
+        )

@@ -1,11 +1,10 @@
-"""The fused products against their formulas in float64, and the search for a row tile."""
+"""The fused products against their formulas in float64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgen.kernels import linear
 from hybridgen.kernels.linear import (
     can_pack,
     linear_residual,
@@ -13,7 +12,6 @@ from hybridgen.kernels.linear import (
     norm_linear,
     pack,
     product,
-    row_tile,
 )
 
 EPS = 1e-5
@@ -130,62 +128,7 @@ def test_a_packed_product_is_the_product(
         assert close(product(x, packed, b), linear64(x, weight, b))
 
 
-def test_packed_rows_have_a_tile(packable: torch.dtype) -> None:
-    weights = [pack(random(*shape, dtype=packable)) for shape in ((512, 256), (256, 768))]
-    tile, block = row_tile(weights)
-    for weight in weights:
-        x = random(block, weight.shape[1], dtype=packable, seed=6)
-        one_tile = torch.cat([product(part, weight, None) for part in x.split(tile)])
-        for rows in range(tile, block + 1, tile):
-            assert torch.equal(product(x[:rows], weight, None), one_tile[:rows])
-
-
 def test_no_packing_where_the_library_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_pack(torch.float16)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not can_pack(torch.float32)
-
-
-# --- the row tile ---
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_rows_of_a_tile_do_not_depend_on_their_number(dtype: torch.dtype) -> None:
-    shapes = ((512, 256), (256, 768), (300, 96))
-    weights = [random(*shape, dtype=dtype, seed=5) for shape in shapes]
-    tile, block = row_tile(weights)
-    for weight in weights:
-        x = random(block, weight.shape[1], dtype=dtype, seed=6)
-        one_tile = torch.cat([F.linear(part, weight) for part in x.split(tile)])
-        for rows in range(tile, block + 1, tile):
-            assert torch.equal(F.linear(x[:rows], weight), one_tile[:rows])
-
-
-def break_rows(monkeypatch: pytest.MonkeyPatch, odd: int) -> None:
-    """A library whose sums differ where the number of rows is not a multiple of ``odd``."""
-    plain = F.linear
-
-    def product(x: Tensor, weight: Tensor, bias: None) -> Tensor:
-        return plain(x, weight) if len(x) % odd == 0 else plain(x, weight) * 1.0000001
-
-    monkeypatch.setattr(linear.F, "linear", product)
-
-
-@pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("tile", [1, 2, 4, 8])
-def test_the_smallest_tile_that_holds_is_found(
-    monkeypatch: pytest.MonkeyPatch, tile: int, large: bool
-) -> None:
-    if large:
-        monkeypatch.setattr(linear, "LARGE_WEIGHT", 0)
-    break_rows(monkeypatch, tile)
-    # One column, one input: the real library underneath has only one order of summing.
-    assert row_tile([torch.ones(1, 1)]) == (tile, 64)
-
-
-def test_without_a_tile_products_have_exactly_eight_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = F.linear
-    monkeypatch.setattr(
-        linear.F, "linear", lambda x, w, b: plain(x, w) * (1 if len(x) == 8 else 1.0000001)
-    )
-    assert row_tile([torch.ones(1, 1)]) == (8, 8)

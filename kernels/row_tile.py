@@ -1,0 +1,98 @@
+"""Which numbers of rows a CPU's products can have so that a row's bits do not depend on the rest.
+
+Libraries switch kernels with the number of rows, and with it the order of the sums: the same row
+then has other bits in a product of 1 row than of 5, or of 40. Which numbers go together depends on
+the processor, the library, the number of threads, the shape, the layout and the bias, so `row_tile`
+tries it out.
+
+The trial has power. Of ordinary numbers another order of summing changes a bfloat16 result only
+where it lies at the edge between two roundings, about one in 10,000. The terms of the products
+tried here cancel, so that a result is nothing but what rounding left of its sum: another order
+changes most of them. And for each number of rows `TRIED` results are compared: a difference in one
+of 10,000 would go unseen in one of 20,000 trials.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from hybridgen.kernels.linear import pack, product
+
+MAX_ROWS = 64
+REFERENCE_ROWS = 8
+SHIFT = 3  # a row's place in the products compared differs by this, modulo the reference's rows
+TRIED = 100_000
+DISTINCT_OUTPUTS = 512
+
+
+def row_tile(layers: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
+    """Row counts at which a product's rows have the same bits, whatever their number and place.
+
+    layers  the weights [O, H], packed or not, with their biases [O]; one of each kind is tried, on
+            the current number of threads, with values of its own
+
+    Returns ``(tile, block)``: pad to a multiple of ``tile`` rows and never go beyond ``block``. The
+    last resort is (1, 1), a row at a time.
+    """
+    kinds = {_kind(weight, bias): (weight, bias) for weight, bias in layers}
+    trials = [_Trial(weight, bias) for weight, bias in kinds.values()]
+    for tile in (1, 2, 4, REFERENCE_ROWS):
+        for block in (MAX_ROWS, 32, 16, REFERENCE_ROWS):
+            counts = range(tile, block + 1, tile)
+            if all(trial.agrees(rows) for trial in trials for rows in counts):
+                return tile, block
+    return 1, 1
+
+
+def _kind(weight: Tensor, bias: Tensor | None) -> tuple[object, ...]:
+    return weight.shape, weight.dtype, weight.is_mkldnn, bias is not None
+
+
+class _Trial:
+    """Products with one kind of weight, each number of rows tried at most once."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        outputs = weight.shape[0]
+        least = max(-(-TRIED // outputs), MAX_ROWS) + REFERENCE_ROWS
+        rows = -(-least // REFERENCE_ROWS) * REFERENCE_ROWS
+        self.x, plain = cancelling(rows, outputs, weight.shape[1], weight.dtype)
+        self.weight = pack(plain) if weight.is_mkldnn else plain
+        self.bias = None if bias is None else torch.zeros_like(bias)
+        parts = self.x.split(REFERENCE_ROWS)
+        self.expected = torch.cat([product(part, self.weight, self.bias) for part in parts])
+        self._agrees: dict[int, bool] = {}
+
+    def agrees(self, rows: int) -> bool:
+        """Whether products of so many ``rows`` have the bits of the reference."""
+        if rows not in self._agrees:
+            self._agrees[rows] = self._try(rows)
+        return self._agrees[rows]
+
+    def _try(self, rows: int) -> bool:
+        wanted = -(-TRIED // len(self.weight))
+        for first in range(SHIFT, min(SHIFT + wanted, len(self.x) - rows + 1), rows):
+            part = slice(first, first + rows)
+            found = product(self.x[part], self.weight, self.bias)
+            if not torch.equal(found, self.expected[part]):
+                return False
+        return True
+
+
+def cancelling(rows: int, outputs: int, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [rows, depth] and weight [outputs, depth] whose product is 0 but for rounding.
+
+    The second half of each sum has the terms of the first, negated, in another order.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(0)
+
+    def random(count: int) -> Tensor:
+        shape = count, depth // 2
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+
+    order = torch.randperm(depth // 2, generator=generator, dtype=torch.int64, device="cpu")
+    half, few = random(rows), random(min(outputs, DISTINCT_OUTPUTS))
+    rest = depth % 2
+    x = torch.cat([half, half[:, order], half.new_zeros(rows, rest)], 1)
+    distinct = torch.cat([few, -few[:, order], few.new_zeros(len(few), rest)], 1)
+    return x, distinct.repeat(-(-outputs // len(few)), 1)[:outputs].contiguous()
