@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hybridgen.checks import check_int, shown
+from hybridgen.engine.decoder import Decoder
 from hybridgen.kernels import philox
 from hybridgen.request import tokenize_prompt
 
@@ -138,18 +140,24 @@ def token_at(tokens: list[int], index: int) -> int:
 def llm_scores(
     generator: "HybridGenerator", prefix: list[int], temperature: float, seed: int
 ) -> tuple[torch.Tensor, float]:
-    """What the LLM's choice after ``prefix`` is the argmax of, [V], and how far rounding moves it.
+    """What the LLM chooses the largest of after ``prefix``, [V], and how far rounding moves it."""
+    with generator.pair.turn():
+        logits, tolerance = llm_logits(generator.llm, prefix)
+    if temperature == 0:
+        return logits, tolerance
+    ids = np.arange(logits.shape[0])
+    noise = torch.from_numpy(philox.gumbel(seed, len(prefix), ids, philox.TARGET))
+    return logits + temperature * noise, tolerance
+
+
+def llm_logits(llm: Decoder, prefix: list[int]) -> tuple[torch.Tensor, float]:
+    """Logits after ``prefix``, float32 [V], and how far rounding moves one.
 
     A logit is a sum of roundings of relative size eps along a handful of layers; eight eps of the
     largest logit is a generous bound for a tie, and far below the gap between different tokens.
     """
-    llm = generator.llm
-    tokens = torch.tensor([prefix], device=llm.device)
+    tokens = torch.tensor([prefix], dtype=torch.int64, device=llm.device)
     llm.prefill(tokens[:, :-1], [len(prefix) - 1])
     logits = llm(tokens[:, -1:], tokens.new_tensor([len(prefix) - 1]))[0, -1].float().cpu()
     tolerance = 8 * torch.finfo(llm.dtype).eps * float(logits.abs().max())
-    if temperature == 0:
-        return logits, tolerance
-    ids = torch.arange(logits.shape[0]).numpy()
-    noise = torch.from_numpy(philox.gumbel(seed, len(prefix), ids, philox.TARGET))
-    return logits + temperature * noise, tolerance
+    return logits, tolerance

@@ -1,8 +1,10 @@
 """HybridGenerator: load the pair, check the request, run a strategy, print the statistics."""
 
 import inspect
+from collections.abc import Callable
+from functools import wraps
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +21,18 @@ from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
 
 DEFAULT_MAX_SEQ_LEN = 4096
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def one_at_a_time(method: Method) -> Method:
+    """Let calls of a generator's methods wait for each other: they share its arena and states."""
+
+    @wraps(method)
+    def call(self: "HybridGenerator", *args: Any, **kwargs: Any) -> Any:
+        with self.pair.turn():
+            return method(self, *args, **kwargs)
+
+    return cast(Method, call)
 
 
 class HybridGenerator:
@@ -77,6 +91,7 @@ class HybridGenerator:
     def llm(self) -> Decoder:
         return self.pair.llm
 
+    @one_at_a_time
     def generate(
         self,
         prompt: Any,
@@ -122,7 +137,8 @@ class HybridGenerator:
         **kwargs                 passed on to a custom strategy; an error for the built-in ones
 
         Raises ValueError or TypeError, naming the argument, before any model runs; the generator
-        stays usable. Raises ValueError if a model computes NaN.
+        stays usable. Raises ValueError if a model computes NaN. Calls from several threads wait for
+        each other; one from inside another, such as from its stream, raises RuntimeError.
         """
         check_bool("print_stats", print_stats)
         chosen = self._choose(strategy, kwargs)

@@ -18,9 +18,8 @@ from hybridgen.checks import (
     check_int,
     shown,
 )
-from hybridgen.engine.state import MAX_EOS
+from hybridgen.engine.state import MAX_DRAFTS, MAX_EOS
 
-MAX_DRAFTS = 15
 MAX_CONSECUTIVE = 16
 SEEDS = 2**63
 VERIFICATIONS = ("rejection", "coupled")

@@ -90,14 +90,14 @@ def make_plan(
 
 @lru_cache(maxsize=64)
 def _arange(count: int, step: int = 1) -> Tensor:
-    return torch.arange(0, count * step, step, device="cpu")
+    return torch.arange(0, count * step, step, dtype=torch.int64, device="cpu")
 
 
 @lru_cache(maxsize=64)
 def _reversed_queries(tokens: int, group: int, tile: int, positions: int) -> Tensor:
     """int64 [queries]: positions - 1 - token of each query row; padding repeats the last token."""
     queries = -(-tokens * group // tile) * tile
-    token = (torch.arange(queries, device="cpu") // group).clamp_max_(tokens - 1)
+    token = (_arange(queries) // group).clamp_max_(tokens - 1)
     return positions - 1 - token
 
 
@@ -107,7 +107,7 @@ def _bands(positions: int, keys: int, window: int) -> Tensor:
 
     All rows are windows into one vector of 2 * positions: 0 (the keys up to p), then `MASKED`.
     """
-    vector = torch.zeros(2 * positions, device="cpu")
+    vector = torch.zeros(2 * positions, dtype=torch.float32, device="cpu")
     vector[positions:] = MASKED
     if window:
         vector[: max(positions - window, 0)] = MASKED
@@ -121,9 +121,9 @@ def _to_queries(batch: int, tokens: int, kv_heads: int, group: int, queries: int
     A key head's queries, tokens x group, stand together so that its keys are read once for all.
     """
     heads = (group + 2) * kv_heads
-    row = torch.arange(queries, device="cpu").clamp_max_(tokens * group - 1)
-    head = torch.arange(kv_heads, device="cpu").unsqueeze(1) * group + row % group
-    first = torch.arange(batch, device="cpu").view(batch, 1, 1) * tokens
+    row = _arange(queries).clamp_max(tokens * group - 1)
+    head = _arange(kv_heads).unsqueeze(1) * group + row % group
+    first = _arange(batch).view(batch, 1, 1) * tokens
     return ((first + row // group) * heads + head).view(-1)
 
 
@@ -132,8 +132,8 @@ def _to_tokens(
     batch: int, tokens: int, kv_heads: int, group: int, queries: int, rows: int
 ) -> Tensor:
     """int64 [rows * q_heads]: where each (token, head) stands in [batch, queries, kv_heads]."""
-    row = torch.arange(rows, device="cpu").clamp_max_(batch * tokens - 1).unsqueeze(1)
-    head = torch.arange(kv_heads * group, device="cpu")
+    row = _arange(rows).clamp_max(batch * tokens - 1).unsqueeze(1)
+    head = _arange(kv_heads * group)
     query = row // tokens * queries + row % tokens * group + head % group
     return (query * kv_heads + head // group).view(-1)
 

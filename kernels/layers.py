@@ -30,7 +30,7 @@ def embed_reference(
     Returns x [B * M, H] and cos, sin [B * M, 1, D]. Nothing out of bounds is ever read.
     """
     ids = tokens.reshape(-1).clamp(0, embedding.shape[0] - 1)
-    offsets = torch.arange(tokens.shape[1], device=tokens.device)
+    offsets = torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device)
     at = (start.unsqueeze(1) + offsets).clamp_(0, rope.shape[1] - 1).view(-1)
     cos, sin = rope.unbind()
     return embedding.index_select(0, ids), cos.index_select(0, at), sin.index_select(0, at)
@@ -67,7 +67,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _scalar(value: float) -> Tensor:
-    return torch.tensor(value)
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def normalize_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:

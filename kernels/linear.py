@@ -32,7 +32,8 @@ def can_pack(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return False
     try:
-        product(torch.zeros(1, 16, dtype=dtype), pack(torch.zeros(16, 16, dtype=dtype)), None)
+        zeros = torch.zeros(16, 16, dtype=dtype, device="cpu")
+        product(zeros, pack(zeros), None)
     except (AttributeError, RuntimeError):  # the ops are torch's own, for its compiler
         return False
     return True

@@ -35,7 +35,8 @@ class Arena:
     """The zero-filled caches of several models, in one allocation.
 
     ``caches[i]`` is a view [layers, 2 (key, value), kv_heads, rows, positions, head_dim] for
-    ``layouts[i]``. ``positions`` is rounded up to whole chunks of `KEY_CHUNK` keys.
+    ``layouts[i]``. ``positions`` is rounded up to whole chunks of `KEY_CHUNK` keys. ``workspace``,
+    uint8 [workspace bytes], lies beside them.
 
     Raises ValueError, before allocating, when the device has too little free memory.
     """
@@ -46,6 +47,7 @@ class Arena:
         rows: int,
         positions: int,
         device: torch.device | str,
+        workspace: int = 0,
     ) -> None:
         if rows < 1 or positions < 1:
             raise ValueError(
@@ -58,13 +60,13 @@ class Arena:
         offsets = [0]
         for size in sizes:
             offsets.append(_round_up(offsets[-1] + size, ALIGNMENT))
-        self.nbytes = offsets[-1]
+        self.nbytes = offsets[-1] + workspace
         device = torch.device(device)
         available = available_bytes(device)
         if available is not None and self.nbytes > available:
             raise ValueError(
-                f"the key-value cache for {rows} rows of {self.positions} positions needs "
-                f"{self.nbytes:,} bytes, but {device} has {available:,} available: "
+                f"the key-value cache and state for {rows} rows of {self.positions} positions "
+                f"need {self.nbytes:,} bytes, but {device} has {available:,} available: "
                 "lower max_batch_size or max_seq_len"
             )
         self._storage = torch.zeros(self.nbytes, dtype=torch.uint8, device=device)
@@ -72,15 +74,24 @@ class Arena:
             self._view(layout, offset, size)
             for layout, offset, size in zip(self.layouts, offsets, sizes, strict=False)
         ]
+        self.workspace = self._storage[offsets[-1] :]
 
     def _view(self, layout: CacheLayout, offset: int, size: int) -> Tensor:
         flat = self._storage[offset : offset + size].view(layout.dtype)
         shape = (layout.layers, 2, layout.kv_heads, self.rows, self.positions, layout.head_dim)
         return flat.view(shape)
 
-    def clear(self) -> None:
-        """Fill with zeros: a NaN that was written would stay visible through a zero weight."""
-        self._storage.zero_()
+    def wipe_if_broken(self, rows: int, positions: int) -> None:
+        """Zero the first ``positions`` of the first ``rows`` where a model has written NaN or inf.
+
+        It would poison later sums, through a weight of zero. A token whose key or value is not
+        finite in some layer has NaN in the last one, so only that is looked at. A sum of finite
+        numbers may overflow: between two calls nothing is lost by a wipe too many.
+        """
+        for cache in self.caches:
+            seen = cache[:, :, :, :rows, :positions]
+            if not bool(seen[-1].sum(dtype=torch.float32).isfinite()):
+                seen.zero_()
 
 
 def available_bytes(device: torch.device) -> int | None:

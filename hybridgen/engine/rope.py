@@ -33,17 +33,21 @@ def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kind = rope_type(config)
     cpu = torch.device("cpu")
+
+    def count(first: int, end: int, step: int = 1) -> Tensor:
+        return torch.arange(first, end, step, dtype=torch.float32, device=cpu)
+
     if kind == "default":
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        exponents = count(0, head_dim, 2) / head_dim
         frequencies, scaling = 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
     elif kind == "dynamic":
-        lengths = torch.arange(1, positions + 1).unsqueeze(1)
+        lengths = count(1, positions + 1).unsqueeze(1)
         frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu, seq_len=lengths)
     else:
         frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu)
     if 2 * frequencies.shape[-1] != head_dim:
         raise ValueError(f"{config.model_type}: partial rotary embedding is not supported")
-    angles = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * frequencies
+    angles = count(0, positions).unsqueeze(1) * frequencies
     cos, sin = angles.cos() * scaling, angles.sin() * scaling
     table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
     return table.unsqueeze(2).to(device)

@@ -1,10 +1,12 @@
 """The loop's state: every tensor a round reads or writes, at addresses fixed for its lifetime.
 
 A round is a function of this state and of the two decoders; it takes no decision on the host.
-The state of one (rows, num_drafts, vocabulary) shape is allocated once and loaded anew for each
-request, so a captured round keeps pointing at the right memory.
+The state of one (rows, num_drafts, vocabulary) shape is made once and loaded anew for each request,
+so a captured round keeps pointing at the right memory. States of all shapes share that memory: one
+request runs at a time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,8 @@ from torch import Tensor
 
 QUANTILE_WINDOW = 128
 MAX_EOS = 16
+MAX_DRAFTS = 15
+ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,22 @@ class State:
         llm_vocab: int,
         logits_dtype: torch.dtype,
         device: torch.device,
+        memory: Tensor | None = None,
     ) -> "State":
-        """Zero-filled tensors; ``num_drafts`` 0 for strategies that draft nothing."""
+        """Zero-filled tensors; ``num_drafts`` 0 for strategies that draft nothing.
+
+        memory    uint8 [bytes] on ``device``, where they are laid out one after the other, whatever
+                  it holds; None: memory of their own
+        """
+        used = 0
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
+            nonlocal used
+            if memory is None:
+                return torch.zeros(shape, dtype=dtype, device=device)
+            first, size = used, math.prod(shape) * dtype.itemsize
+            used += round_up(size)
+            return memory[first : first + size].view(dtype).view(shape)
 
         f32, flag = torch.float32, torch.bool
         return cls(
@@ -70,7 +85,7 @@ class State:
             seed=zeros(rows),
             sampling=zeros(rows, 4, dtype=f32),
             eos=zeros(rows, MAX_EOS),
-            offsets=torch.arange(-2, num_drafts, device=device)[:, None],
+            offsets=torch.arange(-2, num_drafts, dtype=torch.int64, device=device)[:, None],
             block=zeros(rows, num_drafts + 1),
             draft_tau=zeros(rows, num_drafts, dtype=f32),
             draft_log_z=zeros(rows, num_drafts, dtype=f32),
@@ -83,6 +98,11 @@ class State:
             decisions=zeros(rows),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of ``memory`` that `allocate` needs for this shape; the device may be "meta"."""
+        return sum(round_up(t.nbytes) for t in vars(self).values() if isinstance(t, Tensor))
+
     def load(
         self,
         prompts: Sequence[Sequence[int]],
@@ -94,19 +114,27 @@ class State:
     ) -> None:
         """Start a request: prompts[r] are row r's token ids, limits[r] the length it may reach."""
         width = max(len(prompt) for prompt in prompts)
-        padded = torch.tensor([[*prompt] + [0] * (width - len(prompt)) for prompt in prompts])
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        padded = integers([[*prompt] + [0] * (width - len(prompt)) for prompt in prompts])
+        lengths = integers([len(prompt) for prompt in prompts])
         self.tokens[:, :width].copy_(padded)
         self.source.zero_()
         self.length.copy_(lengths)
-        self.limit.copy_(torch.tensor(limits))
+        self.limit.copy_(integers(limits))
         self.done.fill_(False)
         self.broken.fill_(False)
-        self.seed.copy_(torch.tensor(seeds))
-        self.sampling.copy_(torch.tensor(sampling))
-        self.eos.copy_(torch.tensor([*eos] + [-1] * (MAX_EOS - len(eos))))
+        self.seed.copy_(integers(seeds))
+        self.sampling.copy_(torch.tensor(sampling, dtype=self.sampling.dtype, device="cpu"))
+        self.eos.copy_(integers([*eos] + [-1] * (MAX_EOS - len(eos))))
         self.routed.fill_(False)
         self.llm_cached.copy_(lengths - 1)
         self.threshold.fill_(threshold)
         self.metrics.fill_(float("-inf"))
         self.decisions.zero_()
+
+
+def integers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
+def round_up(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

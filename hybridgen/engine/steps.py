@@ -19,7 +19,7 @@ from hybridgen.kernels.verify import commit
 def feed(state: State, model: Decoder, count: int, behind: int) -> Tensor:
     """Feed ``count`` tokens of each row, from ``behind`` before its end: logits [B, count, V]."""
     start = state.length - behind
-    index = start[:, None] + torch.arange(count, device=start.device)
+    index = start[:, None] + torch.arange(count, dtype=torch.int64, device=start.device)
     return model(embeddable(state, state.tokens.gather(1, index.clamp_min(0)), model), start)
 
 

@@ -128,7 +128,7 @@ class RoundStrategy(GenerationStrategy):
         with progress_bar(request) as progress:
             run(state, self.program(state, pair, request), texts, progress)
         if bool(state.broken.any()):
-            self.refuse_broken(state, pair)
+            self.refuse_broken(state)
         new_texts = [text.finish() for text in texts]
         elapsed = perf_counter() - began
         strings = isinstance(prompt, list) and isinstance(prompt[0], str)
@@ -166,10 +166,12 @@ class RoundStrategy(GenerationStrategy):
     def start(self, pair: Pair, request: Request) -> State:
         """Load the request into its state and let the models read the prompts but for one token."""
         prompts = request.prompt_ids
+        limits = [len(prompt) + request.max_new_tokens for prompt in prompts]
+        pair.will_write(request.rows, max(limits))
         state = pair.state(request.rows, self.num_drafts(request))
         state.load(
             prompts,
-            [len(prompt) + request.max_new_tokens for prompt in prompts],
+            limits,
             request.seed,
             (request.temperature, request.top_k, request.top_p, request.min_p),
             request.end_ids,
@@ -182,10 +184,9 @@ class RoundStrategy(GenerationStrategy):
                 model.prefill(embeddable(state, tokens, model), lengths)
         return state
 
-    def refuse_broken(self, state: State, pair: Pair) -> None:
-        """Name the rows in which a model computed NaN, and forget what it cached."""
+    def refuse_broken(self, state: State) -> None:
+        """Name the rows in which a model computed NaN."""
         rows = state.broken.nonzero()[:, 0].tolist()
-        pair.forget()
         raise ValueError(
             f"a model computed NaN or infinite logits in row(s) {rows} of the prompt, after "
             f"{[int(state.length[row]) for row in rows]} tokens: check its weights and dtype"

@@ -34,20 +34,38 @@ def test_one_allocation_without_overlap() -> None:
         assert (cache == value).all()
 
 
-def test_clearing_keeps_the_addresses_and_removes_nan() -> None:
-    arena = Arena([LLM], rows=1, positions=256, device="cpu")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_wiped_in_its_model_alone(value: float) -> None:
+    arena = Arena([LLM, LLM], rows=3, positions=512, device="cpu")
     address = arena.caches[0].data_ptr()
-    arena.caches[0].fill_(float("nan"))
-    arena.clear()
+    for cache in arena.caches:
+        cache.fill_(2)
+        cache[1:, :, :, 1, 299] = value  # a token that the first layer broke
+        arena.wipe_if_broken(rows=1, positions=512)
+        arena.wipe_if_broken(rows=3, positions=299)
+        assert not cache[1, 0, 0, 1, 299].isfinite().any()
+        arena.wipe_if_broken(rows=2, positions=300)
+        assert not cache[:, :, :, :2, :300].any()
+        assert (cache[:, :, :, 2] == 2).all() and (cache[..., 300:, :] == 2).all()
+        arena.wipe_if_broken(rows=3, positions=512)
+        assert (cache[:, :, :, 2] == 2).all()
     assert arena.caches[0].data_ptr() == address
-    assert not arena.caches[0].any()
+
+
+def test_the_workspace_lies_beside_the_caches() -> None:
+    arena = Arena([SLM, LLM], rows=3, positions=256, device="cpu", workspace=1000)
+    bare = Arena([SLM, LLM], rows=3, positions=256, device="cpu")
+    arena.workspace.fill_(255)
+    assert arena.workspace.shape == (1000,) and arena.nbytes == bare.nbytes + 1000
+    assert arena.workspace.data_ptr() % ALIGNMENT == 0
+    assert not any(cache.any() for cache in arena.caches)
 
 
 def test_too_large_says_what_is_needed_and_available_before_allocating() -> None:
     needed = 3 * 2 * 2 * 10_000 * 2**20 * 64 * 4
     with pytest.raises(ValueError, match="max_batch_size or max_seq_len") as caught:
         Arena([LLM], rows=10_000, positions=2**20, device="cpu")
-    assert f"needs {needed:,} bytes" in str(caught.value)
+    assert f"need {needed:,} bytes" in str(caught.value)
     assert "available" in str(caught.value)
 
 

@@ -1,0 +1,162 @@
+"""What calls leave behind in the memory they share: nothing that a later one could notice."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import TinyPair, random_model
+
+from hybridgen import GenerationStrategy, HybridGenerator
+from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.pair import Pair
+from hybridgen.engine.state import MAX_DRAFTS, State
+
+STRATEGIES = ["speculative", "uncertainty", "entropy", "llm", "slm"]
+BROKEN = 7
+"""The models' embedding of this id is NaN."""
+
+
+# --- states ---
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    slm, llm = random_model(384, 1, 32, seed=1), random_model(400, 2, 64, seed=2)
+    return Pair(Decoder.from_model(slm, batch_invariant=False), Decoder.from_model(llm), 3, 250)
+
+
+SHAPES = [(rows, drafts) for rows in (1, 2, 3) for drafts in range(MAX_DRAFTS + 1)]
+
+
+def tensors(state: State) -> list[torch.Tensor]:
+    return [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
+
+
+def test_states_of_all_shapes_lie_in_the_arena(pair: Pair) -> None:
+    storage = pair.arena.workspace.untyped_storage().data_ptr()
+    for shape in SHAPES:
+        state = pair.state(*shape)
+        assert pair.state(*shape) is state
+        for tensor in tensors(state):
+            made = tensor.untyped_storage().data_ptr() == storage
+            assert made or tensor is state.offsets, "the only one that is not loaded"
+
+
+def test_tensors_of_a_state_do_not_overlap(pair: Pair) -> None:
+    for shape in SHAPES:
+        for cache in pair.arena.caches:
+            cache.zero_()
+        parts = tensors(pair.state(*shape))
+        for value, part in enumerate(parts):
+            if part is not pair.state(*shape).offsets:
+                part.fill_(value % 2)
+        for value, part in enumerate(parts):
+            if part is not pair.state(*shape).offsets:
+                assert (part == value % 2).all()
+        assert not any(cache.any() for cache in pair.arena.caches)
+
+
+def test_the_budget_counts_the_states() -> None:
+    slm, llm = random_model(384, 1, 32, seed=1), random_model(384, 2, 64, seed=2)
+    small, large = (
+        Pair(Decoder.from_model(slm, batch_invariant=False), Decoder.from_model(llm), rows, 200)
+        for rows in (1, 8)
+    )
+    drafts = 8 * MAX_DRAFTS * 384 * 4
+    assert large.arena.workspace.nbytes > drafts
+    caches = sum(cache.nbytes for cache in large.arena.caches)
+    assert large.arena.nbytes >= caches + large.arena.workspace.nbytes
+    assert large.arena.workspace.nbytes > small.arena.workspace.nbytes
+    with pytest.raises(ValueError, match="max_batch_size or max_seq_len"):
+        Pair(small.slm, small.llm, 10_000_000, 200)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_another_shape_left_does_not_matter(tiny_pair: TinyPair, strategy: str) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 9, "seed": 5, "print_stats": False}
+    prompts = ["def area(radius):\n", "größe", "the quick brown fox"]
+
+    def fresh() -> HybridGenerator:
+        return HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32)
+
+    expected = fresh().generate(prompts[0], strategy, **options).tokens
+    used = fresh()
+    for other in STRATEGIES:
+        for drafts in (15, 1, 6):
+            used.generate(prompts, other, num_drafts=drafts, **options)
+            used.pair.arena.workspace.fill_(255)  # NaN, -1, True
+            assert used.generate(prompts[0], strategy, **options).tokens == expected
+
+
+# --- NaN ---
+
+
+@pytest.fixture
+def fragile(tiny_tokenizer: Any) -> HybridGenerator:
+    """A pair that breaks at the token `BROKEN`; the SLM's vocabulary ends before the LLM's."""
+    models = random_model(384, 1, 32, seed=1), random_model(384, 2, 64, seed=2)
+    for model in models:
+        model.get_input_embeddings().weight.data[BROKEN] = torch.nan
+        head = model.get_input_embeddings().weight.detach().clone()
+        head[BROKEN] = 0  # never the largest logit
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(head)
+    return HybridGenerator(*models, tokenizer=tiny_tokenizer, device="cpu", max_seq_len=250)
+
+
+INNOCENT = [50, 60, 70] * 70  # longer than what the broken calls below wrote
+
+
+class ReadsAnything(GenerationStrategy):
+    def generate(self, slm: Any, llm: Any, **rest: Any) -> Any:  # type: ignore[override]
+        for model in (slm, llm):
+            model(torch.tensor([[BROKEN] * 16]), torch.tensor([200]))
+        return "", {}
+
+
+def break_in_a_stream(generator: HybridGenerator) -> None:
+    def stop(piece: str) -> None:
+        # A batch that a signal interrupts: another row is broken by then.
+        for cache in generator.pair.arena.caches:
+            cache[:, :, :, 1:3, 40] = torch.nan
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate([1, 2, 3], "llm", stream=stop, print_stats=False, ignore_eos=True)
+
+
+def break_every_row(generator: HybridGenerator, strategy: str) -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        generator.generate([[BROKEN] * 5, [BROKEN, 3]], strategy, print_stats=False)
+
+
+def break_the_model_that_is_not_asked(generator: HybridGenerator) -> None:
+    """Only the LLM reads NaN, and its logits are never looked at."""
+    plain = generator.slm.weights.embedding[BROKEN].clone()
+    generator.slm.weights.embedding[BROKEN] = 0.1
+    generator.generate([BROKEN] * 5, "entropy", threshold=1000, max_new_tokens=4, print_stats=False)
+    generator.slm.weights.embedding[BROKEN] = plain
+
+
+ACCIDENTS = {
+    "routing": break_the_model_that_is_not_asked,
+    "interrupt": break_in_a_stream,
+    "custom": lambda generator: generator.generate([1, 2], "any", print_stats=False),
+    **{name: lambda g, name=name: break_every_row(g, name) for name in STRATEGIES},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("accident", ACCIDENTS)
+def test_after_nan_the_next_prompt_has_its_text(
+    fragile: HybridGenerator, accident: str, strategy: str
+) -> None:
+    fragile.strategies["any"] = ReadsAnything()
+    options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.0, "print_stats": False}
+    prompts = [INNOCENT, INNOCENT[1:], INNOCENT[2:]]
+    expected = fragile.generate(prompts, strategy, **options).tokens
+    for cache in fragile.pair.arena.caches:
+        cache.zero_()
+    ACCIDENTS[accident](fragile)
+    assert any(not cache.isfinite().all() for cache in fragile.pair.arena.caches)
+    assert fragile.generate(prompts, strategy, **options).tokens == expected
