@@ -40,7 +40,9 @@ def generator(tiny_pair: TinyPair) -> HybridGenerator:
 Job = tuple[str, str, int]
 JOBS: list[Job] = [
     (prompt, strategy, seed)
-    for seed, prompt in enumerate(["def area(radius):\n", "größe straße", "the quick brown fox", "for"])
+    for seed, prompt in enumerate(
+        ["def area(radius):\n", "größe straße", "the quick brown fox", "for"]
+    )
     for strategy in STRATEGIES
 ]
 
@@ -97,7 +99,7 @@ def test_a_call_from_inside_its_own_stream_is_refused(
     expected, refused = write(generator, job), []
 
     def stream(piece: str) -> None:
-        with pytest.raises(RuntimeError, match="generate.* inside another call") as error:
+        with pytest.raises(RuntimeError, match="inside another call") as error:
             write(generator, ("größe", "llm", 2))
         refused.append(error)
 
