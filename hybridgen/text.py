@@ -148,7 +148,7 @@ class TextStream:
         self._callback = None if is_streamer else request.stream
         self._needs_text = bool(request.stop) or self._callback is not None
         if self._streamer is not None:
-            self._streamer.put(torch.tensor([self._prompt], dtype=torch.int64))
+            self._streamer.put(torch.tensor([self._prompt], dtype=torch.int64, device="cpu"))
 
     def feed(self, tokens: Sequence[int]) -> int | None:
         """Add the row's next tokens; once a stop string is complete, the number of tokens to keep.
@@ -161,7 +161,7 @@ class TextStream:
                 break
             self.tokens.append(token)
             if self._streamer is not None:
-                self._streamer.put(torch.tensor([token], dtype=torch.int64))
+                self._streamer.put(torch.tensor([token], dtype=torch.int64, device="cpu"))
             if self._needs_text:
                 self._emit(self._matcher.push(self._detokenizer.push(token)))
         return len(self.tokens) if self._matcher.found else None

@@ -34,12 +34,11 @@ def sample_token(
     rows = _rows(logits)
     count, vocab_size = rows.shape
     chosen = check_sampling(temperature, top_k, top_p, min_p, vocab_size)
-    columns = torch.tensor([[chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]])
-    seeds = torch.tensor(check_seed(seed, count), device=rows.device)
-    place = torch.full((count,), check_int("position", position, 0, 2**31 - 1), device=rows.device)
-    token, _, log_z = sampling.sample(
-        rows, columns.repeat(count, 1).to(rows.device), seeds, place, philox.TARGET
-    )
+    numbers = [chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]
+    columns = torch.tensor([numbers], dtype=torch.float32, device=rows.device)
+    seeds = torch.tensor(check_seed(seed, count), dtype=torch.int64, device=rows.device)
+    place = torch.full_like(seeds, check_int("position", position, 0, 2**31 - 1))
+    token, _, log_z = sampling.sample(rows, columns.repeat(count, 1), seeds, place, philox.TARGET)
     if bool(log_z.isnan().any()):
         raise ValueError("logits hold NaN or +inf, or nothing above -inf")
     return token if logits.ndim == 2 else int(token)
@@ -71,7 +70,8 @@ def calculate_token_entropy(logits: Tensor, temperature: float = 1.0) -> Any:
     heat = check_float(
         "temperature", temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0
     )
-    entropy = uncertainty.entropy(rows, torch.full((rows.shape[0],), heat, device=rows.device))
+    temperatures = torch.full((len(rows),), heat, dtype=torch.float32, device=rows.device)
+    entropy = uncertainty.entropy(rows, temperatures)
     return entropy if logits.ndim == 2 else float(entropy)
 
 

@@ -42,9 +42,11 @@ def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -
         frequencies, scaling = 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
     elif kind == "dynamic":
         lengths = count(1, positions + 1).unsqueeze(1)
-        frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu, seq_len=lengths)
+        with cpu:  # transformers leaves some devices to the default
+            frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu, seq_len=lengths)
     else:
-        frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu)
+        with cpu:
+            frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu)
     if 2 * frequencies.shape[-1] != head_dim:
         raise ValueError(f"{config.model_type}: partial rotary embedding is not supported")
     angles = count(0, positions).unsqueeze(1) * frequencies
