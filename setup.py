@@ -43,6 +43,7 @@ setup(
             "jinja2>=3.1",
             "setuptools>=77",
         ],
+        "real": ["accelerate>=1", "gguf>=0.10"],
         "dev": ["ruff>=0.12", "mypy>=1.15"],
     },
     entry_points={"console_scripts": ["hybridgen = hybridgen.cli:main"]},
