@@ -13,10 +13,11 @@ from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load, load_tokenizer
 from hybridgen.engine.pair import Pair
 from hybridgen.pairing import check_same_tokenizer
-from hybridgen.request import make_request, sampling_defaults, tokenize_prompt
+from hybridgen.request import Request, make_request, sampling_defaults, tokenize_prompt
 from hybridgen.result import GenerationResult, format_stats
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
+from hybridgen.text import full_texts
 
 DEFAULT_MAX_SEQ_LEN = 4096
 
@@ -129,6 +130,9 @@ class HybridGenerator:
         prompt_ids, is_batch = tokenize_prompt(self.tokenizer, prompt)
         request = make_request(
             prompt_ids=prompt_ids,
+            prompt_texts=[
+                row if isinstance(row, str) else None for row in (prompt if is_batch else [prompt])
+            ],
             strategy=strategy,
             max_new_tokens=max_new_tokens,
             **sampling_defaults(
@@ -170,11 +174,7 @@ class HybridGenerator:
                 pair=self.pair,
                 **kwargs,
             )
-        result = (
-            outcome
-            if isinstance(outcome, GenerationResult)
-            else self._wrap(outcome, prompt, strategy)
-        )
+        result = outcome if isinstance(outcome, GenerationResult) else self._wrap(outcome, request)
         if not is_batch and isinstance(chosen, RoundStrategy):
             result = result.single()
         if print_stats:
@@ -206,18 +206,23 @@ class HybridGenerator:
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
-    def _wrap(self, outcome: Any, prompt: Any, name: str) -> GenerationResult:
+    def _wrap(self, outcome: Any, request: Request) -> GenerationResult:
         """The (text, stats) of a custom strategy as a result; its tokens are those of the text."""
         try:
             text, stats = outcome
         except (TypeError, ValueError):
             text = stats = None
         if not isinstance(text, (str, list)) or not isinstance(stats, dict):
+            name = request.strategy
             raise TypeError(f"strategies[{name!r}] must return (text, stats), not {shown(outcome)}")
         tokens = stats.get("tokens")
         if tokens is None and isinstance(text, str):
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        full = prompt + text if isinstance(prompt, str) and isinstance(text, str) else text
+        texts = text if isinstance(text, list) else [text]
+        full: Any = text
+        if len(texts) == request.rows and all(isinstance(row, str) for row in texts):
+            full = full_texts(self.tokenizer, request, texts, [()] * len(texts))
+            full = full if isinstance(text, list) else full[0]
         return GenerationResult(text=text, tokens=tokens, stats=stats, full_text=full)
 
 

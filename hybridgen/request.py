@@ -33,9 +33,11 @@ class Request:
 
     A row's `seed` keys all its random numbers. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and
     `min_p` 0 are off. `stream` is None, a transformers streamer or a callable, for one row only.
+    `prompt_texts` has each prompt that was given as a string, None for any other.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
+    prompt_texts: tuple[str | None, ...]
     strategy: str
     max_new_tokens: int
     temperature: float
@@ -94,6 +96,7 @@ def sampling_defaults(
 def make_request(
     *,
     prompt_ids: Sequence[Sequence[int]],
+    prompt_texts: Sequence[str | None] | None = None,
     vocab_size: int,
     max_positions: int,
     max_batch_size: int,
@@ -120,6 +123,7 @@ def make_request(
     """Check the raw arguments of `generate` and return them as a `Request`.
 
     prompt_ids      one list of token ids a row, from `tokenize_prompt`
+    prompt_texts    the prompts that were strings, None for any other
     vocab_size      ids must be below it
     max_positions   prompt and new tokens of a row must fit in it
     default_eos     the checkpoint's eos ids, used where `eos_token_id` is None
@@ -139,6 +143,7 @@ def make_request(
         raise ValueError(f"eos_token_id must be at most {MAX_EOS} ids, got {len(eos)}")
     return Request(
         prompt_ids=rows,
+        prompt_texts=tuple(prompt_texts or [None] * len(rows)),
         strategy=name,
         max_new_tokens=new,
         **check_sampling(temperature, top_k, top_p, min_p, vocab_size),

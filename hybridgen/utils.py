@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridgen.checks import check_choice, check_float, check_int, shown
+from hybridgen.detokenizer import new_text as new_text
 from hybridgen.kernels import philox, sampling, uncertainty
 from hybridgen.request import EVIDENCE, check_sampling, check_seed
 
