@@ -44,9 +44,7 @@ class StopMatcher:
             self.found = True
             self._held = ""
             return text[: min(ends)[1]]
-        keep = self._free(certain)
-        if tail:
-            keep = min(keep, self._free(text))
+        keep = len(certain) - max((_overlap(certain, stop) for stop in self._stop), default=0)
         self._held = certain[keep:]
         return certain[:keep]
 
@@ -54,10 +52,6 @@ class StopMatcher:
         """What is still held back when no more text comes."""
         held, self._held = self._held, ""
         return held
-
-    def _free(self, text: str) -> int:
-        """Characters of the text before the first that may begin a stop string."""
-        return len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -234,6 +234,19 @@ def test_at_the_prompts_edge(
     assert streamed == new_text(llama_tokenizer, before, after) == text
 
 
+def test_special_tokens_between_prompt_and_text_change_nothing() -> None:
+    marked = TOKENIZERS["metaspace, always"]()
+    hello, world = ids_of(marked, "▁Hello", "▁world")
+    prompt = [hello, *[marked.eos_token_id] * 100]
+    assert Detokenizer(marked, prompt).push(world) == new_text(marked, prompt, [world]) == " world"
+    bytewise = TOKENIZERS["byte-level"]()
+    rocket = bytewise("🚀")["input_ids"]
+    for count in (1, 20):
+        prompt = [5, 6, 7, rocket[0], *[bytewise.eos_token_id] * count]
+        pieces = Detokenizer(bytewise, prompt)
+        assert [pieces.push(token) for token in rocket[1:]][-1] == "🚀"
+
+
 @pytest.mark.parametrize("name", ["byte-level", "llama 2", "metaspace, always"])
 def test_a_replacement_character_is_a_character_like_any_other(name: str) -> None:
     tokenizer = TOKENIZERS[name]()

@@ -125,6 +125,16 @@ def test_only_what_may_become_a_stop_string_is_held_back() -> None:
     assert matcher.flush() == "\n"
 
 
+def test_a_tail_completes_a_stop_string_but_is_not_kept() -> None:
+    matcher = StopMatcher(["ab\ufffd", "c\n"])
+    assert matcher.push("xab", "é") == "x"
+    assert matcher.push("\ufffd\ufffd") == ""
+    assert matcher.found
+    matcher = StopMatcher(["c\n"])
+    assert matcher.push("abc", "\n") == "ab"
+    assert matcher.found
+
+
 def test_half_a_character_is_held_back_until_it_is_whole_or_the_end(tiny_tokenizer: Any) -> None:
     rocket = encode(tiny_tokenizer, "🚀")
     assert len(rocket) > 2  # not in the training text, so it is no token of its own
