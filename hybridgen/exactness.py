@@ -8,7 +8,7 @@ import torch
 
 from hybridgen.checks import check_int, shown
 from hybridgen.kernels import philox
-from hybridgen.request import tokenize_prompt
+from hybridgen.prompts import Prompt
 
 if TYPE_CHECKING:
     from hybridgen.generator import HybridGenerator
@@ -121,7 +121,7 @@ def explain(
     ours, theirs = token_at(expected, at), token_at(found, at)
     margin, tolerance = float("inf"), 0.0
     if ours >= 0 and theirs >= 0:
-        prompt_ids = tokenize_prompt(generator.tokenizer, prompt)[0][0]
+        prompt_ids = Prompt(generator.tokenizer, prompt).token_ids()[0]
         prefix = prompt_ids + expected[:at]
         scores, tolerance = llm_scores(generator, prefix, temperature, seed + index)
         margin = float(scores[ours] - scores[theirs])

@@ -13,7 +13,9 @@ from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load, load_tokenizer
 from hybridgen.engine.pair import Pair
 from hybridgen.pairing import check_same_tokenizer
-from hybridgen.request import Request, make_request, sampling_defaults, tokenize_prompt
+from hybridgen.prompts import Prompt
+from hybridgen.recommendations import sampling_defaults
+from hybridgen.request import Request, make_request
 from hybridgen.result import GenerationResult, format_stats
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
@@ -127,12 +129,9 @@ class HybridGenerator:
         """
         check_bool("print_stats", print_stats)
         chosen = self._choose(strategy, kwargs)
-        prompt_ids, is_batch = tokenize_prompt(self.tokenizer, prompt)
+        rows = Prompt(self.tokenizer, prompt, self.pair.rows)
         request = make_request(
-            prompt_ids=prompt_ids,
-            prompt_texts=[
-                row if isinstance(row, str) else None for row in (prompt if is_batch else [prompt])
-            ],
+            rows,
             strategy=strategy,
             max_new_tokens=max_new_tokens,
             **sampling_defaults(
@@ -156,7 +155,6 @@ class HybridGenerator:
             default_eos=self._default_eos(),
             vocab_size=min(self.slm.vocab_size, self.llm.vocab_size),
             max_positions=self._context(chosen),
-            max_batch_size=self.pair.rows,
         )
         with torch.inference_mode():
             outcome = chosen.generate(
@@ -175,7 +173,7 @@ class HybridGenerator:
                 **kwargs,
             )
         result = outcome if isinstance(outcome, GenerationResult) else self._wrap(outcome, request)
-        if not is_batch and isinstance(chosen, RoundStrategy):
+        if not rows.is_batch and isinstance(chosen, RoundStrategy):
             result = result.single()
         if print_stats:
             print(format_stats(result.stats))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hybridgen.detokenizer import Detokenizer, decode, new_text, split_text
-from hybridgen.request import Request
+from hybridgen.request import Request, is_streamer
 
 
 class StopMatcher:
@@ -144,11 +144,6 @@ def open_streams(tokenizer: Any, request: Request) -> Iterator[list[TextStream]]
         raise
     if end is not None:
         end()
-
-
-def is_streamer(stream: Any) -> bool:
-    """Whether a stream is fed tokens, as transformers does it, and not text."""
-    return callable(getattr(stream, "put", None)) and callable(getattr(stream, "end", None))
 
 
 def full_texts(

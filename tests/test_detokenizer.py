@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from hybridgen.detokenizer import WINDOW, Detokenizer, decode, new_text
+from hybridgen.prompts import Prompt
 from hybridgen.request import make_request
 from hybridgen.text import TextStream, full_texts
 
@@ -84,10 +86,9 @@ def row_of(
     tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = (), sink: Any = None
 ) -> TextStream:
     request = make_request(
-        prompt_ids=[list(prompt)],
+        Prompt(None, list(prompt)),
         vocab_size=10**6,
         max_positions=10**6,
-        max_batch_size=1,
         stop=list(stop),
         stream=sink,
     )
@@ -315,13 +316,8 @@ def test_full_text_is_the_prompt_as_written_or_with_its_special_tokens(
     llama_tokenizer: Any,
 ) -> None:
     prompt = ids_of(llama_tokenizer, "<s>", "▁Hello", "<0xC3>")
-    request = make_request(
-        prompt_ids=[prompt, prompt],
-        prompt_texts=["<s> Hello, as written", None],
-        vocab_size=10**6,
-        max_positions=10**6,
-        max_batch_size=2,
-    )
+    request = make_request(Prompt(None, [prompt, prompt]), vocab_size=10**6, max_positions=10**6)
+    request = replace(request, prompt_texts=("<s> Hello, as written", None))
     new = ids_of(llama_tokenizer, "<0xA9>", "▁world", "</s>")
     texts = [new_text(llama_tokenizer, prompt, new)] * 2
     assert full_texts(llama_tokenizer, request, texts, [new, new]) == [

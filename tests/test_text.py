@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from hybridgen.detokenizer import decode
+from hybridgen.prompts import Prompt
 from hybridgen.request import make_request
 from hybridgen.text import StopMatcher, TextStream, open_streams
 
@@ -27,10 +28,9 @@ TEXTS = st.text(
 
 def make(stop: Sequence[str] = (), sink: Any = None, prompt: Any = (1,)) -> Any:
     return make_request(
-        prompt_ids=[list(prompt)],
+        Prompt(None, list(prompt)),
         vocab_size=1000,
         max_positions=10**6,
-        max_batch_size=1,
         stop=list(stop),
         stream=sink,
     )
