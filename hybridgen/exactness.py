@@ -145,8 +145,9 @@ def llm_scores(
     """
     llm = generator.llm
     tokens = torch.tensor([prefix], device=llm.device)
-    llm.prefill(tokens[:, :-1], [len(prefix) - 1])
-    logits = llm(tokens[:, -1:], tokens.new_tensor([len(prefix) - 1]))[0, -1].float().cpu()
+    with torch.autocast(llm.device.type, enabled=False):  # as in `generate`
+        llm.prefill(tokens[:, :-1], [len(prefix) - 1])
+        logits = llm(tokens[:, -1:], tokens.new_tensor([len(prefix) - 1]))[0, -1].float().cpu()
     tolerance = 8 * torch.finfo(llm.dtype).eps * float(logits.abs().max())
     if temperature == 0:
         return logits, tolerance

@@ -1,6 +1,7 @@
 """HybridGenerator: load the pair, check the request, run a strategy, print the statistics."""
 
 import inspect
+import warnings
 from os import PathLike
 from typing import Any
 
@@ -8,14 +9,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybridgen import pair as embedded_pair
-from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, shown
+from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, quoted, shown
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load, load_tokenizer
 from hybridgen.engine.pair import Pair
 from hybridgen.pairing import check_same_tokenizer
 from hybridgen.prompts import Prompt
-from hybridgen.recommendations import sampling_defaults
-from hybridgen.request import Request, make_request
+from hybridgen.recommendations import SOURCE, not_applied, sampling_defaults
+from hybridgen.request import Request, is_streamer, make_request
 from hybridgen.result import GenerationResult, format_stats
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
@@ -41,6 +42,8 @@ class HybridGenerator:
     Raises ValueError for models that cannot be loaded, cannot roll back their cache, have different
     tokenizers, or whose cache does not fit in memory.
     """
+
+    _told = False  # whether a warning has named what is not applied
 
     def __init__(
         self,
@@ -106,7 +109,8 @@ class HybridGenerator:
     ) -> GenerationResult:
         """Continue ``prompt``.
 
-        prompt                   a string, a list of strings, token ids, or chat messages
+        prompt                   a string, token ids, chat messages, a tokenizer's output with its
+                                 attention mask, or a list of strings, ids or chats: see `Prompt`
         strategy                 a name in ``self.strategies``
         temperature, top_k,      applied in this order; 0, 0, 1 and 0 turn them off (temperature 0
         top_p, min_p             is greedy); None: the LLM's generation config, else off
@@ -121,11 +125,12 @@ class HybridGenerator:
         stop                     a string or strings before which the text ends
         eos_token_id             one id or several; None: the LLM's own. ``ignore_eos`` writes on
         stream                   a transformers streamer, or a callable that takes text
-        print_stats              print the statistics block to stdout
+        print_stats              print the statistics block to stdout, on a line of its own
         **kwargs                 passed on to a custom strategy; an error for the built-in ones
 
         Raises ValueError or TypeError, naming the argument, before any model runs; the generator
-        stays usable. Raises ValueError if a model computes NaN.
+        stays usable. Raises ValueError if a model computes NaN. Warns once, in the first call, of
+        what the LLM's generation config asks for and hybridgen does not apply.
         """
         check_bool("print_stats", print_stats)
         chosen = self._choose(strategy, kwargs)
@@ -156,7 +161,8 @@ class HybridGenerator:
             vocab_size=min(self.slm.vocab_size, self.llm.vocab_size),
             max_positions=self._context(chosen),
         )
-        with torch.inference_mode():
+        self._tell_what_is_not_applied()
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             outcome = chosen.generate(
                 slm=self.slm,
                 llm=self.llm,
@@ -176,16 +182,29 @@ class HybridGenerator:
         if not rows.is_batch and isinstance(chosen, RoundStrategy):
             result = result.single()
         if print_stats:
+            if takes_text(stream) and ends_inside_a_line(result.text):
+                print()  # most streams of text print it: the block begins a line
             print(format_stats(result.stats))
         return result
+
+    def _tell_what_is_not_applied(self) -> None:
+        """Warn of the LLM's recommendations that are not followed, in the first call."""
+        asked = {} if self._told else not_applied(self.llm.generation_config)
+        self._told = True
+        if asked:
+            fields = ", ".join(f"{name}={quoted(value)}" for name, value in asked.items())
+            warnings.warn(
+                f"{SOURCE} asks for {fields}, which hybridgen does not apply",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _choose(self, name: Any, kwargs: dict[str, Any]) -> GenerationStrategy:
         """The strategy of this name; only custom ones take arguments that we do not know."""
         chosen = self.strategies[check_choice("strategy", name, self.strategies)]
         if not isinstance(chosen, GenerationStrategy):
-            raise TypeError(
-                f"strategies[{name!r}] must be a GenerationStrategy instance, got {shown(chosen)}"
-            )
+            where = f"strategies[{quoted(name)}]"
+            raise TypeError(f"{where} must be a GenerationStrategy instance, got {shown(chosen)}")
         if isinstance(chosen, RoundStrategy):
             known = list(inspect.signature(HybridGenerator.generate).parameters)[1:-1]
             check_no_more("generate", kwargs, known)
@@ -212,7 +231,9 @@ class HybridGenerator:
             text = stats = None
         if not isinstance(text, (str, list)) or not isinstance(stats, dict):
             name = request.strategy
-            raise TypeError(f"strategies[{name!r}] must return (text, stats), not {shown(outcome)}")
+            raise TypeError(
+                f"strategies[{quoted(name)}] must return (text, stats), not {shown(outcome)}"
+            )
         tokens = stats.get("tokens")
         if tokens is None and isinstance(text, str):
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -222,6 +243,16 @@ class HybridGenerator:
             full = full_texts(self.tokenizer, request, texts, [()] * len(texts))
             full = full if isinstance(text, list) else full[0]
         return GenerationResult(text=text, tokens=tokens, stats=stats, full_text=full)
+
+
+def takes_text(stream: Any) -> bool:
+    """Whether a stream is a callable; a transformers streamer ends its last line itself."""
+    return stream is not None and not is_streamer(stream)
+
+
+def ends_inside_a_line(text: Any) -> bool:
+    """Whether a line printed after the text would be glued to it."""
+    return isinstance(text, str) and text != "" and not text.endswith("\n")
 
 
 def choose_sources(slm: Any, llm: Any) -> tuple[Any, Any]:
