@@ -213,22 +213,28 @@ class Vocabulary:
         return len(tokens) - start
 
     def unfinished_bytes(self, tokens: Sequence[int]) -> int:
-        """Bytes at the end of the tokens that are the beginning of one character."""
+        """Bytes at the end of the tokens that are the beginning of one character, or may be."""
         end = b""
         for token in reversed(tokens):
-            end = self._bytes_of(token) + end
+            written = self._bytes_of(token)
+            if written is None:
+                return LONGEST_CHARACTER - 1
+            end = written + end
             if len(end) >= LONGEST_CHARACTER - 1:
                 break
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         utf8.decode(end[1 - LONGEST_CHARACTER :])
         return len(utf8.getstate()[0])
 
-    def _bytes_of(self, token: int) -> bytes:
+    def _bytes_of(self, token: int) -> bytes | None:
+        """Those of a token's text, or None where the tokenizer does not tell."""
         written = self._tokenizer.convert_ids_to_tokens(token)
         if isinstance(written, bytes):
             return written
         if not isinstance(written, str):
             return b""
+        if REPLACEMENT in written and self._tokenizer.convert_tokens_to_ids(written) != token:
+            return None
         if re.fullmatch(r"<0x[0-9A-F]{2}>", written):
             return bytes([int(written[3:5], 16)])
         try:

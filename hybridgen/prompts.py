@@ -15,6 +15,7 @@ from hybridgen.checks import exact_list, has_attribute, quoted, shown
 
 ENCODING = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "length")
 CHARACTERS = 16  # of text for each token there is room for: what is tokenised at first
+CUT = 1024  # more tokens than may differ where a text is cut: the longest token, in bytes
 
 _ACCEPTED = (
     "{name} must be a string, token ids (ints), chat messages (dicts with a role), what a "
@@ -284,14 +285,15 @@ def _check_length(tokenizer: Any, text: str, name: str, room: Room) -> None:
     """ValueError for a text that cannot fit, in time that depends on the room, not on the text.
 
     A beginning of the text is tokenised. Where the text is cut the tokens may be others than those
-    of the whole, but these are few: if the beginning has twice the tokens that fit, the whole does
-    not fit. Spaces at the cut are left out, which a special token after them may swallow.
+    of the whole, but these are few: if the beginning has twice the tokens that fit and some more,
+    the whole does not fit. Spaces at the cut are left out: a special token may swallow them.
     """
-    cut = CHARACTERS * room.tokens
+    enough = 2 * room.tokens + CUT
+    cut = CHARACTERS * enough
     while cut < len(text):
         beginning = text[:cut].rstrip()
         count = len(tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"])
-        if count > 2 * room.tokens:
+        if count > enough:
             room.refuse(name, f"more than {count} tokens", f"more than {count + room.new_tokens}")
         cut *= 4
 

@@ -263,6 +263,35 @@ def test_a_replacement_character_is_a_character_like_any_other(name: str) -> Non
     assert half.feed(train_tokenizer()("🚀")["input_ids"]) is None
 
 
+class Lossy:
+    """Shows tokens as their text, replacement characters where it is none, as some libraries do."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.decode = tokenizer.decode
+        self.ids = {tokenizer.decode([i]): i for i in range(len(tokenizer))}
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        return self.decode([ids])
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        if isinstance(tokens, list):
+            return [self.ids.get(token) for token in tokens]
+        return self.ids.get(tokens) if "\ufffd" not in tokens else None
+
+
+@given(data=st.data())
+def test_tokenizers_that_do_not_tell_the_bytes_of_a_token(
+    tiny_tokenizer: Any, data: st.DataObject
+) -> None:
+    prompt = data.draw(sequences(tiny_tokenizer, 1, 20))
+    new = data.draw(sequences(tiny_tokenizer, 0, 40))
+    known = len(tiny_tokenizer)
+    prompt, new = ([token for token in ids if token < known] for ids in (prompt, new))
+    pieces = Detokenizer(Lossy(tiny_tokenizer), prompt)
+    text = "".join(pieces.push(token) for token in new) + pieces.flush()
+    assert text == new_text(tiny_tokenizer, prompt, new)
+
+
 def test_half_a_character_is_no_character_until_the_end(llama_tokenizer: Any) -> None:
     rocket = ids_of(llama_tokenizer, "🚀")
     pieces: list[str] = []

@@ -1,7 +1,6 @@
 """Every form of prompt becomes token ids, and what cannot be continued is refused soon."""
 
 from collections import UserDict
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -251,7 +250,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised() -> None:
         tokenizer = SlowTokenizer()
         with pytest.raises(ValueError, match=r"^prompt has more than \d+ tokens.*=20.*has 100"):
             Prompt(tokenizer, prompt).token_ids(room)
-        assert tokenizer.read < 10**4
+        assert tokenizer.read < 10**5
 
 
 def test_a_text_of_few_long_tokens_is_never_refused_by_its_length() -> None:
@@ -264,13 +263,22 @@ def test_a_text_of_few_long_tokens_is_never_refused_by_its_length() -> None:
     assert Prompt(Spaces(), "x" * 5_000_000).token_ids(Room(20, 10)) == [[7] * 6]
 
 
+def test_a_cut_through_a_long_token_refuses_nothing() -> None:
+    class Long(SlowTokenizer):
+        """One token for the whole text, one a character for any part of it."""
+
+        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+            return {"input_ids": [7] * (1 if len(text) == 900 else len(text))}
+
+    assert Prompt(Long(), "x" * 900).token_ids(Room(2, 1)) == [[7]]
+
+
 def test_lists_and_tensors_that_cannot_fit_are_refused_by_their_length() -> None:
     room = Room(positions=100, new_tokens=20)
-    for ids in ([1] * 10**7, torch.ones(10**7, dtype=torch.int64), np.ones(10**7, np.int64)):
-        began = perf_counter()
-        with pytest.raises(ValueError, match=r"^prompt has 10000000 tokens"):
+    # Converting any of these would raise another error.
+    for ids in ([1] * 10**6 + ["a"], torch.ones(10**6 + 1, device="meta", dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"^prompt has 1000001 tokens"):
             Prompt(FakeTokenizer(), ids).token_ids(room)
-        assert perf_counter() - began < 0.5  # converting them takes a second
 
 
 def test_more_rows_than_there_are_is_refused_before_any_is_read() -> None:
