@@ -189,6 +189,12 @@ def test_an_unknown_strategy_lists_the_known_and_suggests_the_nearest() -> None:
     assert all(name in str(caught.value) for name in STRATEGIES)
 
 
+def test_for_a_long_word_no_name_is_looked_for() -> None:
+    with pytest.raises(ValueError, match=r"^strategy must be one of") as caught:
+        request(strategy="e" * 100, strategies=("e" * 101,))
+    assert "did you mean" not in str(caught.value)
+
+
 def test_threshold_and_llm_fraction_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"threshold=0\.5 and llm_fraction=0\.2"):
         request(threshold=0.5, llm_fraction=0.2)
