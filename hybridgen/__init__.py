@@ -4,10 +4,14 @@ The names below are imported when first used, so that `import hybridgen` and `hy
 not wait for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from hybridgen.exactness import verify_exactness
     from hybridgen.generator import HybridGenerator
     from hybridgen.result import GenerationResult

@@ -1,21 +1,25 @@
 """The command `hybridgen`: text on stdout, everything else on stderr.
 
-torch is imported only after the arguments have been parsed, so that `--help` answers at once.
+torch is imported only after the arguments have been parsed, so that `--help` answers at once. What
+is imported here is as little as can be: until `main` runs, an interrupt ends in a traceback.
 """
 
-import argparse
+from __future__ import annotations
+
 import contextlib
-import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from hybridgen import __version__
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
     from hybridgen.result import GenerationResult
 
 STRATEGIES = ("speculative", "uncertainty", "entropy", "llm", "slm")
@@ -34,6 +38,7 @@ PASSED_ON = (
     "seed",
     "stop",
 )
+FAILURES = (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportError, Warning)
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 141  # 128 + SIGPIPE, what a shell reports for any program whose reader has gone
 
@@ -66,6 +71,8 @@ exit status:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; defaults of None are those of `HybridGenerator.generate`."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="hybridgen",
         description=DESCRIPTION,
@@ -126,25 +133,36 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with `argv` (default: the process's arguments); return its exit status."""
+    """Run the command with `argv` (default: the process's arguments); return its exit status.
+
+    The process is the command's from then on: an interrupt ends it at once.
+    """
+    leave_when_interrupted()
+    if sys.stderr is None:
+        open_stderr()
     arguments = build_parser().parse_args(argv)
     try:
-        run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            run(arguments)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         abandon_stdout()
         return READER_GONE
-    except (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportError) as error:
+    except FAILURES as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"hybridgen: error: {reason}", file=sys.stderr)
+        check_stdout()
         return 1
     return 0
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Load the pair, generate, print."""
+    if sys.stdout is None:
+        raise ValueError("stdout is closed: there is nowhere to write the text")
     prompt = read_stdin() if arguments.prompt == "-" else arguments.prompt
     result = generate(arguments, prompt)
     if arguments.no_stream:
@@ -152,6 +170,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not result.text.endswith("\n"):
         write("\n")
     if arguments.stats == "json":
+        import json
+
         print(json.dumps(result.stats), file=sys.stderr)
     elif arguments.stats == "text":
         from hybridgen.result import format_stats
@@ -159,23 +179,33 @@ def run(arguments: argparse.Namespace) -> None:
         print(format_stats(result.stats), file=sys.stderr)
 
 
-def generate(arguments: argparse.Namespace, prompt: str) -> "GenerationResult":
+def generate(arguments: argparse.Namespace, prompt: str) -> GenerationResult:
     """The call of the library. Options left out keep the library's own defaults."""
     silence_libraries()
     from hybridgen.generator import HybridGenerator
 
+    given = {name: value for name in PASSED_ON if (value := getattr(arguments, name)) is not None}
+    check_options(given)
     generator = HybridGenerator(
         arguments.slm, arguments.llm, device=arguments.device, dtype=arguments.dtype
     )
-    given = {name: value for name in PASSED_ON if (value := getattr(arguments, name)) is not None}
     stream = None if arguments.no_stream else write
     return generator.generate(prompt, stream=stream, print_stats=False, **given)
+
+
+def check_options(given: dict[str, Any]) -> None:
+    """Refuse, before models are loaded, what no pair would accept."""
+    from hybridgen.prompts import Prompt
+    from hybridgen.request import make_request
+
+    make_request(Prompt(None, [0]), vocab_size=sys.maxsize, max_positions=sys.maxsize, **given)
 
 
 def silence_libraries() -> None:
     """Keep what libraries have to say off the terminal, unless the user asked them to speak."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module="hybridgen")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():  # on a terminal, a download of gigabytes shows its progress
@@ -186,8 +216,15 @@ def silence_libraries() -> None:
     disable_progress_bar()
 
 
+def show_warning(message: Warning | str, *where: Any, **kwargs: Any) -> None:
+    """A warning as one line on stderr."""
+    print(f"hybridgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def read_stdin() -> str:
     """All of stdin, as it is: a final newline is part of the prompt."""
+    if sys.stdin is None:
+        raise ValueError("the prompt is -, but stdin is closed")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -201,7 +238,44 @@ def write(piece: str) -> None:
     sys.stdout.flush()
 
 
+def leave_when_interrupted() -> None:
+    """Let SIGINT end the process at once, quietly, whichever library is running or importing.
+
+    A KeyboardInterrupt would come up anywhere, and some of them catch it or turn it into another
+    error. Nothing needs to be cleaned up. A signal that the parent has set to be ignored stays so.
+    """
+
+    def leave(*signal_and_frame: Any) -> NoReturn:
+        with contextlib.suppress(OSError):
+            os.write(2, b"\n")
+        os._exit(INTERRUPTED)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+
+
+def open_stderr() -> None:
+    """Give a process that was started without stderr one that leads nowhere.
+
+    Without it, `print` would write to stdout, and the next file opened would get what C code says.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != 2:
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+    sys.stderr = os.fdopen(2, "w")
+
+
+def check_stdout() -> None:
+    """Abandon stdout where it takes no more, a full disk say."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        abandon_stdout()
+
+
 def abandon_stdout() -> None:
-    """Point stdout at nothing, or Python would complain about the pipe once more as it exits."""
+    """Point stdout at nothing, or Python would complain about it once more as it exits."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,7 @@ import torch
 from hybridgen.checks import check_int, shown
 from hybridgen.engine.decoder import Decoder
 from hybridgen.kernels import philox
-from hybridgen.request import tokenize_prompt
+from hybridgen.prompts import Prompt
 
 if TYPE_CHECKING:
     from hybridgen.generator import HybridGenerator
@@ -123,7 +123,7 @@ def explain(
     ours, theirs = token_at(expected, at), token_at(found, at)
     margin, tolerance = float("inf"), 0.0
     if ours >= 0 and theirs >= 0:
-        prompt_ids = tokenize_prompt(generator.tokenizer, prompt)[0][0]
+        prompt_ids = Prompt(generator.tokenizer, prompt).token_ids()[0]
         prefix = prompt_ids + expected[:at]
         scores, tolerance = llm_scores(generator, prefix, temperature, seed + index)
         margin = float(scores[ours] - scores[theirs])
@@ -157,7 +157,8 @@ def llm_logits(llm: Decoder, prefix: list[int]) -> tuple[torch.Tensor, float]:
     largest logit is a generous bound for a tie, and far below the gap between different tokens.
     """
     tokens = torch.tensor([prefix], dtype=torch.int64, device=llm.device)
-    llm.prefill(tokens[:, :-1], [len(prefix) - 1])
-    logits = llm(tokens[:, -1:], tokens.new_tensor([len(prefix) - 1]))[0, -1].float().cpu()
+    with torch.autocast(llm.device.type, enabled=False):  # as in `generate`
+        llm.prefill(tokens[:, :-1], [len(prefix) - 1])
+        logits = llm(tokens[:, -1:], tokens.new_tensor([len(prefix) - 1]))[0, -1].float().cpu()
     tolerance = 8 * torch.finfo(llm.dtype).eps * float(logits.abs().max())
     return logits, tolerance

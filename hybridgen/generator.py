@@ -1,6 +1,7 @@
 """HybridGenerator: load the pair, check the request, run a strategy, print the statistics."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from os import PathLike
@@ -10,15 +11,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybridgen import pair as embedded_pair
-from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, shown
+from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, quoted, shown
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load, load_tokenizer
 from hybridgen.engine.pair import Pair
 from hybridgen.pairing import check_same_tokenizer
-from hybridgen.request import make_request, sampling_defaults, tokenize_prompt
+from hybridgen.prompts import Prompt
+from hybridgen.recommendations import SOURCE, not_applied, sampling_defaults
+from hybridgen.request import Request, is_streamer, make_request
 from hybridgen.result import GenerationResult, format_stats
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
+from hybridgen.text import full_texts
 
 DEFAULT_MAX_SEQ_LEN = 4096
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -52,6 +56,8 @@ class HybridGenerator:
     Raises ValueError for models that cannot be loaded, cannot roll back their cache, have different
     tokenizers, or whose cache does not fit in memory.
     """
+
+    _told = False  # whether a warning has named what is not applied
 
     def __init__(
         self,
@@ -118,7 +124,8 @@ class HybridGenerator:
     ) -> GenerationResult:
         """Continue ``prompt``.
 
-        prompt                   a string, a list of strings, token ids, or chat messages
+        prompt                   a string, token ids, chat messages, a tokenizer's output with its
+                                 attention mask, or a list of strings, ids or chats: see `Prompt`
         strategy                 a name in ``self.strategies``
         temperature, top_k,      applied in this order; 0, 0, 1 and 0 turn them off (temperature 0
         top_p, min_p             is greedy); None: the LLM's generation config, else off
@@ -133,18 +140,20 @@ class HybridGenerator:
         stop                     a string or strings before which the text ends
         eos_token_id             one id or several; None: the LLM's own. ``ignore_eos`` writes on
         stream                   a transformers streamer, or a callable that takes text
-        print_stats              print the statistics block to stdout
+        print_stats              print the statistics block to stdout, on a line of its own
         **kwargs                 passed on to a custom strategy; an error for the built-in ones
 
         Raises ValueError or TypeError, naming the argument, before any model runs; the generator
         stays usable. Raises ValueError if a model computes NaN. Calls from several threads wait for
-        each other; one from inside another, such as from its stream, raises RuntimeError.
+        each other; one from inside another, such as from its stream, raises RuntimeError. Warns
+        once, in the first call, of what the LLM's generation config asks for and hybridgen does not
+        apply.
         """
         check_bool("print_stats", print_stats)
         chosen = self._choose(strategy, kwargs)
-        prompt_ids, is_batch = tokenize_prompt(self.tokenizer, prompt)
+        rows = Prompt(self.tokenizer, prompt, self.pair.rows)
         request = make_request(
-            prompt_ids=prompt_ids,
+            rows,
             strategy=strategy,
             max_new_tokens=max_new_tokens,
             **sampling_defaults(
@@ -168,9 +177,9 @@ class HybridGenerator:
             default_eos=self._default_eos(),
             vocab_size=min(self.slm.vocab_size, self.llm.vocab_size),
             max_positions=self._context(chosen),
-            max_batch_size=self.pair.rows,
         )
-        with torch.inference_mode():
+        self._tell_what_is_not_applied()
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             outcome = chosen.generate(
                 slm=self.slm,
                 llm=self.llm,
@@ -186,24 +195,33 @@ class HybridGenerator:
                 pair=self.pair,
                 **kwargs,
             )
-        result = (
-            outcome
-            if isinstance(outcome, GenerationResult)
-            else self._wrap(outcome, prompt, strategy)
-        )
-        if not is_batch and isinstance(chosen, RoundStrategy):
+        result = outcome if isinstance(outcome, GenerationResult) else self._wrap(outcome, request)
+        if not rows.is_batch and isinstance(chosen, RoundStrategy):
             result = result.single()
         if print_stats:
+            if takes_text(stream) and ends_inside_a_line(result.text):
+                print()  # most streams of text print it: the block begins a line
             print(format_stats(result.stats))
         return result
+
+    def _tell_what_is_not_applied(self) -> None:
+        """Warn of the LLM's recommendations that are not followed, in the first call."""
+        asked = {} if self._told else not_applied(self.llm.generation_config)
+        self._told = True
+        if asked:
+            fields = ", ".join(f"{name}={quoted(value)}" for name, value in asked.items())
+            warnings.warn(
+                f"{SOURCE} asks for {fields}, which hybridgen does not apply",
+                UserWarning,
+                stacklevel=4,  # the caller of `generate`, beyond its turn
+            )
 
     def _choose(self, name: Any, kwargs: dict[str, Any]) -> GenerationStrategy:
         """The strategy of this name; only custom ones take arguments that we do not know."""
         chosen = self.strategies[check_choice("strategy", name, self.strategies)]
         if not isinstance(chosen, GenerationStrategy):
-            raise TypeError(
-                f"strategies[{name!r}] must be a GenerationStrategy instance, got {shown(chosen)}"
-            )
+            where = f"strategies[{quoted(name)}]"
+            raise TypeError(f"{where} must be a GenerationStrategy instance, got {shown(chosen)}")
         if isinstance(chosen, RoundStrategy):
             known = list(inspect.signature(HybridGenerator.generate).parameters)[1:-1]
             check_no_more("generate", kwargs, known)
@@ -222,19 +240,36 @@ class HybridGenerator:
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
-    def _wrap(self, outcome: Any, prompt: Any, name: str) -> GenerationResult:
+    def _wrap(self, outcome: Any, request: Request) -> GenerationResult:
         """The (text, stats) of a custom strategy as a result; its tokens are those of the text."""
         try:
             text, stats = outcome
         except (TypeError, ValueError):
             text = stats = None
         if not isinstance(text, (str, list)) or not isinstance(stats, dict):
-            raise TypeError(f"strategies[{name!r}] must return (text, stats), not {shown(outcome)}")
+            name = request.strategy
+            raise TypeError(
+                f"strategies[{quoted(name)}] must return (text, stats), not {shown(outcome)}"
+            )
         tokens = stats.get("tokens")
         if tokens is None and isinstance(text, str):
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        full = prompt + text if isinstance(prompt, str) and isinstance(text, str) else text
+        texts = text if isinstance(text, list) else [text]
+        full: Any = text
+        if len(texts) == request.rows and all(isinstance(row, str) for row in texts):
+            full = full_texts(self.tokenizer, request, texts, [()] * len(texts))
+            full = full if isinstance(text, list) else full[0]
         return GenerationResult(text=text, tokens=tokens, stats=stats, full_text=full)
+
+
+def takes_text(stream: Any) -> bool:
+    """Whether a stream is a callable; a transformers streamer ends its last line itself."""
+    return stream is not None and not is_streamer(stream)
+
+
+def ends_inside_a_line(text: Any) -> bool:
+    """Whether a line printed after the text would be glued to it."""
+    return isinstance(text, str) and text != "" and not text.endswith("\n")
 
 
 def choose_sources(slm: Any, llm: Any) -> tuple[Any, Any]:

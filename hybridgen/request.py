@@ -1,11 +1,7 @@
-"""One call of `generate`, checked once, before any model runs.
-
-`tokenize_prompt` turns whatever the user passed into token ids, `sampling_defaults` reads what the
-checkpoint recommends, and `make_request` checks everything and returns an immutable `Request`.
-"""
+"""One call of `generate`, checked once, before any model runs."""
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +12,17 @@ from hybridgen.checks import (
     check_choice,
     check_float,
     check_int,
+    exact_list,
+    has_attribute,
+    quoted,
     shown,
 )
 from hybridgen.engine.state import MAX_DRAFTS, MAX_EOS
+from hybridgen.prompts import Prompt, Room
 
 MAX_CONSECUTIVE = 16
+MAX_STOPS = 256  # each is looked for at every token
+MAX_STOP_LENGTH = 4096  # characters
 SEEDS = 2**63
 VERIFICATIONS = ("rejection", "coupled")
 EVIDENCE = ("probs", "logits")
@@ -32,9 +34,11 @@ class Request:
 
     A row's `seed` keys all its random numbers. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and
     `min_p` 0 are off. `stream` is None, a transformers streamer or a callable, for one row only.
+    `prompt_texts` has each prompt that was given as a string, None for any other.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
+    prompt_texts: tuple[str | None, ...]
     strategy: str
     max_new_tokens: int
     temperature: float
@@ -64,38 +68,11 @@ class Request:
         return () if self.ignore_eos else self.eos_token_id
 
 
-def sampling_defaults(
-    generation_config: Any,
-    *,
-    temperature: Any = None,
-    top_k: Any = None,
-    top_p: Any = None,
-    min_p: Any = None,
-) -> dict[str, Any]:
-    """The four sampling parameters, those left at None taken from the LLM's generation config.
-
-    What the checkpoint sets is used (`do_sample=False` is temperature 0); what it does not set is
-    temperature 1.0, top_k 0 (off), top_p 1.0 (off), min_p 0.0 (off). `generation_config` may be
-    None. Note that transformers itself would fill an unset top_k with 50.
-    """
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    fallback = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    config = {name: getattr(generation_config, name, None) for name in given}
-    if getattr(generation_config, "do_sample", None) is False:
-        config["temperature"] = 0.0
-    choices = ((given[name], config[name], fallback[name]) for name in given)
-    return {
-        name: next(value for value in values if value is not None)
-        for name, values in zip(given, choices, strict=True)
-    }
-
-
 def make_request(
+    prompt: Prompt,
     *,
-    prompt_ids: Sequence[Sequence[int]],
     vocab_size: int,
     max_positions: int,
-    max_batch_size: int,
     default_eos: Sequence[int] = (),
     strategies: Collection[str] = (),
     strategy: object = "speculative",
@@ -118,43 +95,53 @@ def make_request(
 ) -> Request:
     """Check the raw arguments of `generate` and return them as a `Request`.
 
-    prompt_ids      one list of token ids a row, from `tokenize_prompt`
     vocab_size      ids must be below it
     max_positions   prompt and new tokens of a row must fit in it
     default_eos     the checkpoint's eos ids, used where `eos_token_id` is None
     strategies      the known names; empty: the caller has looked `strategy` up already
 
+    The prompt is tokenised last, when everything else is right.
+
     Raises TypeError or ValueError naming the argument, what it accepts and what came.
     """
     name = check_choice("strategy", strategy, strategies or (str(strategy),))
-    new = check_int("max_new_tokens", max_new_tokens, 1)
-    rows = _check_prompts(prompt_ids, vocab_size, max_positions, max_batch_size, new)
+    room = Room(max_positions, check_new_tokens(max_new_tokens, max_positions))
     bar, fraction = _check_routing(threshold, llm_fraction)
-    if eos_token_id is None:
-        eos: tuple[int, ...] = tuple(default_eos)
-    else:
-        eos = _check_eos(eos_token_id, vocab_size)
-    if len(eos) > MAX_EOS:
-        raise ValueError(f"eos_token_id must be at most {MAX_EOS} ids, got {len(eos)}")
-    return Request(
-        prompt_ids=rows,
-        strategy=name,
-        max_new_tokens=new,
+    options: dict[str, Any] = {
         **check_sampling(temperature, top_k, top_p, min_p, vocab_size),
-        num_drafts=check_int("num_drafts", num_drafts, 1, MAX_DRAFTS),
-        verification=check_choice("verification", verification, VERIFICATIONS),
-        threshold=bar,
-        llm_fraction=fraction,
-        llm_consecutive_tokens=check_int(
+        "num_drafts": check_int("num_drafts", num_drafts, 1, MAX_DRAFTS),
+        "verification": check_choice("verification", verification, VERIFICATIONS),
+        "threshold": bar,
+        "llm_fraction": fraction,
+        "llm_consecutive_tokens": check_int(
             "llm_consecutive_tokens", llm_consecutive_tokens, 1, MAX_CONSECUTIVE
         ),
-        evidence=check_choice("evidence", evidence, EVIDENCE),
-        seed=check_seed(seed, len(rows)),
-        stop=_check_stop(stop),
-        eos_token_id=eos,
-        ignore_eos=check_bool("ignore_eos", ignore_eos),
-        stream=_check_stream(stream, len(rows)),
+        "evidence": check_choice("evidence", evidence, EVIDENCE),
+        "seed": check_seed(seed, prompt.rows),
+        "stop": _check_stop(stop),
+        "eos_token_id": _check_eos(eos_token_id, default_eos, vocab_size),
+        "ignore_eos": check_bool("ignore_eos", ignore_eos),
+        "stream": _check_stream(stream, prompt.rows),
+    }
+    return Request(
+        prompt_ids=_check_ids(prompt.token_ids(room), vocab_size, room),
+        prompt_texts=prompt.texts,
+        strategy=name,
+        max_new_tokens=room.new_tokens,
+        **options,
     )
+
+
+def check_new_tokens(max_new_tokens: object, max_positions: int) -> int:
+    """At least 1, and so many that a prompt of one token fits beside them."""
+    new = check_int("max_new_tokens", max_new_tokens, 1)
+    if new >= max_positions:
+        raise ValueError(
+            f"max_new_tokens must leave room for the prompt: it is {quoted(new)}, and the "
+            f"generator has {max_positions} positions for both (max_seq_len, at most the models' "
+            f"context)"
+        )
+    return new
 
 
 def check_sampling(
@@ -174,44 +161,27 @@ def check_sampling(
     }
 
 
-def _check_prompts(
-    prompt_ids: Sequence[Sequence[int]],
-    vocab_size: int,
-    max_positions: int,
-    max_batch_size: int,
-    max_new_tokens: int,
+def _check_ids(
+    prompt_ids: Sequence[Sequence[int]], vocab_size: int, room: Room
 ) -> tuple[tuple[int, ...], ...]:
-    if not prompt_ids:
-        raise ValueError("prompt must hold at least one prompt, got an empty list")
-    if len(prompt_ids) > max_batch_size:
-        raise ValueError(
-            f"prompt has {len(prompt_ids)} rows, but the generator was made for "
-            f"max_batch_size={max_batch_size}; pass fewer prompts or a larger max_batch_size"
-        )
     for row, ids in enumerate(prompt_ids):
-        where = "prompt" if len(prompt_ids) == 1 else f"prompt {row}"
+        where = "prompt" if len(prompt_ids) == 1 else f"prompt[{row}]"
         if not ids:
             raise ValueError(f"{where} is empty: it must have at least one token")
         if min(ids) < 0 or max(ids) >= vocab_size:
             wrong = next(i for i in ids if not 0 <= i < vocab_size)
             raise ValueError(
-                f"{where} holds token id {wrong}; ids must be from 0 to {vocab_size - 1}"
+                f"{where} holds token id {quoted(wrong)}; ids must be from 0 to {vocab_size - 1}"
             )
-        needed = len(ids) + max_new_tokens
-        if needed > max_positions:
-            raise ValueError(
-                f"{where} has {len(ids)} tokens, with max_new_tokens={max_new_tokens} that is "
-                f"{needed} positions, but the generator has {max_positions} (max_seq_len, at most "
-                f"the models' context); shorten the prompt or lower max_new_tokens"
-            )
+        room.check(where, len(ids))
     return tuple(tuple(ids) for ids in prompt_ids)
 
 
 def _check_routing(threshold: object, llm_fraction: object) -> tuple[float | None, float | None]:
     if threshold is not None and llm_fraction is not None:
         raise ValueError(
-            f"threshold={threshold!r} and llm_fraction={llm_fraction!r} exclude each other: "
-            f"llm_fraction chooses the threshold itself"
+            f"threshold={quoted(threshold)} and llm_fraction={quoted(llm_fraction)} exclude each "
+            f"other: llm_fraction chooses the threshold itself"
         )
     if threshold is not None:
         accepted = "a finite number >= 0"
@@ -226,10 +196,13 @@ def check_seed(seed: object, rows: int) -> tuple[int, ...]:
     """One seed a row. Drawn seeds are short, so that one can be typed again from the statistics."""
     if seed is None:
         seed = secrets.randbelow(2**32)
-    if isinstance(seed, (list, tuple, np.ndarray)):
-        if len(seed) != rows:
-            raise ValueError(f"seed must have one integer a row ({rows}), got {len(seed)}")
-        return tuple(check_int(f"seed[{i}]", s, 0, SEEDS - 1) for i, s in enumerate(seed))
+    if isinstance(seed, np.ndarray) and seed.ndim:
+        seed = list(seed)
+    seeds = exact_list(seed)
+    if seeds is not None:
+        if len(seeds) != rows:
+            raise ValueError(f"seed must have one integer a row ({rows}), got {len(seeds)}")
+        return tuple(check_int(f"seed[{i}]", s, 0, SEEDS - 1) for i, s in enumerate(seeds))
     first = check_int("seed", seed, 0, SEEDS - rows)
     return tuple(range(first, first + rows))
 
@@ -238,119 +211,55 @@ def _check_stop(stop: object) -> tuple[str, ...]:
     if stop is None:
         return ()
     accepted = "a string or a list of strings"
-    items = [stop] if isinstance(stop, str) else stop
-    if not isinstance(items, (list, tuple)):
+    items = [stop] if isinstance(stop, str) else exact_list(stop)
+    if items is None:
         raise TypeError(f"stop must be {accepted}, got {shown(stop)}")
+    if len(items) > MAX_STOPS:
+        raise ValueError(f"stop must be at most {MAX_STOPS} strings, got {len(items)}")
     for item in items:
         if not isinstance(item, str):
             raise TypeError(f"stop must be {accepted}, got a list with {shown(item)}")
-        if not item:
+    texts = tuple(dict.fromkeys(str.__str__(item) for item in items))
+    for text in texts:
+        if not text:
             raise ValueError("stop must not hold an empty string: it would stop at once")
-    return tuple(dict.fromkeys(items))
+        if len(text) > MAX_STOP_LENGTH:
+            raise ValueError(
+                f"stop must be strings of at most {MAX_STOP_LENGTH} characters, got one of "
+                f"{len(text)}: {quoted(text)}"
+            )
+    return texts
 
 
-def _check_eos(eos_token_id: object, vocab_size: int) -> tuple[int, ...]:
-    if isinstance(eos_token_id, (list, tuple)):
-        ids = [check_int("eos_token_id", i, 0, vocab_size - 1) for i in eos_token_id]
+def _check_eos(eos_token_id: object, default: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    if eos_token_id is None:
+        items: list[Any] = list(dict.fromkeys(default))
     else:
-        ids = [check_int("eos_token_id", eos_token_id, 0, vocab_size - 1)]
+        several = exact_list(eos_token_id)
+        items = [eos_token_id] if several is None else several
+    if len(items) > MAX_EOS:
+        raise ValueError(f"eos_token_id must be at most {MAX_EOS} ids, got {len(items)}")
+    if eos_token_id is None:
+        return tuple(items)
+    ids = (check_int("eos_token_id", item, 0, vocab_size - 1) for item in items)
     return tuple(dict.fromkeys(ids))
 
 
 def _check_stream(stream: object, rows: int) -> object:
     if stream is None:
         return None
-    is_streamer = callable(getattr(stream, "put", None)) and callable(getattr(stream, "end", None))
-    if isinstance(stream, type) or not (is_streamer or callable(stream)):
+    has_both = has_attribute(stream, "put") and has_attribute(stream, "end")
+    usable = is_streamer(stream) if has_both else callable(stream)
+    if isinstance(stream, type) or not usable:
         raise TypeError(
             "stream must be a callable that takes a piece of text, or a transformers streamer "
-            f"object with put() and end(), got {shown(stream)}"
+            f"object with the methods put() and end(), got {shown(stream)}"
         )
     if rows > 1:
         raise ValueError(f"stream works with one prompt, got {rows}")
     return stream
 
 
-def tokenize_prompt(tokenizer: Any, prompt: object) -> tuple[list[list[int]], bool]:
-    """Token ids of `prompt`, one list a row, and whether it was a batch.
-
-    Accepted: a string; token ids (a list of ints, or an integer tensor or array [T]); chat messages
-    (a list of {"role": ..., "content": ...}, through the tokenizer's chat template with the
-    generation prompt added); and a list of any of these, or an integer tensor [B, T], as a batch.
-    Rows of a tensor are taken whole: padding is not removed.
-
-    Strings get the special tokens that the tokenizer adds by itself, but a string that already
-    begins with the bos token (a rendered chat template) does not get a second one.
-    """
-    prompt = _plain(prompt)
-    if _is_one(prompt):
-        return [_tokenize_one(tokenizer, prompt, "prompt")], False
-    if isinstance(prompt, list):
-        rows = [_plain(item) for item in prompt]
-        return [_tokenize_one(tokenizer, row, f"prompt[{i}]") for i, row in enumerate(rows)], True
-    raise TypeError(_ACCEPTED_PROMPTS.format(name="prompt", got=shown(prompt)))
-
-
-_ACCEPTED_PROMPTS = (
-    "{name} must be a string, token ids (ints), chat messages (dicts with role and content), or a "
-    "list of these, got {got}"
-)
-
-
-def _plain(prompt: object) -> object:
-    """Tensors, arrays and tuples as lists; anything else as it is."""
-    kind = getattr(prompt, "dtype", None)
-    if kind is not None and hasattr(prompt, "tolist"):
-        if any(word in str(kind) for word in ("float", "bool", "complex")):
-            raise TypeError(f"prompt must have an integer dtype, got a {kind} tensor")
-        return prompt.tolist()
-    return list(prompt) if isinstance(prompt, tuple) else prompt
-
-
-def _is_one(prompt: object) -> bool:
-    """Whether `prompt` is a single prompt; an empty list is a prompt without tokens."""
-    if isinstance(prompt, str):
-        return True
-    return isinstance(prompt, list) and not (prompt and isinstance(_plain(prompt[0]), (str, list)))
-
-
-def _tokenize_one(tokenizer: Any, prompt: object, name: str) -> list[int]:
-    if isinstance(prompt, str):
-        return _tokenize_text(tokenizer, prompt, name)
-    if not isinstance(prompt, list):
-        raise TypeError(_ACCEPTED_PROMPTS.format(name=name, got=shown(prompt)))
-    if prompt and isinstance(prompt[0], Mapping):
-        return _tokenize_chat(tokenizer, prompt, name)
-    for item in prompt:
-        if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
-            raise TypeError(_ACCEPTED_PROMPTS.format(name=name, got=f"a list with {shown(item)}"))
-    return [int(item) for item in prompt]
-
-
-def _tokenize_text(tokenizer: Any, text: str, name: str) -> list[int]:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is not valid Unicode text: {error.reason}") from error
-    bos = getattr(tokenizer, "bos_token", None)
-    add_special_tokens = not (bos and text.startswith(bos))
-    encoded = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
-    return list(encoded["input_ids"])
-
-
-def _tokenize_chat(tokenizer: Any, messages: list[Any], name: str) -> list[int]:
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise TypeError(f"{name}[{i}] must be a chat message (a dict), got {shown(message)}")
-        for key in ("role", "content"):
-            if key not in message:
-                raise ValueError(f"{name}[{i}] has no {key!r}: a chat message has role and content")
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"{name} is a chat, but the LLM's tokenizer has no chat template")
-    try:
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except Exception as error:  # templates are programs of the checkpoint: they raise anything
-        raise ValueError(f"{name}: the chat template refused the messages: {error}") from error
-    return list(ids)
+def is_streamer(stream: object) -> bool:
+    """Whether a stream is fed tokens, as transformers does it, and not text."""
+    return callable(getattr(stream, "put", None)) and callable(getattr(stream, "end", None))

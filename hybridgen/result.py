@@ -4,7 +4,7 @@ Statistics are a plain dict. Every strategy reports strategy, total_tokens, slm_
 decode_steps, elapsed_time (seconds), tokens_per_second, prompt_tokens and seed. Speculation adds
 draft_generated, draft_accepted, acceptance_rate, accepted_per_position (how often the i-th draft of
 a round was accepted), num_drafts and verification; routing adds threshold, llm_consecutive_tokens
-and slm_usage. Rates are fractions of 1.
+and slm_usage. Rates are fractions of 1. All numbers are finite: the dict is JSON.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,8 @@ class GenerationResult:
     text        str, the new text alone
     tokens      list of int, the new ids, with the eos or the token that completed a stop string
     stats       dict, see the module's documentation
-    full_text   str, prompt and new text
+    full_text   str, prompt and new text: a prompt given as a string as it was written, any other as
+                its token ids are decoded; both with their special tokens, the new text without
 
     For a list of prompts, `text`, `tokens` and `full_text` are lists, and `stats` holds sums over
     the rows with one dict a row in `stats["rows"]`.

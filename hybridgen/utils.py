@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridgen.checks import check_choice, check_float, check_int, shown
+from hybridgen.detokenizer import new_text as new_text
 from hybridgen.kernels import philox, sampling, uncertainty
 from hybridgen.request import EVIDENCE, check_sampling, check_seed
 
@@ -82,6 +83,11 @@ def _rows(logits: Tensor) -> Tensor:
         raise TypeError(f"logits must be {accepted}, got {shown(logits)}")
     if not logits.is_floating_point():
         raise TypeError(f"logits must be {accepted}, got dtype {logits.dtype}")
+    if logits.is_nested or logits.layout != torch.strided or logits.is_meta:
+        kind = "nested" if logits.is_nested else f"{logits.layout} on {logits.device}"
+        raise TypeError(
+            f"logits must be {accepted} that is dense and holds values, got a {kind} one"
+        )
     if logits.ndim not in (1, 2) or 0 in logits.shape:
         raise ValueError(f"logits must be {accepted}, not empty, got shape {list(logits.shape)}")
     rows = logits.reshape(-1, logits.shape[-1])

@@ -1,10 +1,13 @@
 """What `generate` gives back: text, tokens, statistics and stream agree and end together."""
 
 import gc
+import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TinyPair, random_model, save, train_tokenizer
@@ -12,6 +15,8 @@ from transformers import MambaConfig, MambaForCausalLM, TextStreamer
 
 from hybridgen import GenerationStrategy, HybridGenerator
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
+from hybridgen.result import format_stats
+from hybridgen.utils import new_text
 
 PROMPT = "def area(radius):\n"
 STRATEGIES = ["speculative", "uncertainty", "entropy", "llm", "slm"]
@@ -51,7 +56,8 @@ def write(generator: HybridGenerator, prompt: Any = PROMPT, **options: Any) -> A
 def test_result_and_statistics(generator: HybridGenerator, strategy: str) -> None:
     result = write(generator, strategy=strategy, ignore_eos=True)
     text, stats = result
-    assert text == generator.tokenizer.decode(result.tokens, skip_special_tokens=True)
+    prompt_ids = generator.tokenizer(PROMPT)["input_ids"]
+    assert text == new_text(generator.tokenizer, prompt_ids, result.tokens)
     assert result.full_text == PROMPT + text
     assert len(result.tokens) == stats["total_tokens"] == 30
     assert stats["slm_tokens"] + stats["llm_tokens"] == 30
@@ -94,6 +100,48 @@ def test_the_block_is_printed(generator: HybridGenerator, capsys: Any) -> None:
         f"SLM tokens: {stats['slm_tokens']}, LLM tokens: {stats['llm_tokens']}",
         "=" * 60,
     ]
+
+
+def test_the_block_begins_a_line_after_text_that_was_streamed(
+    generator: HybridGenerator, capsys: Any
+) -> None:
+    def stream(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    for seed in range(4):
+        result = write(generator, seed=seed, stream=stream, print_stats=True, temperature=2.0)
+        end = "" if result.text.endswith("\n") else "\n"
+        assert capsys.readouterr().out == result.text + end + format_stats(result.stats) + "\n"
+        text = write(generator, seed=seed, stream=stream).text
+        assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_statistics_are_json(generator: HybridGenerator, strategy: str, rows: int) -> None:
+    routed = strategy in ("uncertainty", "entropy")
+    for fraction in (0, 0.5, 0.999, 1) if routed else (None,):
+        stats = write(
+            generator, [PROMPT] * rows, strategy=strategy, llm_fraction=fraction, seed=4
+        ).stats
+        assert json.loads(json.dumps(stats, allow_nan=False)) == stats
+        if routed:
+            assert f"Threshold: {stats['threshold']:.4g}" in format_stats(stats)
+
+
+def test_full_text_keeps_special_tokens_however_the_prompt_is_given(
+    generator: HybridGenerator,
+) -> None:
+    prompt = "<|endoftext|>def area"
+    ids = generator.tokenizer(prompt)["input_ids"]
+    assert ids[0] == 0
+    text = write(generator, prompt).text
+    for single in (ids, tuple(ids), np.array(ids), torch.tensor(ids)):
+        assert write(generator, single).full_text == prompt + text
+    for several in ([prompt], (prompt,), np.array([prompt]), [ids], torch.tensor([ids])):
+        assert write(generator, several).full_text == [prompt + text]
+    mixed = write(generator, [ids, prompt, tuple(ids)], seed=[1, 1, 1])
+    assert mixed.full_text == [prompt + text] * 3
 
 
 def test_a_list_of_prompts_gives_lists(generator: HybridGenerator) -> None:
@@ -211,6 +259,20 @@ def test_prompts_may_be_token_ids_or_a_chat(generator: HybridGenerator) -> None:
         chat, add_generation_prompt=True, tokenize=False
     )
     assert write(generator, chat).tokens == write(generator, templated).tokens
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_that_a_mask_names_changes_nothing(generator: HybridGenerator, side: str) -> None:
+    prompts = [PROMPT, "x", "the quick brown fox"]
+    batch = generator.tokenizer(prompts, return_tensors="pt", padding=True, padding_side=side)
+    expected = write(generator, prompts)
+    found = write(generator, batch)
+    assert found.tokens == expected.tokens
+    assert found.full_text == expected.full_text
+    assert found.stats["prompt_tokens"] == expected.stats["prompt_tokens"]
+    assert write(generator, dict(batch)).tokens == expected.tokens
+    with pytest.raises(ValueError, match=r"^prompt.*pad id.*attention_mask"):
+        write(generator, batch["input_ids"])
 
 
 def test_a_prompt_of_one_token(generator: HybridGenerator) -> None:
@@ -344,6 +406,57 @@ def test_nan_is_an_error_and_does_not_stay(tiny_pair: TinyPair, strategy: str, b
             write(generator, **options)
     norm.copy_(healthy)
     assert write(generator, **options).tokens == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_autocast_around_a_call_changes_nothing(
+    tiny_pair: TinyPair, dtype: torch.dtype, strategy: str
+) -> None:
+    generator = HybridGenerator(*tiny_pair, device="cpu", dtype=dtype)
+    expected = write(generator, strategy=strategy).tokens
+    for other in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=other):
+            assert write(generator, strategy=strategy).tokens == expected
+
+
+@pytest.mark.parametrize("name", ["prefill", "__call__"])
+def test_a_streamer_is_told_the_end_also_of_a_failure(
+    generator: HybridGenerator, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise LookupError("the model is gone")
+
+    calls: list[str] = []
+    streamer = SimpleNamespace(put=lambda _: calls.append("put"), end=lambda: calls.append("end"))
+    monkeypatch.setattr(type(generator.llm), name, fail)
+    with pytest.raises(LookupError, match="the model is gone"):
+        write(generator, strategy="llm", stream=streamer)
+    assert calls == ["put", "end"]
+
+
+def test_what_the_llm_recommends_and_is_not_applied_is_named_once(tiny_pair: TinyPair) -> None:
+    generator = HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32)
+    write(generator)
+    generator = HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32)
+    config = generator.llm.generation_config
+    config.repetition_penalty, config.no_repeat_ngram_size, config.num_beams = 1.05, 3, 1
+    with pytest.raises(ValueError, match=r"^top_k must"):
+        write(generator, top_k=-1)
+    told = r"^the LLM's generation config asks for repetition_penalty=1.05, no_repeat_ngram_size=3,"
+    with pytest.warns(UserWarning, match=told) as caught:
+        write(generator)
+        write(generator)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_a_sampling_default_that_is_wrong_says_where_it_is_from(tiny_pair: TinyPair) -> None:
+    generator = HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32)
+    generator.llm.generation_config.top_p = "most"
+    with pytest.raises(TypeError, match=r"^top_p \(from the LLM's generation config\) must"):
+        write(generator)
+    assert write(generator, top_p=0.9).tokens
 
 
 def test_an_interrupt_leaves_the_generator_usable(generator: HybridGenerator) -> None:

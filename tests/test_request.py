@@ -1,31 +1,34 @@
 """A request is checked once, and every refusal names the argument, its value and what is right."""
 
 import re
+from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
-from hybridgen.request import Request, make_request, sampling_defaults, tokenize_prompt
+from hybridgen.prompts import Prompt
+from hybridgen.recommendations import not_applied, sampling_defaults
+from hybridgen.request import MAX_STOPS, Request, make_request
 
 VOCAB = 100
 CONTEXT = 64
 STRATEGIES = ("speculative", "uncertainty", "entropy", "llm", "slm")
 
 
-def request(**changes: Any) -> Request:
+def request(prompt: object = (1, 2, 3), **changes: Any) -> Request:
     arguments = {
-        "prompt_ids": [[1, 2, 3]],
         "vocab_size": VOCAB,
         "max_positions": CONTEXT,
-        "max_batch_size": 4,
         "default_eos": (0,),
         "strategies": STRATEGIES,
         "max_new_tokens": 10,
     }
-    return make_request(**{**arguments, **changes})
+    return make_request(Prompt(None, prompt, 4), **{**arguments, **changes})
 
 
 def test_the_defaults_are_valid_and_the_request_is_immutable() -> None:
@@ -186,6 +189,12 @@ def test_an_unknown_strategy_lists_the_known_and_suggests_the_nearest() -> None:
     assert all(name in str(caught.value) for name in STRATEGIES)
 
 
+def test_for_a_long_word_no_name_is_looked_for() -> None:
+    with pytest.raises(ValueError, match=r"^strategy must be one of") as caught:
+        request(strategy="e" * 100, strategies=("e" * 101,))
+    assert "did you mean" not in str(caught.value)
+
+
 def test_threshold_and_llm_fraction_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"threshold=0\.5 and llm_fraction=0\.2"):
         request(threshold=0.5, llm_fraction=0.2)
@@ -199,12 +208,12 @@ def test_top_k_of_the_whole_vocabulary_is_off() -> None:
 
 def test_a_seed_gives_row_r_the_seed_plus_r() -> None:
     three = [[1], [2], [3]]
-    assert request(prompt_ids=three, seed=7).seed == (7, 8, 9)
-    assert request(prompt_ids=three, seed=[5, 5, 2]).seed == (5, 5, 2)
-    assert request(prompt_ids=three, seed=np.array([1, 2, 3])).seed == (1, 2, 3)
+    assert request(three, seed=7).seed == (7, 8, 9)
+    assert request(three, seed=[5, 5, 2]).seed == (5, 5, 2)
+    assert request(three, seed=np.array([1, 2, 3])).seed == (1, 2, 3)
     assert request(seed=2**63 - 1).seed == (2**63 - 1,)
     with pytest.raises(ValueError, match="seed"):
-        request(prompt_ids=three, seed=2**63 - 2)
+        request(three, seed=2**63 - 2)
 
 
 def test_no_seed_draws_a_new_one_each_time() -> None:
@@ -232,31 +241,190 @@ def test_a_stream_is_a_callable_or_a_streamer_and_takes_one_row() -> None:
     assert request(stream=print).stream is print
     assert request(stream=streamer).stream is streamer
     with pytest.raises(ValueError, match="stream works with one prompt, got 2"):
-        request(prompt_ids=[[1], [2]], stream=print)
+        request([[1], [2]], stream=print)
 
 
 def test_prompts_must_have_tokens_of_the_vocabulary() -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
-        request(prompt_ids=[[]])
-    with pytest.raises(ValueError, match="prompt 1 is empty"):
-        request(prompt_ids=[[1], []])
-    with pytest.raises(ValueError, match="at least one prompt"):
-        request(prompt_ids=[])
+        request([[]])
+    with pytest.raises(ValueError, match=r"prompt\[1\] is empty"):
+        request([[1], []])
+    with pytest.raises(ValueError, match="prompt is empty"):
+        request([])
     for wrong in (-1, VOCAB):
         with pytest.raises(ValueError, match=f"token id {wrong}; ids must be from 0 to 99"):
-            request(prompt_ids=[[1, wrong]])
+            request([[1, wrong]])
 
 
 def test_more_rows_than_the_cache_has_are_refused() -> None:
     with pytest.raises(ValueError, match=r"5 rows.*max_batch_size=4"):
-        request(prompt_ids=[[1]] * 5)
+        request([[1]] * 5)
 
 
 def test_prompt_and_new_tokens_must_fit_and_the_error_gives_all_numbers() -> None:
-    assert request(prompt_ids=[[1] * 54], max_new_tokens=10).rows == 1
+    assert request([[1] * 54], max_new_tokens=10).rows == 1
     with pytest.raises(ValueError) as caught:
-        request(prompt_ids=[[1] * 55], max_new_tokens=10)
+        request([[1] * 55], max_new_tokens=10)
     assert all(number in str(caught.value) for number in ("55", "10", "65", "64"))
+
+
+def test_options_are_checked_before_the_prompt_is_tokenised() -> None:
+    class NoTokenizer:
+        def __call__(self, *arguments: Any, **options: Any) -> None:
+            raise AssertionError("tokenised")
+
+    for name, value in [
+        ("top_k", -1),
+        ("seed", -1),
+        ("stop", ""),
+        ("stream", 5),
+        ("num_drafts", 0),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=rf"^{name}\b"):
+            make_request(
+                Prompt(NoTokenizer(), "text"), vocab_size=9, max_positions=999, **{name: value}
+            )
+
+
+HUGE = 10**5000
+LONG = "x" * 10**6
+
+
+class Word(str):
+    """Equal to its text; nothing else works."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __len__(self) -> int:
+        raise RuntimeError("no len")
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("no iter")
+
+
+class Number(int):
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+class Items(list[Any]):
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __len__(self) -> int:
+        raise RuntimeError("no len")
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("no iter")
+
+
+class Nothing:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("no attributes")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+ODD = [
+    HUGE,
+    -HUGE,
+    Fraction(HUGE, 3),
+    LONG,
+    [LONG],
+    [HUGE],
+    list(range(10**6)),
+    Word("word"),
+    Items([1, "a"]),
+    Nothing(),
+    [Nothing()],
+    np.array(3),
+    np.array("a"),
+    np.str_("text"),
+    {"a": Nothing()},
+    torch.zeros(3, device="meta"),
+    Decimal("0.5"),
+]
+OPTIONS = [
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "num_drafts",
+    "threshold",
+    "llm_fraction",
+    "llm_consecutive_tokens",
+    "verification",
+    "evidence",
+    "strategy",
+    "seed",
+    "stop",
+    "eos_token_id",
+    "ignore_eos",
+    "stream",
+]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_odd_values_are_taken_or_refused_by_name_and_in_short(name: str) -> None:
+    for value in ODD:
+        try:
+            request(**{name: value})
+        except (TypeError, ValueError) as error:
+            assert re.match(rf"{name}\b", str(error))
+            assert len(str(error)) < 500
+
+
+@pytest.mark.parametrize("name", ["temperature", "threshold"])
+def test_one_rule_for_what_a_float32_holds(name: str) -> None:
+    for value in (10**39, 1e39, 3.5e38, HUGE, 1e-39, 1e-45, 1e-300):
+        with pytest.raises(ValueError, match=rf"^{name} must be .*finite in float32.*1.2e-38"):
+            request(**{name: value})
+
+
+def test_float32_at_its_edges() -> None:
+    smallest, largest = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+    for name in ("temperature", "threshold"):
+        for value in (0, smallest, largest):
+            assert getattr(request(**{name: value}), name) == value
+    for name in ("top_p", "min_p", "llm_fraction"):
+        with pytest.raises(ValueError, match=rf"^{name} must be .*finite in float32"):
+            request(**{name: smallest / 2})
+
+
+def test_subclasses_become_the_plain_thing() -> None:
+    stops = [Word("end"), np.str_("x")]
+    made = request(strategy=Word("llm"), stop=stops, max_new_tokens=Number(3))
+    assert type(made.strategy) is type(made.stop[0]) is type(made.stop[1]) is str
+    assert type(made.max_new_tokens) is int
+    assert request(seed=Items([7])).seed == (7,)
+    assert request(eos_token_id=Items([7])).eos_token_id == (7,)
+    assert request(stop=Items(["a"])).stop == ("a",)
+
+
+def test_lists_without_end_are_refused_by_their_length() -> None:
+    for name in ("stop", "eos_token_id", "seed"):
+        with pytest.raises(ValueError, match=rf"^{name} must .*1000000"):
+            request(**{name: [1] * 10**6})
+    assert len(request(stop=[str(i) for i in range(MAX_STOPS)]).stop) == MAX_STOPS
+    with pytest.raises(ValueError, match=r"^stop must be strings of at most 4096 characters"):
+        request(stop="x" * 4097)
+
+
+def test_a_stream_whose_put_and_end_are_no_methods_is_refused() -> None:
+    both = type("Both", (), {"put": 5, "end": 6, "__call__": print})()
+    half = SimpleNamespace(put=print, end=None)
+    for stream in (SimpleNamespace(put=5, end=print), half, both, Nothing(), type):
+        with pytest.raises(TypeError, match=r"^stream must be .*methods put\(\) and end\(\)"):
+            request(stream=stream)
+
+
+def test_max_new_tokens_that_leave_no_room_are_refused_before_the_prompt_is_read() -> None:
+    for value in (CONTEXT, HUGE):
+        with pytest.raises(ValueError, match=r"^max_new_tokens must leave room"):
+            request(max_new_tokens=value)
 
 
 def test_sampling_defaults_come_from_the_generation_config() -> None:
@@ -275,91 +443,115 @@ def test_sampling_defaults_come_from_the_generation_config() -> None:
     assert sampling_defaults(greedy, temperature=0.7)["temperature"] == 0.7
 
 
-class FakeTokenizer:
-    """One id a character; adds bos by itself, as Llama's does."""
-
-    bos_token = "<s>"
-    chat_template = "yes"
-
-    def __call__(self, text: str, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
-        body = text.removeprefix("<s>")
-        ids = [ord(character) for character in body]
-        bos = add_special_tokens or body != text
-        return {"input_ids": [1, *ids] if bos else ids}
-
-    def apply_chat_template(self, messages: Any, **options: Any) -> list[int]:
-        assert options == {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-        return [9, len(messages)]
+def config(**fields: Any) -> SimpleNamespace:
+    return SimpleNamespace(**fields)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "expected"),
+    ("fields", "name", "value"),
     [
-        ("ab", ([[1, 97, 98]], False)),
-        ("<s>ab", ([[1, 97, 98]], False)),
-        (["ab", "c"], ([[1, 97, 98], [1, 99]], True)),
-        (["ab"], ([[1, 97, 98]], True)),
-        ([5, 6], ([[5, 6]], False)),
-        ((5, 6), ([[5, 6]], False)),
-        ([np.int64(5), 6], ([[5, 6]], False)),
-        ([[5, 6], [7]], ([[5, 6], [7]], True)),
-        (torch.tensor([5, 6]), ([[5, 6]], False)),
-        (torch.tensor([[5, 6], [7, 8]]), ([[5, 6], [7, 8]], True)),
-        (np.array([5, 6], dtype=np.int32), ([[5, 6]], False)),
-        ([torch.tensor([5, 6]), [7]], ([[5, 6], [7]], True)),
-        ([{"role": "user", "content": "hi"}], ([[9, 1]], False)),
-        ([[{"role": "user", "content": "hi"}], "ab"], ([[9, 1], [1, 97, 98]], True)),
-        ([], ([[]], False)),
+        ({"temperature": None}, "temperature", 1.0),
+        ({"temperature": 1}, "temperature", 1.0),
+        ({"do_sample": False, "temperature": 0.7}, "temperature", 0.0),
+        ({"do_sample": 0}, "temperature", 0.0),
+        ({"top_k": None}, "top_k", 0),
+        ({"top_k": 0}, "top_k", 0),
+        ({"top_k": -1}, "top_k", 0),
+        ({"top_k": 20.0}, "top_k", 20),
+        ({"top_p": None}, "top_p", 1.0),
+        ({"top_p": 1}, "top_p", 1.0),
+        ({"top_p": 2.5}, "top_p", 1.0),
+        ({"min_p": None}, "min_p", 0.0),
+        ({"min_p": 0}, "min_p", 0.0),
     ],
 )
-def test_every_form_of_prompt(prompt: object, expected: object) -> None:
-    assert tokenize_prompt(FakeTokenizer(), prompt) == expected
+def test_off_values_and_odd_types_of_the_generation_config(
+    fields: dict[str, Any], name: str, value: object
+) -> None:
+    taken = sampling_defaults(config(**fields))[name]
+    assert taken == value
+    assert type(taken) is type(value)
+
+
+def test_top_p_0_of_the_generation_config_keeps_the_likeliest_token() -> None:
+    assert 0 < request(top_p=sampling_defaults(config(top_p=0.0))["top_p"]).top_p < 1e-37
 
 
 @pytest.mark.parametrize(
-    "prompt",
+    ("name", "value"),
     [
-        None,
-        5,
-        b"bytes",
-        {"input_ids": [1]},
-        [1.0],
-        [True],
-        [1, "a"],
-        ["a", 1],
-        ["a", None],
-        [[1, "a"]],
-        [[[1]]],
-        torch.tensor([1.0]),
-        torch.tensor([True]),
-        torch.tensor(5),
-        torch.ones(1, 1, 1, dtype=torch.int64),
-        [{"role": "user", "content": "hi"}, "ab"],
+        ("temperature", "0.7"),
+        ("temperature", -1.0),
+        ("temperature", 1e39),
+        ("top_k", -2),
+        ("top_k", 20.5),
+        ("top_k", "20"),
+        ("top_p", -0.1),
+        ("top_p", [0.9]),
+        ("min_p", 1.5),
+        ("min_p", True),
     ],
 )
-def test_anything_else_is_a_type_error(prompt: object) -> None:
-    with pytest.raises(TypeError, match=r"^prompt"):
-        tokenize_prompt(FakeTokenizer(), prompt)
+def test_an_error_about_the_generation_config_says_so(name: str, value: object) -> None:
+    source = rf"^{name} \(from the LLM's generation config\) must be"
+    with pytest.raises((TypeError, ValueError), match=source):
+        sampling_defaults(config(**{name: value}))
+    assert sampling_defaults(config(**{name: value}), **{name: 0.5})[name] == 0.5
 
 
-def test_chat_errors_say_what_is_missing() -> None:
-    tokenizer = FakeTokenizer()
-    with pytest.raises(ValueError, match=r"prompt\[0\] has no 'content'"):
-        tokenize_prompt(tokenizer, [{"role": "user"}])
-    tokenizer.chat_template = ""
-    with pytest.raises(ValueError, match="no chat template"):
-        tokenize_prompt(tokenizer, [{"role": "user", "content": "hi"}])
+SILENT = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": [],
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1,
+    "remove_invalid_values": False,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "num_return_sequences": 1,
+    "encoder_repetition_penalty": 1.5,
+    "max_length": 4096,
+    "max_new_tokens": 2048,
+    "length_penalty": 2.0,
+    "renormalize_logits": True,
+}
+LOUD = {
+    "repetition_penalty": 1.05,
+    "no_repeat_ngram_size": 3,
+    "bad_words_ids": [[5]],
+    "suppress_tokens": [5],
+    "begin_suppress_tokens": [5],
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 0,
+    "sequence_bias": {(5,): 1.0},
+    "exponential_decay_length_penalty": (5, 1.1),
+    "min_new_tokens": 5,
+    "min_length": 5,
+    "max_time": 1.0,
+    "stop_strings": ["end"],
+    "typical_p": 0.9,
+    "top_h": 0.5,
+    "epsilon_cutoff": 1e-4,
+    "eta_cutoff": 1e-4,
+    "guidance_scale": 1.5,
+    "num_beams": 4,
+    "num_return_sequences": 2,
+    "penalty_alpha": 0.6,
+}
 
 
-def test_text_that_is_not_unicode_is_refused() -> None:
-    with pytest.raises(ValueError, match="not valid Unicode"):
-        tokenize_prompt(FakeTokenizer(), "a\ud800")
-
-
-def test_a_real_tokenizer(tiny_tokenizer: Any) -> None:
-    text = "def area(radius):"
-    assert tokenize_prompt(tiny_tokenizer, text)[0] == [tiny_tokenizer(text)["input_ids"]]
-    chat = [{"role": "user", "content": "hi"}]
-    rendered = tiny_tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    assert rendered == "user: hi\nassistant:"
-    assert tokenize_prompt(tiny_tokenizer, chat) == tokenize_prompt(tiny_tokenizer, rendered)
+def test_recommendations_that_are_not_applied_are_found_and_off_values_are_not() -> None:
+    assert not_applied(None) == not_applied(config(**SILENT)) == {}
+    assert not_applied(GenerationConfig()) == {}
+    defaults = GenerationConfig._get_default_generation_params()
+    assert not_applied(config(**defaults)) == {}, "what transformers fills in"
+    assert not_applied(config(**LOUD)) == LOUD
+    assert not_applied(GenerationConfig(**LOUD)) == LOUD
+    odd = {"no_repeat_ngram_size": "3", "repetition_penalty": "1.0"}
+    assert not_applied(config(**odd)) == odd

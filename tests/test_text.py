@@ -1,17 +1,19 @@
 """Text comes out in whole characters, stops where it should, and streams what it will keep."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from hybridgen.detokenizer import decode
+from hybridgen.prompts import Prompt
 from hybridgen.request import make_request
-from hybridgen.text import LONGEST_WINDOW, Detokenizer, StopMatcher, TextStream, decode
+from hybridgen.text import StopMatcher, TextStream, open_streams
 
 # Every kind of character: one to four bytes, joined emoji, right-to-left, spaces and line ends.
 TEXTS = st.text(
@@ -24,16 +26,18 @@ TEXTS = st.text(
 )
 
 
-def stream(tokenizer: Any, stop: Sequence[str] = (), sink: Any = None, prompt: Any = (1,)) -> Any:
-    request = make_request(
-        prompt_ids=[list(prompt)],
-        vocab_size=len(tokenizer),
+def make(stop: Sequence[str] = (), sink: Any = None, prompt: Any = (1,)) -> Any:
+    return make_request(
+        Prompt(None, list(prompt)),
+        vocab_size=1000,
         max_positions=10**6,
-        max_batch_size=1,
         stop=list(stop),
         stream=sink,
     )
-    return TextStream(tokenizer, request, 0)
+
+
+def stream(tokenizer: Any, *options: Any, **more: Any) -> TextStream:
+    return TextStream(tokenizer, make(*options, **more), 0)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -48,30 +52,6 @@ def cut_by_hand(tokenizer: Any, ids: list[int], stops: Sequence[str]) -> tuple[s
         if ends:
             return text[: min(ends)[1]], count
     return decode(tokenizer, ids), len(ids)
-
-
-@given(text=TEXTS)
-def test_pieces_are_whole_characters_and_join_to_the_text(tiny_tokenizer: Any, text: str) -> None:
-    detokenizer = Detokenizer(tiny_tokenizer)
-    pieces = [detokenizer.push(token) for token in encode(tiny_tokenizer, text)]
-    assert "".join(pieces) == text
-    assert detokenizer.flush() == ""
-
-
-@given(data=st.data())
-def test_any_tokens_at_all_stream_to_what_the_tokenizer_decodes(
-    tiny_tokenizer: Any, data: st.DataObject
-) -> None:
-    # The first 257 ids are the eos and the single bytes: most sequences of them are not UTF-8.
-    token = st.one_of(st.integers(0, 256), st.integers(0, len(tiny_tokenizer) - 1))
-    ids = data.draw(st.lists(token, max_size=150))
-    pieces: list[str] = []
-    row = stream(tiny_tokenizer, sink=pieces.append)
-    while ids[len(row.tokens) :]:
-        start = len(row.tokens)
-        assert row.feed(ids[start : start + data.draw(st.integers(1, 9))]) is None
-    assert row.finish() == "".join(pieces) == decode(tiny_tokenizer, ids)
-    assert row.tokens == ids
 
 
 @given(text=TEXTS, data=st.data())
@@ -145,6 +125,16 @@ def test_only_what_may_become_a_stop_string_is_held_back() -> None:
     assert matcher.flush() == "\n"
 
 
+def test_a_tail_completes_a_stop_string_but_is_not_kept() -> None:
+    matcher = StopMatcher(["ab\ufffd", "c\n"])
+    assert matcher.push("xab", "é") == "x"
+    assert matcher.push("\ufffd\ufffd") == ""
+    assert matcher.found
+    matcher = StopMatcher(["c\n"])
+    assert matcher.push("abc", "\n") == "ab"
+    assert matcher.found
+
+
 def test_half_a_character_is_held_back_until_it_is_whole_or_the_end(tiny_tokenizer: Any) -> None:
     rocket = encode(tiny_tokenizer, "🚀")
     assert len(rocket) > 2  # not in the training text, so it is no token of its own
@@ -158,40 +148,16 @@ def test_half_a_character_is_held_back_until_it_is_whole_or_the_end(tiny_tokeniz
     assert row.finish() == "🚀\ufffd"
 
 
-class CountingTokenizer:
-    """Decodes as `tokenizer` does and keeps the number of tokens of each call."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.sizes: list[int] = []
-
-    def decode(self, ids: list[int], **options: Any) -> str:
-        self.sizes.append(len(ids))
-        return self.tokenizer.decode(ids, **options)
-
-
-@pytest.mark.parametrize("kind", ["text", "special tokens", "bytes that are no characters"])
-def test_the_work_a_token_does_not_grow_with_the_text(tiny_tokenizer: Any, kind: str) -> None:
-    tokens = {
-        "text": encode(tiny_tokenizer, "the quick brown fox " * 200),
-        "special tokens": [0] * 1000,
-        "bytes that are no characters": encode(tiny_tokenizer, "🚀")[-1:] * 1000,
-    }[kind]
-    counting = CountingTokenizer(tiny_tokenizer)
-    detokenizer = Detokenizer(counting)
-    text = "".join(detokenizer.push(token) for token in tokens) + detokenizer.flush()
-    assert text == decode(tiny_tokenizer, tokens)
-    assert max(counting.sizes) <= LONGEST_WINDOW + 1
-    assert len(counting.sizes) <= 2 * len(tokens) + 1
-
-
 def test_without_stop_and_stream_nothing_is_decoded_before_the_end(tiny_tokenizer: Any) -> None:
-    counting = CountingTokenizer(tiny_tokenizer)
+    def decode(ids: list[int], **options: Any) -> str:
+        decoded.append(ids)
+        return str(tiny_tokenizer.decode(ids, **options))
+
+    decoded: list[list[int]] = []
     ids = encode(tiny_tokenizer, "the quick brown fox")
-    request = make_request(prompt_ids=[[1]], vocab_size=400, max_positions=300, max_batch_size=1)
-    row = TextStream(counting, request, 0)
+    row = stream(SimpleNamespace(decode=decode), prompt=[5])
     row.feed(ids)
-    assert counting.sizes == []
+    assert decoded == []
     assert row.finish() == "the quick brown fox"
 
 
@@ -202,63 +168,6 @@ def test_special_tokens_are_not_text(tiny_tokenizer: Any) -> None:
     assert row.feed([*ids, 0]) is None
     assert row.finish() == "".join(pieces) == "fox"
     assert row.tokens == [*ids, 0]
-
-
-@pytest.fixture(scope="module")
-def llama_tokenizer() -> Any:
-    """Words marked by a leading space, unknown characters as bytes: the decoder of Llama 2."""
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    words += ["▁", "▁Hello", "▁world", "a", "b"]
-    bpe = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True))
-    bpe.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
-
-
-def llama_ids(tokenizer: Any, *parts: str) -> list[int]:
-    """Ids of words of the vocabulary, and of the bytes of anything else."""
-    vocab = tokenizer.get_vocab()
-    return [
-        i
-        for part in parts
-        for i in ([vocab[part]] if part in vocab else [3 + byte for byte in part.encode()])
-    ]
-
-
-@pytest.mark.parametrize("turns", [1, 30])
-def test_leading_spaces_and_byte_tokens_of_other_tokenizers(
-    llama_tokenizer: Any, turns: int
-) -> None:
-    parts = ["▁Hello", "▁world", "▁", "▁", "a", "日", "本", "😀", "😀", "▁world", "é", "b"]
-    ids = llama_ids(llama_tokenizer, *parts * turns)
-    pieces: list[str] = []
-    row = stream(llama_tokenizer, sink=pieces.append)
-    row.feed(ids)
-    line = " Hello world  a日本😀😀 worldéb"
-    assert row.finish() == "".join(pieces) == decode(llama_tokenizer, ids) == (line * turns)[1:]
-
-
-def test_full_text_keeps_the_prompt_and_the_space_after_it(llama_tokenizer: Any) -> None:
-    prompt = llama_ids(llama_tokenizer, "▁Hello")
-    row = stream(llama_tokenizer, prompt=prompt)
-    row.feed(llama_ids(llama_tokenizer, "▁world"))
-    assert row.finish() == "world"
-    assert row.full_text("Hello") == row.full_text() == "Hello world"
-    assert row.full_text("<s>Hello") == "<s>Hello world"
-
-
-def test_full_text_is_cut_where_the_text_is(tiny_tokenizer: Any) -> None:
-    prompt = encode(tiny_tokenizer, "für ")
-    row = stream(tiny_tokenizer, ["brown"], prompt=prompt)
-    row.feed(encode(tiny_tokenizer, "the quick brown fox"))
-    assert row.finish() == "the quick "
-    assert row.full_text("für ") == "für the quick "
 
 
 class Recorder:
@@ -293,16 +202,46 @@ def test_a_streamer_sees_what_transformers_itself_would_show_it(tiny_tokenizer: 
         prompt, streamer=theirs, max_new_tokens=4, do_sample=False, pad_token_id=0
     )
     ours = Recorder()
-    row = stream(tiny_tokenizer, sink=ours, prompt=(5, 6, 7))
-    row.feed(made[0, 3:].tolist())
-    row.finish()
+    with open_streams(tiny_tokenizer, make(sink=ours, prompt=(5, 6, 7))) as (row,):
+        row.feed(made[0, 3:].tolist())
+        row.finish()
     assert ours.calls == theirs.calls
 
 
 def test_a_streamer_sees_the_tokens_kept_and_no_more(tiny_tokenizer: Any) -> None:
     recorder = Recorder()
-    row = stream(tiny_tokenizer, ["brown"], recorder)
-    row.feed(encode(tiny_tokenizer, "the quick brown fox"))
-    row.finish()
+    with open_streams(tiny_tokenizer, make(["brown"], recorder)) as (row,):
+        row.feed(encode(tiny_tokenizer, "the quick brown fox"))
+        row.finish()
     assert recorder.calls[-1] == "end"
     assert [call[2] for call in recorder.calls[1:-1]] == [[token] for token in row.tokens]
+
+
+class Failing(Recorder):
+    """A streamer that fails at its `calls`-th token, and again at the end."""
+
+    def put(self, value: torch.Tensor) -> None:
+        super().put(value)
+        if len(self.calls) == 3:
+            raise LookupError("the reader is gone")
+
+    def end(self) -> None:
+        super().end()
+        raise OSError("the end fails too")
+
+
+def test_a_streamer_is_told_the_end_also_of_a_failure(tiny_tokenizer: Any) -> None:
+    recorder, failing = Recorder(), Failing()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_streams(tiny_tokenizer, make(sink=recorder)) as (row,),
+    ):
+        row.feed([5])
+        raise KeyboardInterrupt
+    assert recorder.calls[-1] == "end"
+    with (
+        pytest.raises(LookupError, match="the reader is gone"),
+        open_streams(tiny_tokenizer, make(sink=failing)) as (row,),
+    ):
+        row.feed([5, 6, 7])
+    assert failing.calls.count("end") == 1

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.special import digamma
@@ -102,6 +103,36 @@ CALLS = [sample_token, lambda x, **kw: compute_logu(x, k=1, **kw), calculate_tok
 def test_logits_of_a_wrong_type_are_a_type_error(call: Any, logits: object) -> None:
     with pytest.raises(TypeError, match="logits must be a floating-point tensor"):
         call(logits)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_logits_without_values_in_memory_are_a_type_error() -> None:
+    row = torch.ones(20)
+    odd = [
+        row.to("meta"),
+        row.to_sparse(),
+        row[None].to_sparse_csr(),
+        torch.nested.nested_tensor([row, row[1:]]),
+        torch.nested.nested_tensor([row, row[1:]], layout=torch.jagged),
+    ]
+    for call in (sample_token, compute_logu, calculate_token_entropy):
+        for logits in odd:
+            with pytest.raises(TypeError, match=r"^logits must be .*dense"):
+                call(logits)
+
+
+def test_numbers_that_float32_or_python_cannot_write_are_named() -> None:
+    row = torch.ones(20)
+    for value in (1e39, 10**5000, 1e-40):
+        with pytest.raises(ValueError, match=r"^temperature must be .*float32"):
+            calculate_token_entropy(row, value)
+        with pytest.raises(ValueError, match=r"^temperature must be .*float32"):
+            sample_token(row, value)
+    for name in ("seed", "position"):
+        with pytest.raises(ValueError, match=rf"^{name} must be .*bits"):
+            sample_token(row, **{name: 10**5000})
+    with pytest.raises(TypeError, match=r"^seed must be .*ndarray"):
+        sample_token(row, seed=np.array(3))
 
 
 @pytest.mark.parametrize("call", CALLS)

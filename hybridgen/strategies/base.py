@@ -18,7 +18,7 @@ from hybridgen.engine.steps import embeddable
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import GenerationResult, Stats, add_rates, sum_stats
-from hybridgen.text import TextStream
+from hybridgen.text import full_texts, open_streams
 
 
 class GenerationStrategy(ABC):
@@ -123,32 +123,32 @@ class RoundStrategy(GenerationStrategy):
         request: Request = kwargs["request"]
         pair: Pair = kwargs["pair"]
         began = perf_counter()
-        state = self.start(pair, request)
-        texts = [TextStream(tokenizer, request, row) for row in range(request.rows)]
-        with progress_bar(request) as progress:
-            run(state, self.program(state, pair, request), texts, progress)
-        if bool(state.broken.any()):
-            self.refuse_broken(state)
-        new_texts = [text.finish() for text in texts]
+        with open_streams(tokenizer, request) as streams:
+            state = self.start(pair, request)
+            with progress_bar(request) as progress:
+                run(state, self.program(state, pair, request), streams, progress)
+            if bool(state.broken.any()):
+                self.refuse_broken(state)
+            texts = [stream.finish() for stream in streams]
         elapsed = perf_counter() - began
-        strings = isinstance(prompt, list) and isinstance(prompt[0], str)
-        prompts = prompt if strings else [prompt] * request.rows
+        tokens = [stream.tokens for stream in streams]
         rows = [
-            self.row_stats(state, row, texts[row], request, elapsed) for row in range(request.rows)
+            self.row_stats(state, row, len(tokens[row]), request, elapsed)
+            for row in range(request.rows)
         ]
         return GenerationResult(
-            text=new_texts,
-            tokens=[text.tokens for text in texts],
+            text=texts,
+            tokens=tokens,
             stats=sum_stats(rows),
-            full_text=[text.full_text(given) for text, given in zip(texts, prompts, strict=True)],
+            full_text=full_texts(tokenizer, request, texts, tokens),
         )
 
     def row_stats(
-        self, state: State, row: int, text: TextStream, request: Request, elapsed: float
+        self, state: State, row: int, kept: int, request: Request, elapsed: float
     ) -> Stats:
         """The statistics of one row; tokens after its stop string do not count."""
         first = len(request.prompt_ids[row])
-        written = state.source[row, first : first + len(text.tokens)].tolist()
+        written = state.source[row, first : first + kept].tolist()
         counts = RowCounts(tuple(written))
         return add_rates(
             {

@@ -49,7 +49,8 @@ class Routing(RoundStrategy):
     def describe(self, counts: RowCounts, state: State, row: int, request: Request) -> Stats:
         return {
             "decode_steps": counts.total,
-            "threshold": float(state.threshold[row]),
+            # -inf, where every token is routed: no metric is below 0
+            "threshold": max(float(state.threshold[row]), 0.0),
             "llm_consecutive_tokens": request.llm_consecutive_tokens,
         }
 

@@ -1,0 +1,127 @@
+"""What an LLM's generation config recommends: what is taken from it, and what is not applied.
+
+transformers reads these fields when it builds its logits processors and stopping criteria; a value
+means here what it means there. A field that is off there says nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from hybridgen.checks import check_float, check_int
+
+SOURCE = "the LLM's generation config"
+SMALLEST_TOP_P = 2.0**-126  # keeps the likeliest token, as transformers does with 0
+
+
+def _above(off: float) -> Callable[[Any], bool]:
+    return lambda value: not value <= off
+
+
+def _other_than(off: float) -> Callable[[Any], bool]:
+    return lambda value: value != off
+
+
+def _between_0_and_1(value: Any) -> bool:
+    return bool(not (value <= 0 or value >= 1))
+
+
+# Fields that change the text and that hybridgen does not apply: whether a value asks for something.
+# Lengths are left out: `max_new_tokens` has a default of its own.
+NOT_APPLIED: dict[str, Callable[[Any], bool]] = {
+    "repetition_penalty": _other_than(1),
+    "no_repeat_ngram_size": _above(0),
+    "bad_words_ids": bool,
+    "suppress_tokens": bool,
+    "begin_suppress_tokens": bool,
+    "forced_bos_token_id": lambda value: True,
+    "forced_eos_token_id": lambda value: True,
+    "sequence_bias": bool,
+    "exponential_decay_length_penalty": lambda value: True,
+    "min_length": _above(0),
+    "min_new_tokens": _above(0),
+    "max_time": lambda value: True,
+    "stop_strings": bool,
+    "typical_p": lambda value: not value >= 1,
+    "top_h": lambda value: True,
+    "epsilon_cutoff": _between_0_and_1,
+    "eta_cutoff": _between_0_and_1,
+    "guidance_scale": _other_than(1),
+    "watermarking_config": lambda value: True,
+    "remove_invalid_values": bool,
+    "token_healing": bool,
+    "num_beams": _above(1),
+    "num_beam_groups": _above(1),
+    "diversity_penalty": _above(0),
+    "constraints": bool,
+    "force_words_ids": bool,
+    "num_return_sequences": _above(1),
+    "penalty_alpha": _above(0),
+    "dola_layers": bool,
+}
+
+
+def not_applied(generation_config: Any) -> dict[str, Any]:
+    """The fields of the config, by name, that ask for something hybridgen does not do."""
+    asked = {}
+    for name, asks in NOT_APPLIED.items():
+        value = getattr(generation_config, name, None)
+        if value is None:
+            continue
+        try:
+            silent = not asks(value)
+        except Exception:  # of a type that cannot be compared: not an off-value
+            silent = False
+        if not silent:
+            asked[name] = value
+    return asked
+
+
+def sampling_defaults(
+    generation_config: Any,
+    *,
+    temperature: Any = None,
+    top_k: Any = None,
+    top_p: Any = None,
+    min_p: Any = None,
+) -> dict[str, Any]:
+    """The four sampling parameters, those left at None taken from the LLM's generation config.
+
+    What the checkpoint sets is used (`do_sample=False` is temperature 0); what it does not set is
+    temperature 1.0, top_k 0 (off), top_p 1.0 (off), min_p 0.0 (off). `generation_config` may be
+    None. Note that transformers itself would fill an unset top_k with 50.
+
+    Raises TypeError or ValueError for a value of the config that cannot be used, saying where it
+    is from; what the caller gave is returned unchecked.
+    """
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    return {
+        name: _recommended(generation_config, name) if value is None else value
+        for name, value in given.items()
+    }
+
+
+def _recommended(config: Any, name: str) -> Any:
+    """The config's value of one parameter, checked, or what turns it off."""
+    value = getattr(config, name, None)
+    where = f"{name} (from {SOURCE})"
+    if name == "temperature":
+        do_sample = getattr(config, "do_sample", None)
+        if do_sample is not None and not do_sample:
+            return 0.0
+        if value is None:
+            return 1.0
+        return check_float(where, value, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0)
+    if name == "top_k":
+        if value is None:
+            return 0
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return max(0, check_int(where, value, -1))  # -1 is off, as 0 is
+    if name == "top_p":
+        if value is None:
+            return 1.0
+        kept = check_float(where, value, "a number >= 0 (1 and more are off)", lambda x: x >= 0)
+        return min(kept, 1.0) or SMALLEST_TOP_P
+    if value is None:
+        return 0.0
+    return check_float(where, value, "a number from 0 (off) to 1", lambda x: 0 <= x <= 1)
