@@ -47,26 +47,13 @@ class Arena:
         positions: int,
         device: torch.device | str,
     ) -> None:
-        if rows < 1 or positions < 1:
-            raise ValueError(
-                f"the cache needs at least one row and position, not {rows}, {positions}"
-            )
+        check_room(layouts, rows, positions, device)
         self.layouts = tuple(layouts)
         self.rows = rows
         self.positions = _round_up(positions, KEY_CHUNK)
         sizes = [layout.nbytes(rows, self.positions) for layout in self.layouts]
-        offsets = [0]
-        for size in sizes:
-            offsets.append(_round_up(offsets[-1] + size, ALIGNMENT))
+        offsets = _offsets(sizes)
         self.nbytes = offsets[-1]
-        device = torch.device(device)
-        available = available_bytes(device)
-        if available is not None and self.nbytes > available:
-            raise ValueError(
-                f"the key-value cache for {rows} rows of {self.positions} positions needs "
-                f"{self.nbytes:,} bytes, but {device} has {available:,} available: "
-                "lower max_batch_size or max_seq_len"
-            )
         self._storage = torch.zeros(self.nbytes, dtype=torch.uint8, device=device)
         self.caches = [
             self._view(layout, offset, size)
@@ -81,6 +68,30 @@ class Arena:
     def clear(self) -> None:
         """Fill with zeros: a NaN that was written would stay visible through a zero weight."""
         self._storage.zero_()
+
+
+def check_room(
+    layouts: Sequence[CacheLayout], rows: int, positions: int, device: torch.device | str
+) -> None:
+    """Raise ValueError unless ``device`` has memory for the arena of these arguments."""
+    if rows < 1 or positions < 1:
+        raise ValueError(f"the cache needs at least one row and position, not {rows}, {positions}")
+    positions = _round_up(positions, KEY_CHUNK)
+    needed = _offsets([layout.nbytes(rows, positions) for layout in layouts])[-1]
+    available = available_bytes(torch.device(device))
+    if available is not None and needed > available:
+        raise ValueError(
+            f"the key-value cache for {rows} rows of {positions} positions needs {needed:,} bytes, "
+            f"but {device} has {available:,} available: lower max_batch_size or max_seq_len"
+        )
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    """Where each part begins, aligned, and where the last one ends."""
+    offsets = [0]
+    for size in sizes:
+        offsets.append(_round_up(offsets[-1] + size, ALIGNMENT))
+    return offsets
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -9,7 +9,17 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from hybridgen.checks import shown
+
+FARTHEST = 2**31 - 1
 SUPPORTED = ("default", "linear", "llama3", "yarn", "dynamic")
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """Elements of one head's query, key or value."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def rope_type(config: PretrainedConfig) -> str:
@@ -17,9 +27,49 @@ def rope_type(config: PretrainedConfig) -> str:
     kind = str(config.rope_parameters.get("rope_type", "default"))
     if kind not in SUPPORTED:
         raise ValueError(
-            f"{config.model_type}: rope type {kind!r} is not supported, only {', '.join(SUPPORTED)}"
+            f"{config.model_type}: rope type {kind[:40]!r} is not supported, only "
+            f"{', '.join(SUPPORTED)}"
         )
     return kind
+
+
+def context(config: PretrainedConfig) -> int:
+    """The longest sequence that the model is made for, in tokens.
+
+    Yarn and linear scaling stretch the original context by their factor, whether or not
+    max_position_embeddings was raised with it; for linear, and for yarn that does not name the
+    original, that is max_position_embeddings itself. Dynamic scaling starts beyond
+    max_position_embeddings. With llama3 scaling original times factor is no context (Llama 3.2:
+    8,192 times 32, for a context of 131,072), and max_position_embeddings says what is.
+    """
+    longest, kind = int(config.max_position_embeddings), rope_type(config)
+    if kind not in ("linear", "yarn", "dynamic"):
+        return longest
+    original = longest
+    if kind != "dynamic":
+        original = config.rope_parameters.get("original_max_position_embeddings") or longest
+    factor = float(config.rope_parameters.get("factor") or 1)
+    return max(longest, int(original * factor))
+
+
+def check_rope(config: PretrainedConfig) -> None:
+    """Raise ValueError for position scaling that is not supported or makes no sense."""
+    name, parameters = config.model_type, config.rope_parameters
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{name}: rope_parameters must be a dict, got {shown(parameters)}")
+    rope_type(config)
+    try:
+        ends = torch.tensor([[1], [min(context(config), FARTHEST)]])
+        numbers = [torch.as_tensor(number) for number in _frequencies(config, ends)]
+    except Exception as error:  # whatever their arithmetic comes upon
+        raise ValueError(
+            f"{name}: rotary positions cannot be computed from rope_parameters "
+            f"{shown(parameters)}: {error}"
+        ) from error
+    if not all(number.isfinite().all() for number in numbers):
+        raise ValueError(
+            f"{name}: rotary positions are not finite with rope_parameters {shown(parameters)}"
+        )
 
 
 def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -> Tensor:
@@ -30,20 +80,26 @@ def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -
     the original context), so a row never depends on how a sequence was cut into chunks; beyond the
     original context this is what transformers computes one token at a time.
     """
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kind = rope_type(config)
-    cpu = torch.device("cpu")
-    if kind == "default":
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        frequencies, scaling = 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
-    elif kind == "dynamic":
-        lengths = torch.arange(1, positions + 1).unsqueeze(1)
-        frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu, seq_len=lengths)
-    else:
-        frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu)
-    if 2 * frequencies.shape[-1] != head_dim:
-        raise ValueError(f"{config.model_type}: partial rotary embedding is not supported")
+    frequencies, scaling = _frequencies(config, torch.arange(1, positions + 1).unsqueeze(1))
     angles = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * frequencies
     cos, sin = angles.cos() * scaling, angles.sin() * scaling
     table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
     return table.unsqueeze(2).to(device)
+
+
+def _frequencies(config: PretrainedConfig, lengths: Tensor) -> tuple[Tensor, float]:
+    """float32 [head_dim / 2] or, with dynamic scaling, one row a length; and the scaling of both.
+
+    lengths  int64 [n, 1]. Raises ValueError where only a part of a head is rotated.
+    """
+    size, kind, cpu = head_dim(config), rope_type(config), torch.device("cpu")
+    if kind == "default":
+        exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
+        frequencies, scaling = 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
+    elif kind == "dynamic":
+        frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu, seq_len=lengths)
+    else:
+        frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu)
+    if 2 * frequencies.shape[-1] != size:
+        raise ValueError(f"{config.model_type}: partial rotary embedding is not supported")
+    return frequencies, scaling
