@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hybridgen.checks import check_int, shown
+from hybridgen.checks import check_float, check_int, shown
 from hybridgen.engine.rope import check_rope
 
 WIDEST = 2**31 - 1
@@ -153,6 +153,8 @@ def _check_layers(config: PretrainedConfig, family: Family) -> None:
         raise ValueError(f"{kind}: layer_types has {len(kinds)} entries for {layers} layers")
     for layer in range(layers):
         family.window(config, layer)
+    eps = f"{kind}: rms_norm_eps"
+    check_float(eps, config.rms_norm_eps, "a finite number >= 0", lambda number: number >= 0)
     if heads % shared:
         raise ValueError(f"{kind}: {heads} heads cannot share {shared} keys and values evenly")
 

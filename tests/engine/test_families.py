@@ -162,6 +162,14 @@ def test_sizes_that_do_not_go_together_are_refused() -> None:
             check(config)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-6, "1e-6", None, True])
+def test_a_norm_without_sense_is_refused(value: Any) -> None:
+    config = LlamaConfig()
+    object.__setattr__(config, "rms_norm_eps", value)
+    with pytest.raises(ValueError, match="llama: rms_norm_eps must be a finite number >= 0"):
+        check(config)
+
+
 def test_weights_of_zeros_are_refused() -> None:
     model = random_model("llama")
     torch.nn.init.zeros_(model.model.norm.weight)
