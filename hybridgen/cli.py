@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybridgen import __version__
 
@@ -34,6 +34,7 @@ PASSED_ON = (
     "seed",
     "stop",
 )
+FAILURES = (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportError, Warning)
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 141  # 128 + SIGPIPE, what a shell reports for any program whose reader has gone
 
@@ -129,14 +130,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments); return its exit status."""
     arguments = build_parser().parse_args(argv)
     try:
-        run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            run(arguments)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         abandon_stdout()
         return READER_GONE
-    except (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        OSError,
+        MemoryError,
+        ImportError,
+        Warning,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"hybridgen: error: {reason}", file=sys.stderr)
         return 1
@@ -164,18 +175,33 @@ def generate(arguments: argparse.Namespace, prompt: str) -> "GenerationResult":
     silence_libraries()
     from hybridgen.generator import HybridGenerator
 
+    given = {name: value for name in PASSED_ON if (value := getattr(arguments, name)) is not None}
+    check_options(given)
     generator = HybridGenerator(
         arguments.slm, arguments.llm, device=arguments.device, dtype=arguments.dtype
     )
-    given = {name: value for name in PASSED_ON if (value := getattr(arguments, name)) is not None}
     stream = None if arguments.no_stream else write
     return generator.generate(prompt, stream=stream, print_stats=False, **given)
+
+
+def check_options(given: dict[str, Any]) -> None:
+    """Refuse, before models are loaded, what no pair would accept."""
+    from hybridgen.request import make_request
+
+    make_request(
+        prompt_ids=[[0]],
+        vocab_size=sys.maxsize,
+        max_positions=sys.maxsize,
+        max_batch_size=1,
+        **given,
+    )
 
 
 def silence_libraries() -> None:
     """Keep what libraries have to say off the terminal, unless the user asked them to speak."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module="hybridgen")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():  # on a terminal, a download of gigabytes shows its progress
@@ -184,6 +210,11 @@ def silence_libraries() -> None:
 
     disable_progress_bar: Callable[[], None] = logging.disable_progress_bar
     disable_progress_bar()
+
+
+def show_warning(message: Warning | str, *where: Any, **kwargs: Any) -> None:
+    """A warning as one line on stderr."""
+    print(f"hybridgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def read_stdin() -> str:
