@@ -4,18 +4,17 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import wraps
-from os import PathLike
 from typing import Any, TypeVar, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hybridgen import pair as embedded_pair
 from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, quoted, shown
+from hybridgen.engine.cache import check_room
+from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.loading import load, load_tokenizer
-from hybridgen.engine.pair import Pair
-from hybridgen.pairing import check_same_tokenizer
+from hybridgen.engine.loading import look
+from hybridgen.engine.pair import SLACK, Pair
+from hybridgen.pairing import NAMES, choose_sources, choose_tokenizer
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import SOURCE, not_applied, sampling_defaults
 from hybridgen.request import Request, is_streamer, make_request
@@ -25,6 +24,12 @@ from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
 from hybridgen.text import full_texts
 
 DEFAULT_MAX_SEQ_LEN = 4096
+LARGEST = 2**31 - 1
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -44,17 +49,21 @@ class HybridGenerator:
 
     slm_model_id, llm_model_id    a hub id, a local folder, or a loaded transformers model; neither
                                   given: the embedded pair that ships with the package
-    tokenizer                     needed only for loaded models that do not tell where they are from
+    tokenizer                     needed only for loaded models that do not tell where they are
+                                  from; compared with each model's own where that can be found
     device                        None: cuda if there is one, else cpu
     dtype                         None: bfloat16 on cuda; on cpu, for each model, what is fastest
     trust_remote_code             run code that a checkpoint brings; off unless you turn it on
     max_batch_size, max_seq_len   what the KV cache is allocated for, once; max_seq_len counts the
-                                  prompt too and is at most the models' own context
+                                  prompt too and is at most the LLM's context (None: that, or
+                                  4,096 where it is longer)
 
     ``strategies`` is an ordinary dict from name to `GenerationStrategy`; add your own.
 
-    Raises ValueError for models that cannot be loaded, cannot roll back their cache, have different
-    tokenizers, or whose cache does not fit in memory.
+    Raises ValueError, naming the argument, for models that cannot be loaded, are not what their
+    config says, cannot roll back their cache, have different tokenizers, or whose cache does not
+    fit in memory; TypeError for arguments of another type. What arguments, configs and the headers
+    of the weights tell is said before any weights are read.
     """
 
     _told = False  # whether a warning has named what is not applied
@@ -71,22 +80,26 @@ class HybridGenerator:
         max_batch_size: int = 4,
         max_seq_len: int | None = None,
     ) -> None:
-        rows = check_int("max_batch_size", max_batch_size, 1)
-        longest = DEFAULT_MAX_SEQ_LEN
+        rows = check_int("max_batch_size", max_batch_size, 1, LARGEST)
         if max_seq_len is not None:
-            longest = check_int("max_seq_len", max_seq_len, 2)
+            check_int("max_seq_len", max_seq_len, 2, LARGEST)
         check_bool("trust_remote_code", trust_remote_code)
-        slm_source, llm_source = choose_sources(slm_model_id, llm_model_id)
-        self.device = choose_device(device)
-        self.tokenizer = choose_tokenizer(slm_source, llm_source, tokenizer, trust_remote_code)
+        self.device, chosen_dtype = choose_device(device), choose_dtype(dtype)
+        sources = choose_sources(slm_model_id, llm_model_id)
         slm, llm = (
-            load(source, name, self.device, choose_dtype(dtype), trust_remote_code, invariant)
-            for source, name, invariant in (
-                (slm_source, "slm_model_id", False),
-                (llm_source, "llm_model_id", True),
-            )
+            look(source, name, trust_remote_code)
+            for source, name in zip(sources, NAMES, strict=True)
         )
-        self.pair = Pair(slm, llm, rows, min(longest, llm.max_positions))
+        self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
+        positions = choose_positions(max_seq_len, llm.max_positions)
+        layouts = [model.cache_layout(self.device, chosen_dtype) for model in (slm, llm)]
+        check_room(layouts, rows, positions + SLACK, self.device)
+        self.pair = Pair(
+            slm.load(self.device, chosen_dtype, batch_invariant=False),
+            llm.load(self.device, chosen_dtype),
+            rows,
+            positions,
+        )
         self.strategies: dict[str, GenerationStrategy] = built_in_strategies()
 
     @property
@@ -238,7 +251,7 @@ class HybridGenerator:
         """The LLM's eos ids; those of its generation config win over its tokenizer's."""
         ids = getattr(self.llm.generation_config, "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
-        return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+        return end_ids(ids, "the LLM's eos_token_id")
 
     def _wrap(self, outcome: Any, request: Request) -> GenerationResult:
         """The (text, stats) of a custom strategy as a result; its tokens are those of the text."""
@@ -272,65 +285,39 @@ def ends_inside_a_line(text: Any) -> bool:
     return isinstance(text, str) and text != "" and not text.endswith("\n")
 
 
-def choose_sources(slm: Any, llm: Any) -> tuple[Any, Any]:
-    """The two models to load; the embedded pair when neither is named."""
-    if slm is None and llm is None:
-        return str(embedded_pair.SLM_PATH), str(embedded_pair.LLM_PATH)
-    for name, given, other in (
-        ("slm_model_id", slm, "llm_model_id"),
-        ("llm_model_id", llm, "slm_model_id"),
-    ):
-        if given is None:
-            raise ValueError(f"{name} is None but {other} is not: name both models, or neither")
-    return slm, llm
-
-
 def choose_device(device: Any) -> torch.device:
     """``device``, or cuda where there is one."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accepted = "cpu, cuda, or cuda with an index such as 'cuda:1'"
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be one such as 'cpu' or 'cuda', got {device!r}") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {device!r}")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch sees no CUDA device")
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"device must be {accepted}, got {shown(device)}") from error
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index):
+        raise ValueError(f"device must be {accepted}, got {shown(device)}")
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (chosen.index or 0) >= count:
+        raise ValueError(f"device is {shown(device)}, but torch sees {count} CUDA devices")
     return chosen
 
 
 def choose_dtype(dtype: Any) -> torch.dtype | None:
     """``dtype`` as a torch dtype; None lets each model take the fastest."""
-    chosen = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    if chosen is None or chosen in (torch.float32, torch.bfloat16, torch.float16):
+    chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or (isinstance(chosen, torch.dtype) and chosen in DTYPES.values()):
         return chosen
-    raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype!r}")
+    raise ValueError(f"dtype must be {', '.join(DTYPES)} or None, got {shown(dtype)}")
 
 
-def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool) -> Any:
-    """The tokenizer of the pair, after checking that both models use the same."""
-    if tokenizer is not None:
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise TypeError(f"tokenizer must be a transformers tokenizer, got {shown(tokenizer)}")
-        return tokenizer
-    small, large = (
-        load_tokenizer(place_of(source, name), name, trust_remote_code)
-        for source, name in ((slm, "slm_model_id"), (llm, "llm_model_id"))
-    )
-    check_same_tokenizer(small, large)
-    return large
-
-
-def place_of(source: Any, name: str) -> str:
-    """Where a model's tokenizer is: a loaded model remembers where it is from."""
-    if isinstance(source, (str, PathLike)):
-        return str(source)
-    if not isinstance(source, PreTrainedModel):
-        raise TypeError(
-            f"{name} must be a hub id, a local folder or a loaded transformers model, "
-            f"got {shown(source)}"
+def choose_positions(max_seq_len: int | None, context: int) -> int:
+    """Most tokens of a row: what was asked for, which the LLM's context must hold."""
+    if max_seq_len is None:
+        return min(DEFAULT_MAX_SEQ_LEN, context)
+    if max_seq_len > context:
+        raise ValueError(
+            f"max_seq_len must be at most {context}, the LLM's context, got {max_seq_len}"
         )
-    if not source.name_or_path:
-        raise ValueError(f"{name} is a model that was not loaded from anywhere: pass tokenizer=")
-    return str(source.name_or_path)
+    return max_seq_len

@@ -1,6 +1,65 @@
-"""Load two models that can write one text, or say why these two cannot."""
+"""Choose two models that can write one text, or say why these two cannot."""
 
+from os import PathLike
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hybridgen import pair as embedded_pair
+from hybridgen.checks import shown
+from hybridgen.engine.checkpoint import end_ids
+from hybridgen.engine.loading import load_tokenizer
+
+NAMES = ("slm_model_id", "llm_model_id")
+
+
+def choose_sources(slm: Any, llm: Any) -> tuple[Any, Any]:
+    """The two models to load; the embedded pair when neither is named."""
+    if slm is None and llm is None:
+        return str(embedded_pair.SLM_PATH), str(embedded_pair.LLM_PATH)
+    for name, given, other in zip(NAMES, (slm, llm), reversed(NAMES), strict=True):
+        if given is None:
+            raise ValueError(f"{name} is None but {other} is not: name both models, or neither")
+        if not isinstance(given, (str, PathLike, PreTrainedModel)):
+            raise TypeError(
+                f"{name} must be a hub id, a local folder or a loaded transformers model, "
+                f"got {shown(given)}"
+            )
+    return slm, llm
+
+
+def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool) -> Any:
+    """The tokenizer of the pair, after checking that it is that of both models.
+
+    One that is given is compared with each model's own, where that can be found.
+    """
+    if tokenizer is not None:
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"tokenizer must be a transformers tokenizer, got {shown(tokenizer)}")
+        end_ids(tokenizer.eos_token_id, "tokenizer: eos_token_id")
+    own = {}
+    for source, name in zip((slm, llm), NAMES, strict=True):
+        try:
+            own[name] = load_tokenizer(place_of(source, name), name, trust_remote_code)
+        except ValueError:
+            if tokenizer is None:
+                raise
+    if len(own) == len(NAMES):
+        check_same_tokenizer(*own.values())
+    if tokenizer is None:
+        return own["llm_model_id"]
+    for name, vocabulary in own.items():
+        check_covers(tokenizer, vocabulary, name)
+    return tokenizer
+
+
+def place_of(source: Any, name: str) -> str:
+    """Where a model's tokenizer is: a loaded model remembers where it is from."""
+    if not isinstance(source, PreTrainedModel):
+        return str(source)
+    if not source.name_or_path:
+        raise ValueError(f"{name} is a model that was not loaded from anywhere: pass tokenizer=")
+    return str(source.name_or_path)
 
 
 def check_same_tokenizer(slm: Any, llm: Any) -> None:
@@ -9,18 +68,41 @@ def check_same_tokenizer(slm: Any, llm: Any) -> None:
     Only the vocabularies of the tokenizers count: the models may pad theirs differently.
     """
     small, large = slm.get_vocab(), llm.get_vocab()
-    if small == large:
-        return
-    differing = sorted(
-        (token for token in small.keys() | large.keys() if small.get(token) != large.get(token)),
-        key=lambda token: min(small.get(token, 1 << 62), large.get(token, 1 << 62)),
-    )
-    examples = ", ".join(
-        f"{token!r} (SLM {small.get(token, 'none')}, LLM {large.get(token, 'none')})"
-        for token in differing[:3]
-    )
-    raise ValueError(
-        f"slm_model_id and llm_model_id need the same tokenizer: the SLM's has {len(small)} "
-        f"tokens, the LLM's {len(large)}, and {len(differing)} have different ids, such as "
-        f"{examples}"
+    differing = [
+        token for token in small.keys() | large.keys() if small.get(token) != large.get(token)
+    ]
+    if differing:
+        raise ValueError(
+            f"slm_model_id and llm_model_id need the same tokenizer: the SLM's has {len(small)} "
+            f"tokens, the LLM's {len(large)}, and {len(differing)} have different ids, such as "
+            f"{_examples(differing, SLM=small, LLM=large)}"
+        )
+
+
+def check_covers(tokenizer: Any, own: Any, name: str) -> None:
+    """Raise ValueError unless ``tokenizer`` gives every token of a model's ``own`` the same id.
+
+    It may have further ones: users add a padding token, or those of a chat.
+    """
+    given, vocabulary = tokenizer.get_vocab(), own.get_vocab()
+    differing = [token for token in vocabulary if given.get(token) != vocabulary[token]]
+    if differing:
+        raise ValueError(
+            f"tokenizer is not that of {name}: it has {len(given)} tokens, the model's own "
+            f"{len(vocabulary)}, and {len(differing)} of these have another id or none, such as "
+            f"{_examples(differing, given=given, own=vocabulary)}"
+        )
+
+
+def _examples(differing: list[str], **vocabularies: dict[str, int]) -> str:
+    """The first few tokens by id, and what each vocabulary says of them."""
+
+    def first(token: str) -> int:
+        return min(vocabulary.get(token, 1 << 62) for vocabulary in vocabularies.values())
+
+    return ", ".join(
+        f"{shown(token).removesuffix(' (str)')} ("
+        + ", ".join(f"{name} {ids.get(token, 'none')}" for name, ids in vocabularies.items())
+        + ")"
+        for token in sorted(differing, key=first)[:3]
     )

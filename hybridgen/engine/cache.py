@@ -49,26 +49,13 @@ class Arena:
         device: torch.device | str,
         workspace: int = 0,
     ) -> None:
-        if rows < 1 or positions < 1:
-            raise ValueError(
-                f"the cache needs at least one row and position, not {rows}, {positions}"
-            )
+        check_room(layouts, rows, positions, device, workspace)
         self.layouts = tuple(layouts)
         self.rows = rows
         self.positions = _round_up(positions, KEY_CHUNK)
         sizes = [layout.nbytes(rows, self.positions) for layout in self.layouts]
-        offsets = [0]
-        for size in sizes:
-            offsets.append(_round_up(offsets[-1] + size, ALIGNMENT))
+        offsets = _offsets(sizes)
         self.nbytes = offsets[-1] + workspace
-        device = torch.device(device)
-        available = available_bytes(device)
-        if available is not None and self.nbytes > available:
-            raise ValueError(
-                f"the key-value cache and state for {rows} rows of {self.positions} positions "
-                f"need {self.nbytes:,} bytes, but {device} has {available:,} available: "
-                "lower max_batch_size or max_seq_len"
-            )
         self._storage = torch.zeros(self.nbytes, dtype=torch.uint8, device=device)
         self.caches = [
             self._view(layout, offset, size)
@@ -92,6 +79,35 @@ class Arena:
             seen = cache[:, :, :, :rows, :positions]
             if not bool(seen[-1].sum(dtype=torch.float32).isfinite()):
                 seen.zero_()
+
+
+def check_room(
+    layouts: Sequence[CacheLayout],
+    rows: int,
+    positions: int,
+    device: torch.device | str,
+    workspace: int = 0,
+) -> None:
+    """Raise ValueError unless ``device`` has memory for the arena of these arguments."""
+    if rows < 1 or positions < 1:
+        raise ValueError(f"the cache needs at least one row and position, not {rows}, {positions}")
+    positions = _round_up(positions, KEY_CHUNK)
+    needed = _offsets([layout.nbytes(rows, positions) for layout in layouts])[-1] + workspace
+    available = available_bytes(torch.device(device))
+    if available is not None and needed > available:
+        raise ValueError(
+            f"the key-value cache and state for {rows} rows of {positions} positions need "
+            f"{needed:,} bytes, but {device} has {available:,} available: lower max_batch_size or "
+            "max_seq_len"
+        )
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    """Where each part begins, aligned, and where the last one ends."""
+    offsets = [0]
+    for size in sizes:
+        offsets.append(_round_up(offsets[-1] + size, ALIGNMENT))
+    return offsets
 
 
 def available_bytes(device: torch.device) -> int | None:

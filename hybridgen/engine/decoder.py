@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Weights, check, fuse
-from hybridgen.engine.rope import rope_table, rope_type
+from hybridgen.engine.rope import context, head_dim, rope_table
 from hybridgen.kernels.attention import Plan, attention, make_plan
 from hybridgen.kernels.layers import embed
 from hybridgen.kernels.linear import (
@@ -28,6 +28,13 @@ from hybridgen.kernels.linear import (
     pack,
 )
 from hybridgen.kernels.row_tile import row_tile
+
+
+def cache_layout(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> CacheLayout:
+    """What a model of this config keeps per position; float32 on CPU: attention computes in it."""
+    kept = torch.float32 if device.type == "cpu" else dtype
+    heads = int(config.num_key_value_heads)
+    return CacheLayout(int(config.num_hidden_layers), heads, head_dim(config), kept)
 
 
 class Decoder:
@@ -50,9 +57,7 @@ class Decoder:
         self.batch_invariant = batch_invariant
         self.weights = weights
         self.vocab_size = weights.head.shape[0]
-        self.head_dim = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
+        self.head_dim = head_dim(config)
         self.group = config.num_attention_heads // config.num_key_value_heads
         self.eps = float(config.rms_norm_eps)
         self.windows = tuple(sorted({layer.window for layer in weights.layers}))
@@ -104,16 +109,12 @@ class Decoder:
     @property
     def max_positions(self) -> int:
         """The longest sequence the model is made for, in tokens."""
-        longest = int(self.config.max_position_embeddings)
-        if rope_type(self.config) == "dynamic":
-            return int(longest * self.config.rope_parameters["factor"])
-        return longest
+        return context(self.config)
 
     def cache_layout(self) -> CacheLayout:
-        """What the model keeps per position; float32 on CPU, where attention computes in it."""
-        dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        heads = int(self.config.num_key_value_heads)
-        return CacheLayout(len(self.weights.layers), heads, self.head_dim, dtype)
+        """What the model keeps per position."""
+        layout = cache_layout(self.config, self.device, self.dtype)
+        return replace(layout, layers=len(self.weights.layers))
 
     def bind(self, cache: Tensor) -> None:
         """Use ``cache`` [layers, 2, kv_heads, rows, positions, head_dim] from now on."""

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hybridgen.engine.rope import rope_type
+from hybridgen.checks import check_float, check_int, shown
+from hybridgen.engine.rope import check_rope
+
+WIDEST = 2**31 - 1
 
 
 def _no_window(config: PretrainedConfig, layer: int) -> int:
@@ -21,12 +24,16 @@ def _no_window(config: PretrainedConfig, layer: int) -> int:
 
 
 def _window_everywhere(config: PretrainedConfig, layer: int) -> int:
-    return config.sliding_window or 0
+    return 0 if config.sliding_window is None else _window(config)
 
 
 def _window_by_layer(config: PretrainedConfig, layer: int) -> int:
-    sliding = config.layer_types[layer] == "sliding_attention"
-    return (config.sliding_window or 0) if sliding else 0
+    return _window(config) if config.layer_types[layer] == "sliding_attention" else 0
+
+
+def _window(config: PretrainedConfig) -> int:
+    """The config's window; null is no window, but 0 and less would hide a token from itself."""
+    return check_int(f"{config.model_type}: sliding_window", config.sliding_window, 1, WIDEST)
 
 
 @dataclass(frozen=True)
@@ -118,12 +125,38 @@ def refusal(config: PretrainedConfig) -> str | None:
     if kind not in FAMILIES:
         return f"model type {kind!r} has no native decoder"
     if config.hidden_act not in ("silu", "swish"):
-        return f"{kind} with hidden_act={config.hidden_act!r}: only silu is supported"
+        return f"{kind} with hidden_act={shown(config.hidden_act)}: only silu is supported"
     try:
-        rope_type(config)
-    except ValueError as error:
+        _check_layers(config, FAMILIES[kind])
+        check_rope(config)
+    except (ValueError, TypeError) as error:
         return str(error)
     return None
+
+
+def _check_layers(config: PretrainedConfig, family: Family) -> None:
+    """Raise ValueError or TypeError for layers that the native forward would compute otherwise."""
+    kind, kinds = config.model_type, list(getattr(config, "layer_types", None) or ())
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
+    layers, _, heads, shared = (
+        check_int(f"{kind}: {name}", getattr(config, name), 1) for name in sizes
+    )
+    known = ["full_attention"]
+    if family.window is _window_by_layer:
+        known.append("sliding_attention")
+    if other := sorted(set(kinds) - set(known)):
+        raise ValueError(
+            f"{kind} with {' and '.join(other)} in layer_types: only {' and '.join(known)} "
+            "is supported there"
+        )
+    if kinds and len(kinds) != layers:
+        raise ValueError(f"{kind}: layer_types has {len(kinds)} entries for {layers} layers")
+    for layer in range(layers):
+        family.window(config, layer)
+    eps = f"{kind}: rms_norm_eps"
+    check_float(eps, config.rms_norm_eps, "a finite number >= 0", lambda number: number >= 0)
+    if heads % shared:
+        raise ValueError(f"{kind}: {heads} heads cannot share {shared} keys and values evenly")
 
 
 def check(config: PretrainedConfig) -> Family:
@@ -140,12 +173,14 @@ def fuse(model: PreTrainedModel) -> Weights:
 
     The model's own parameters become views of the fused tensors, layer by layer, so it still works
     and shares its memory with the decoder. ValueError for models the native forward cannot run
-    (see `check`), quantised or adapted layers, and weights spread over several devices.
+    (see `check`), quantised or adapted layers, weights spread over several devices, and a final
+    norm of zeros, with which every logit is 0.
     """
     family = check(model.config)
     _check_modules(model)
     body: Any = model.model
-    layers = [_fuse_layer(layer, family, i, model.config) for i, layer in enumerate(body.layers)]
+    used = body.layers[: model.config.num_hidden_layers]  # transformers runs no more of them
+    layers = [_fuse_layer(layer, family, i, model.config) for i, layer in enumerate(used)]
     embedding = body.embed_tokens.weight.data
     tied = model.lm_head.weight is body.embed_tokens.weight
     head = embedding if tied else model.lm_head.weight.data
@@ -160,6 +195,8 @@ def _check_modules(model: PreTrainedModel) -> None:
                 f"{name}: {path} is {type(module).__name__}, not a plain Linear (quantised or "
                 "adapted layers are not supported: merge adapters, load unquantised)"
             )
+    if not model.model.norm.weight.any():
+        raise ValueError(f"{name}: its weights are all zeros (the final norm is)")
     places = {(parameter.device, parameter.dtype) for parameter in model.parameters()}
     if len(places) != 1:
         raise ValueError(f"{name}: all parameters must share one device and dtype, not {places}")

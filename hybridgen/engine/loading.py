@@ -1,185 +1,270 @@
 """Read models and tokenizers from a folder or the hub: the one place that does.
 
-Only safetensors checkpoints are read, and no code from a checkpoint runs unless the caller says
-``trust_remote_code=True``.
+A model is first looked at (`look`): its config, its files' headers, and its parameters on the meta
+device say whether it can be run, at no cost. Then it is loaded. The weights are handed to
+transformers as safetensors' slices, so that no other file is ever read, and no code from a
+checkpoint runs unless the caller says ``trust_remote_code=True``.
 """
 
-import os
-import re
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from hybridgen.engine.decoder import Decoder
+from hybridgen.checks import shown
+from hybridgen.engine import checkpoint
+from hybridgen.engine.cache import CacheLayout
+from hybridgen.engine.decoder import Decoder, cache_layout
+from hybridgen.engine.dtypes import default_dtype
 from hybridgen.engine.families import check
+from hybridgen.engine.keys import check_headers, check_keys
+from hybridgen.engine.rope import context
 
-SMALL_MODEL = 2_000_000
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+@dataclass(frozen=True)
+class Found:
+    """A model that has been looked at and can be loaded.
+
+    argument   the name of the caller's argument, for messages ("slm_model_id")
+    name       what the caller gave, for messages
+    config     the model's, whose family has a native decoder
+    dtype      what it is loaded in on a device if the caller names none
+    """
+
+    argument: str
+    name: str
+    config: PretrainedConfig
+    dtype: Callable[[torch.device], torch.dtype]
+    _build: Callable[[torch.device, torch.dtype], tuple[PreTrainedModel, bool]]
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the model is made for, in tokens."""
+        return context(self.config)
+
+    def cache_layout(self, device: torch.device, dtype: torch.dtype | None = None) -> CacheLayout:
+        """What the model will keep per position when it is loaded so."""
+        return cache_layout(self.config, device, dtype or self.dtype(device))
+
+    def load(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype | None = None,
+        batch_invariant: bool = True,
+    ) -> Decoder:
+        """The native decoder. Raises ValueError, naming the argument, where that fails."""
+        place = torch.device(device)
+        with named(self.argument, self.name):
+            model, is_ours = self._build(place, dtype or self.dtype(place))
+            decoder = Decoder.from_model(model, batch_invariant)
+            if is_ours:
+                del model
+                decoder.pack()
+        return decoder
+
+
+def look(
+    model: str | PathLike[str] | PreTrainedModel, argument: str, trust_remote_code: bool = False
+) -> Found:
+    """Whether a local folder, a hub id or a loaded model can be run, before it is loaded.
+
+    A loaded model keeps its dtype unless another is asked for; it is moved to the device (and
+    dtype) in place when it is loaded, and shares its weights with the decoder. Raises ValueError,
+    naming ``argument``, for what cannot be found, read or run.
+    """
+    if isinstance(model, PreTrainedModel):
+        return _look_at_loaded(model, argument)
+    with named(argument, model):
+        plan = _plan(model, trust_remote_code, check)
+        return Found(
+            argument, str(model), plan.config, plan.dtype, lambda *place: (plan.build(*place), True)
+        )
+
+
+def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
+    name = model.name_or_path or type(model).__name__
+    with named(argument, name):
+        checkpoint.check_quantization(getattr(model.config, "quantization_config", None))
+        check(model.config)
+        if not hasattr(model, "lm_head"):
+            raise ValueError(f"{type(model).__name__} is no causal language model: it has no head")
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.is_meta:
+                raise ValueError(f"its weights are not loaded: {parameter_name} is on meta")
+        for part in ("config", "generation_config"):
+            ids = getattr(getattr(model, part, None), "eos_token_id", None)
+            checkpoint.end_ids(ids, f"{part}: eos_token_id")
+        dtype = next(model.parameters()).dtype
+    return Found(
+        argument, name, model.config, lambda _: dtype, lambda *place: (_place(model, *place), False)
+    )
 
 
 def load(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: str | PathLike[str] | PreTrainedModel,
     argument: str,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     batch_invariant: bool = True,
 ) -> Decoder:
-    """A native decoder from a local folder, a hub id or a loaded model.
-
-    argument  the name of the caller's argument, for messages ("slm_model_id")
-    dtype     None: see `default_dtype`; a loaded model keeps its own
-
-    A loaded model is moved to ``device`` (and ``dtype``) in place and shares its weights with the
-    decoder. Raises ValueError for what cannot be found, read or run.
-    """
-    if isinstance(model, PreTrainedModel):
-        check(model.config)
-        return Decoder.from_model(_place(model, torch.device(device), dtype), batch_invariant)
-    config = load_config(model, argument, trust_remote_code)
-    check(config)
-    decoder = Decoder.from_model(
-        load_model(model, argument, device, dtype, trust_remote_code, config), batch_invariant
-    )
-    decoder.pack()
-    return decoder
+    """A native decoder: `look`, then `Found.load`."""
+    return look(model, argument, trust_remote_code).load(device, dtype, batch_invariant)
 
 
 def load_model(
-    model: str | os.PathLike[str],
+    model: str | PathLike[str],
     argument: str,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
-    config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
     """The transformers model in evaluation mode on ``device``, whatever its kind.
 
-    config  the model's, where it has been read. Raises ValueError as `load` does.
+    Raises ValueError as `load` does.
     """
-    if config is None:
-        config = load_config(model, argument, trust_remote_code)
-    device = torch.device(device)
-    if dtype is None:
-        dtype = default_dtype(config, device, trust_remote_code)
-    loaded = _pretrained(
-        AutoModelForCausalLM,
-        model,
-        argument,
-        trust_remote_code,
-        use_safetensors=True,
-        dtype=dtype,
-    )
-    assert isinstance(loaded, PreTrainedModel)
-    return _place(loaded, device, None)
-
-
-def load_config(
-    model: str | os.PathLike[str], argument: str, trust_remote_code: bool = False
-) -> PretrainedConfig:
-    """The model's config. ValueError, naming ``argument``, when there is none to read."""
-    _check_folder(model, argument)
-    config = _pretrained(AutoConfig, model, argument, trust_remote_code)
-    assert isinstance(config, PretrainedConfig)
-    return config
+    place = torch.device(device)
+    with named(argument, model):
+        plan = _plan(model, trust_remote_code, lambda config: None)
+        return plan.build(place, dtype or plan.dtype(place))
 
 
 def load_tokenizer(
-    model: str | os.PathLike[str], argument: str, trust_remote_code: bool = False
+    model: str | PathLike[str], argument: str, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """The model's tokenizer. ValueError, naming ``argument``, when there is none to read."""
-    _check_folder(model, argument, weights=False)
-    tokenizer = _pretrained(AutoTokenizer, model, argument, trust_remote_code)
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, where no file is
-        raise ValueError(f"{argument}: {str(model)!r} has no tokenizer with a vocabulary")
+    with named(argument, model, "the tokenizer of "):
+        checkpoint.find(model)
+        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, where no file is
+            raise ValueError("it has no tokenizer with a vocabulary")
+        tokenizer.decode(tokenizer("a")["input_ids"])  # what is damaged shows here
+        checkpoint.end_ids(tokenizer.eos_token_id, "the tokenizer's eos_token_id")
     return tokenizer
 
 
-def default_dtype(
-    config: PretrainedConfig, device: torch.device, trust_remote_code: bool = False
-) -> torch.dtype:
-    """bfloat16 on CUDA and on CPUs that multiply it natively; float32 elsewhere.
+@contextmanager
+def named(argument: str, model: Any, part: str = "") -> Iterator[None]:
+    """Whatever goes wrong inside becomes a ValueError that names the argument and the model.
 
-    Below `SMALL_MODEL` parameters float32 is faster on CPU too: products are then so short that
-    the conversions around them cost more than the bytes they save.
+    A damaged file can make its reader raise anything, even the panic of a Rust library, which is
+    no Exception. What is not about the file goes through: interrupts, memory, warnings as errors.
     """
-    if device.type == "cuda":
-        return torch.bfloat16
-    if device.type != "cpu" or not cpu_has_bfloat16():
-        return torch.float32
-    large = parameter_count(config, trust_remote_code) > SMALL_MODEL
-    return torch.bfloat16 if large else torch.float32
+    try:
+        yield
+    except (MemoryError, Warning):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        known = isinstance(error, (ValueError, TypeError, OSError))
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        name = shown(str(model)).removesuffix(" (str)")
+        raise ValueError(f"{argument}: cannot load {part}{name}: {_shortened(reason)}") from error
 
 
-def parameter_count(config: PretrainedConfig, trust_remote_code: bool = False) -> int:
-    """Parameters of a model of this config, without allocating one."""
+def _shortened(reason: str, most: int = 600) -> str:
+    return reason if len(reason) <= most else reason[: most - 3] + "..."
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to make a transformers model of a checkpoint.
+
+    blueprint  the model on the meta device
+    """
+
+    name: str
+    config: PretrainedConfig
+    generation_config: GenerationConfig
+    blueprint: PreTrainedModel
+    headers: dict[str, checkpoint.Header]
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        return default_dtype(sum(p.numel() for p in self.blueprint.parameters()), device)
+
+    def build(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+        auto: Any = type(self.blueprint)
+        with ExitStack() as files:
+            model, report = auto.from_pretrained(
+                None,
+                config=self.config,
+                state_dict=checkpoint.open_slices(self.headers, files),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
+        assert isinstance(model, PreTrainedModel)
+        check_keys(model, self.name, report)
+        model.generation_config = self.generation_config
+        return _place(model, device, dtype)
+
+
+def _plan(
+    model: str | PathLike[str],
+    trust_remote_code: bool,
+    check_config: Callable[[PretrainedConfig], Any],
+) -> _Plan:
+    """What a checkpoint's files say, checked in the order of what it costs to find out."""
+    fetch = checkpoint.find(model)
+    raw = checkpoint.read_config(fetch)
+    recommended = checkpoint.read_generation_config(fetch)
+    config = AutoConfig.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+    assert isinstance(config, PretrainedConfig)
+    check_config(config)
+    _choose_how_to_run(config, raw)
+    headers = checkpoint.read_headers(fetch)
+    layers = raw.get("num_hidden_layers") or 0
+    if layers > len(headers):
+        raise ValueError(
+            f"config.json: num_hidden_layers is {layers}, but there are {len(headers)} tensors"
+        )
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    return sum(parameter.numel() for parameter in model.parameters())
+        blueprint = auto.from_config(config, trust_remote_code=trust_remote_code)
+    check_headers(blueprint, headers)
+    if recommended is None:  # older checkpoints recommend in config.json
+        generation_config = GenerationConfig.from_model_config(dict(raw))
+    else:
+        generation_config = GenerationConfig.from_dict(recommended)
+    return _Plan(str(model), config, generation_config, blueprint, headers)
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 products (AVX512_BF16 or AMX)."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    try:
-        return any(bool(getattr(torch.cpu, name)()) for name in probes)
-    except (AttributeError, RuntimeError):
-        pass
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+def _choose_how_to_run(config: PretrainedConfig, raw: dict[str, Any]) -> None:
+    """Undo what a config says of how transformers is to read and run the model.
+
+    It may name attention that is not installed, code on a hub, or another file. The native decoder
+    has its own attention; for a model that transformers is to run, None is transformers' choice:
+    sdpa where the model has it, else eager. fp8 weights are multiplied by their scales, whatever
+    device there is.
+    """
+    config._attn_implementation = None
+    for name in ("_experts_implementation", "fusion_config", "transformers_weights"):
+        if getattr(config, name, None) is not None:
+            setattr(config, name, None)
+    if raw.get("quantization_config") is not None:
+        config.quantization_config = {**raw["quantization_config"], "dequantize": True}
 
 
-def _place(
-    model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None
-) -> PreTrainedModel:
+def _place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     module: Any = model  # `to` is decorated beyond what its annotation says
     current = next(model.parameters())
     if device.index is None and current.device.type == device.type:
         device = current.device
-    if current.device != device or dtype not in (None, current.dtype):
-        module.to(device=device, dtype=dtype or current.dtype)
+    if (current.device, current.dtype) != (device, dtype):
+        module.to(device=device, dtype=dtype)
     module.eval()
     return model
-
-
-def _pretrained(
-    auto: Any, model: str | os.PathLike[str], argument: str, trust_remote_code: bool, **kwargs: Any
-) -> Any:
-    """``auto.from_pretrained``; what cannot be read becomes a ValueError naming ``argument``."""
-    try:
-        return auto.from_pretrained(str(model), trust_remote_code=trust_remote_code, **kwargs)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{argument}: cannot load {str(model)!r}: {error}") from error
-
-
-def _check_folder(model: str | os.PathLike[str], argument: str, weights: bool = True) -> None:
-    """ValueError for a folder that is missing or has no safetensors weights; hub ids pass."""
-    folder = Path(model)
-    if not folder.is_dir():
-        hub_id = isinstance(model, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
-        if not hub_id or str(model).startswith("."):
-            raise ValueError(f"{argument}: there is no folder {str(model)!r}")
-        return
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{argument}: the folder {str(model)!r} has no config.json")
-    if weights and not any(folder.glob("*.safetensors")):
-        pickled = any(any(folder.glob(pattern)) for pattern in PICKLES)
-        why = "only pickled ones, which can run code when read" if pickled else "none"
-        raise ValueError(
-            f"{argument}: only safetensors weights are loaded, and {str(model)!r} has {why}"
-        )

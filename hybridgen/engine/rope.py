@@ -4,12 +4,24 @@ Default, linear, llama3, yarn and dynamic scaling; the scaled frequencies are tr
 (`ROPE_INIT_FUNCTIONS`).
 """
 
+import math
+
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from hybridgen.checks import shown
+
+FARTHEST = 2**31 - 1
 SUPPORTED = ("default", "linear", "llama3", "yarn", "dynamic")
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """Elements of one head's query, key or value."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def rope_type(config: PretrainedConfig) -> str:
@@ -17,9 +29,51 @@ def rope_type(config: PretrainedConfig) -> str:
     kind = str(config.rope_parameters.get("rope_type", "default"))
     if kind not in SUPPORTED:
         raise ValueError(
-            f"{config.model_type}: rope type {kind!r} is not supported, only {', '.join(SUPPORTED)}"
+            f"{config.model_type}: rope type {kind[:40]!r} is not supported, only "
+            f"{', '.join(SUPPORTED)}"
         )
     return kind
+
+
+def context(config: PretrainedConfig) -> int:
+    """The longest sequence that the model is made for, in tokens.
+
+    Yarn and linear scaling stretch the original context by their factor, whether or not
+    max_position_embeddings was raised with it; for linear, and for yarn that does not name the
+    original, that is max_position_embeddings itself. Dynamic scaling starts beyond
+    max_position_embeddings. With llama3 scaling original times factor is no context (Llama 3.2:
+    8,192 times 32, for a context of 131,072), and max_position_embeddings says what is.
+    """
+    longest, kind = int(config.max_position_embeddings), rope_type(config)
+    if kind not in ("linear", "yarn", "dynamic"):
+        return longest
+    original = longest
+    if kind != "dynamic":
+        original = config.rope_parameters.get("original_max_position_embeddings") or longest
+    factor = float(config.rope_parameters.get("factor") or 1)
+    return max(longest, int(original * factor))
+
+
+def check_rope(config: PretrainedConfig) -> None:
+    """Raise ValueError for position scaling that is not supported or makes no sense."""
+    name, parameters = config.model_type, config.rope_parameters
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{name}: rope_parameters must be a dict, got {shown(parameters)}")
+    rope_type(config)
+    try:
+        farthest = min(context(config), FARTHEST)
+        ends = torch.tensor([[1], [farthest]], dtype=torch.float32, device="cpu")
+        frequencies, scaling = _frequencies(config, ends)
+        finite = bool(frequencies.isfinite().all()) and math.isfinite(scaling)
+    except Exception as error:  # whatever their arithmetic comes upon
+        raise ValueError(
+            f"{name}: rotary positions cannot be computed from rope_parameters "
+            f"{shown(parameters)}: {error}"
+        ) from error
+    if not finite:
+        raise ValueError(
+            f"{name}: rotary positions are not finite with rope_parameters {shown(parameters)}"
+        )
 
 
 def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -> Tensor:
@@ -30,26 +84,32 @@ def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -
     the original context), so a row never depends on how a sequence was cut into chunks; beyond the
     original context this is what transformers computes one token at a time.
     """
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kind = rope_type(config)
-    cpu = torch.device("cpu")
+    frequencies, scaling = _frequencies(config, _count(1, positions + 1).unsqueeze(1))
+    angles = _count(0, positions).unsqueeze(1) * frequencies
+    cos, sin = angles.cos() * scaling, angles.sin() * scaling
+    table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
+    return table.unsqueeze(2).to(device)
 
-    def count(first: int, end: int, step: int = 1) -> Tensor:
-        return torch.arange(first, end, step, dtype=torch.float32, device=cpu)
 
+def _count(first: int, end: int, step: int = 1) -> Tensor:
+    return torch.arange(first, end, step, dtype=torch.float32, device="cpu")
+
+
+def _frequencies(config: PretrainedConfig, lengths: Tensor) -> tuple[Tensor, float]:
+    """float32 [head_dim / 2] or, with dynamic scaling, one row a length; and the scaling of both.
+
+    lengths  float32 [n, 1]. Raises ValueError where only a part of a head is rotated.
+    """
+    size, kind, cpu = head_dim(config), rope_type(config), torch.device("cpu")
     if kind == "default":
-        exponents = count(0, head_dim, 2) / head_dim
+        exponents = _count(0, size, 2) / size
         frequencies, scaling = 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
     elif kind == "dynamic":
-        lengths = count(1, positions + 1).unsqueeze(1)
         with cpu:  # transformers leaves some devices to the default
             frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu, seq_len=lengths)
     else:
         with cpu:
             frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](config, cpu)
-    if 2 * frequencies.shape[-1] != head_dim:
+    if 2 * frequencies.shape[-1] != size:
         raise ValueError(f"{config.model_type}: partial rotary embedding is not supported")
-    angles = count(0, positions).unsqueeze(1) * frequencies
-    cos, sin = angles.cos() * scaling, angles.sin() * scaling
-    table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
-    return table.unsqueeze(2).to(device)
+    return frequencies, scaling

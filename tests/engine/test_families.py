@@ -6,7 +6,14 @@ import pytest
 import torch
 from tiny_models import CONFIGS, at, bound, random_model, random_tokens, reference_logits
 from torch import nn
-from transformers import GPT2Config, LlamaConfig, MambaConfig, Qwen3Config, Qwen3NextConfig
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
 
 from hybridgen.engine.families import FAMILIES, check, fuse, refusal
 
@@ -95,6 +102,79 @@ def test_other_models_are_refused_by_name(config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         check(config)
     assert "Supported model types: llama, mistral, qwen2, qwen3" in str(caught.value)
+
+
+QWEN_WINDOW = {"use_sliding_window": True, "max_window_layers": 0}
+
+
+@pytest.mark.parametrize("window", [0, -1, 1.5, True, "4", 2**40])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("mistral", {}), ("qwen2", QWEN_WINDOW), ("qwen3", QWEN_WINDOW)]
+)
+def test_windows_that_would_hide_everything_are_refused(
+    kind: str, options: dict[str, Any], window: Any
+) -> None:
+    """To transformers 0 and less are windows in which a token does not see itself."""
+    config = CONFIGS[kind](sliding_window=8, **options)
+    object.__setattr__(config, "sliding_window", window)
+    with pytest.raises(ValueError, match=f"{kind}: sliding_window must be"):
+        check(config)
+
+
+def test_windows_that_are_not_in_use_pass() -> None:
+    assert refusal(MistralConfig(sliding_window=None)) is None
+    for window in (0, -1, 4096):
+        assert refusal(Qwen3Config(sliding_window=window)) is None
+
+
+def test_sliding_layers_without_a_window_are_refused() -> None:
+    config = Qwen3Config(num_hidden_layers=1, layer_types=["sliding_attention"])
+    with pytest.raises(ValueError, match=r"sliding_window must be .* got None"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "known"),
+    [
+        ("llama", "chunked_attention", "only full_attention is"),
+        ("llama", "sliding_attention", "only full_attention is"),
+        ("qwen3", "chunked_attention", "only full_attention and sliding_attention is"),
+        ("qwen2", "attention", "only full_attention and sliding_attention is"),
+    ],
+)
+def test_layers_of_other_attention_are_refused(kind: str, layer: str, known: str) -> None:
+    config = CONFIGS[kind](num_hidden_layers=2)
+    config.layer_types = ["full_attention", layer]
+    with pytest.raises(ValueError, match=f"{kind} with {layer} in layer_types: {known}"):
+        check(config)
+
+
+def test_sizes_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 heads cannot share 3 keys and values"):
+        check(LlamaConfig(num_attention_heads=4, num_key_value_heads=3, head_dim=16))
+    config = Qwen3Config(num_hidden_layers=2)
+    config.num_hidden_layers = 3
+    with pytest.raises(ValueError, match="layer_types has 2 entries for 3 layers"):
+        check(config)
+    for value in (0, -1, 2.0, None):
+        object.__setattr__(config, "num_key_value_heads", value)
+        with pytest.raises(ValueError, match="qwen3: num_key_value_heads must be an integer >= 1"):
+            check(config)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-6, "1e-6", None, True])
+def test_a_norm_without_sense_is_refused(value: Any) -> None:
+    config = LlamaConfig()
+    object.__setattr__(config, "rms_norm_eps", value)
+    with pytest.raises(ValueError, match="llama: rms_norm_eps must be a finite number >= 0"):
+        check(config)
+
+
+def test_weights_of_zeros_are_refused() -> None:
+    model = random_model("llama")
+    torch.nn.init.zeros_(model.model.norm.weight)
+    with pytest.raises(ValueError, match="LlamaForCausalLM: its weights are all zeros"):
+        fuse(model)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -6,19 +6,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import at, random_model, random_tokens, reference_logits
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaModel
 
-from hybridgen.engine import loading
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.loading import (
-    default_dtype,
-    load,
-    load_config,
-    load_model,
-    load_tokenizer,
-    parameter_count,
-)
+from hybridgen.engine.loading import load, load_model, load_tokenizer, look
 
 CPU = torch.device("cpu")
 
@@ -64,35 +56,42 @@ def test_the_dtype_of_a_folder(folder: Path) -> None:
     assert load(folder, "slm_model_id", CPU).dtype == torch.float32  # small: fastest in float32
 
 
-def test_default_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
-    large = LlamaConfig(vocab_size=9000, hidden_size=256, num_hidden_layers=1)
-    assert parameter_count(small) < loading.SMALL_MODEL < parameter_count(large)
-    for native, wanted in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(loading, "cpu_has_bfloat16", lambda native=native: native)
-        assert default_dtype(large, CPU) == wanted
-        assert default_dtype(small, CPU) == torch.float32
-    assert default_dtype(small, torch.device("cuda")) == torch.bfloat16
+def test_looking_costs_no_weights_and_says_what_they_will_be(folder: Path) -> None:
+    found = look(folder, "slm_model_id")
+    decoder = found.load(CPU, torch.bfloat16)
+    assert found.max_positions == decoder.max_positions == 1024
+    assert found.cache_layout(CPU, torch.bfloat16) == decoder.cache_layout()
+    assert found.dtype(CPU) == torch.float32
+    model = random_model("qwen3", torch.bfloat16)
+    assert look(model, "slm_model_id").dtype(CPU) == torch.bfloat16
 
 
-def test_the_processor_is_asked_even_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = loading.cpu_has_bfloat16()
-    assert isinstance(known, bool)
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    assert isinstance(loading.cpu_has_bfloat16(), bool)
+def test_a_model_that_was_cut_by_hand_runs_as_in_transformers() -> None:
+    tokens = random_tokens(1, 6)
+    for cut in ("modules", "config"):
+        model = random_model("llama", num_hidden_layers=4)
+        if cut == "modules":
+            model.model.layers = model.model.layers[:2]
+        else:
+            model.config.num_hidden_layers = 2
+        expected = reference_logits(model, tokens)
+        decoder = load(model, "llm_model_id", CPU)
+        assert torch.allclose(first_logits(decoder, tokens), expected, atol=1e-4)
 
 
 # --- refusals ---
 
 
 @pytest.mark.parametrize("argument", ["slm_model_id", "llm_model_id"])
-@pytest.mark.parametrize("missing", ["/no/such/folder", "./nowhere", "a/b/c", "two words"])
+@pytest.mark.parametrize(
+    "missing", ["/no/such/folder", "./nowhere", "a/b/c", "two words", "", "a" * 5000, "\0"]
+)
 def test_a_missing_folder_names_the_argument(argument: str, missing: str) -> None:
-    for read in (load_config, load_tokenizer):
-        with pytest.raises(ValueError, match=f"{argument}: there is no folder"):
+    for read in (look, load_tokenizer):
+        with pytest.raises(ValueError, match=f"{argument}: cannot load .*there is no such folder"):
             read(missing, argument)
     for read_weights in (load, load_model):
-        with pytest.raises(ValueError, match=f"{argument}: there is no folder"):
+        with pytest.raises(ValueError, match=f"{argument}: cannot load .*there is no such folder"):
             read_weights(missing, argument, CPU)
 
 
@@ -109,7 +108,7 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"llm_model_id: only safetensors .* only pickled ones"):
+    with pytest.raises(ValueError, match=r"llm_model_id: .*only safetensors .* only pickled ones"):
         load(folder, "llm_model_id", CPU)
 
 
@@ -144,3 +143,13 @@ def test_code_in_a_checkpoint_does_not_run(folder: Path) -> None:
 def test_a_tokenizer(tiny_pair: Any) -> None:
     tokenizer = load_tokenizer(tiny_pair.llm, "llm_model_id")
     assert tokenizer.decode(tokenizer("hello there")["input_ids"]) == "hello there"
+
+
+def test_a_model_without_weights_or_head_is_refused() -> None:
+    with torch.device("meta"):
+        empty = random_model("llama")
+    with pytest.raises(ValueError, match=r"slm_model_id: .*not loaded: model\.\S+ is on meta"):
+        load(empty, "slm_model_id", CPU)
+    body = LlamaModel(random_model("llama").config)
+    with pytest.raises(ValueError, match=r"llm_model_id: .*LlamaModel is no causal language"):
+        load(body, "llm_model_id", CPU)
