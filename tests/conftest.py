@@ -47,6 +47,10 @@ settings.register_profile("hybridgen", deadline=None, derandomize=True, database
 settings.load_profile("hybridgen")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-seeds", type=int, default=25, help="how many seeds -m fuzz tries")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Triton kernels are interpreted, on CPU tensors, unless the tests for a GPU are asked for."""
     if config.option.markexpr != "gpu":
