@@ -51,7 +51,8 @@ def compute_logu(logits: Tensor, k: int = 10, evidence: str = "probs") -> tuple[
     With evidence a_1..a_k of the k likeliest tokens and S their sum,
     AU = -sum_i a_i/S (psi(a_i + 1) - psi(S + 1)) and EU = k / (S + k).
 
-    evidence="probs"    AU from the tokens' probabilities: 0 when sure, about 0.7 at most for k = 10
+    evidence="probs"    AU from the tokens' probabilities, renormalised (S = 1), over its maximum
+                        psi(2) - psi(1 + 1/k): 0 is sure, 1 is k equal candidates; 0 for k = 1
     evidence="logits"   AU from their logits, negative ones as 0, as in the paper
 
     EU always uses the logits: with probabilities it would be a constant.

@@ -6,17 +6,22 @@ Entropy at a temperature, in nats, over the whole vocabulary (no filter):
 
 and 0 at temperature 0, where the distribution is one token.
 
-LogTokU (Ma et al. 2025, "Estimating LLM uncertainty with evidence") reads the largest k logits as
-evidence of a Dirichlet distribution: with alpha the evidence, S its sum and psi the digamma
-function,
+LogTokU (Ma et al. 2025, "Estimating LLM uncertainty with evidence") reads the largest k logits (all
+of them where the vocabulary has fewer) as evidence of a Dirichlet distribution: with alpha the
+evidence, S its sum and psi the digamma function,
 
     aleatoric   AU = -sum (alpha / S) * (psi(alpha + 1) - psi(S + 1))     spread among the tokens
     epistemic   EU = k / (S + k)                                        lack of evidence for any
 
-The paper's evidence is the raw logits, here clamped at 0 (digamma has poles below); AU then moves
-within a per cent or so. With the k largest probabilities as evidence AU follows entropy, so that is
-the default for AU. EU always reads the clamped logits: from probabilities it is all but constant.
-No evidence at all, S = 0, is AU = 0 (the limit) and EU = 1.
+The paper's evidence is the raw logits, here clamped at 0 (digamma has poles below); AU then hardly
+moves, and not with doubt. The default for AU is the k largest probabilities, renormalised, S = 1:
+softmax(the k largest logits), in which the rest of the vocabulary has no part. That AU is divided
+by its maximum, psi(2) - psi(1 + 1 / k), so that 0 is sure and 1 is k equal candidates; it grows
+whenever probability moves from a likelier candidate to a less likely one. One candidate alone
+(k = 1, or a vocabulary of 1) leaves no doubt to measure: 0.
+
+EU always reads the clamped logits: from probabilities it is a constant. No evidence at all, S = 0,
+is AU = 0 (the limit) and EU = 1.
 
 `sample_measured` draws as `sample` does and measures the same logits on the way.
 
@@ -39,7 +44,7 @@ from hybridgen.kernels.sampling import (
 
 PROBS, LOGITS = 0, 1
 EVIDENCE = {"probs": PROBS, "logits": LOGITS}
-"""Evidence of AU: the k largest probabilities (temperature 1), or the k largest logits."""
+"""Evidence of AU: the k largest probabilities (temperature 1, renormalised), or logits."""
 
 LOGPROB, FULL_LOGPROB, ENTROPY, ALEATORIC, EPISTEMIC = range(5)
 """Columns of what `sample_measured` measures: log-probability of the token in the filtered
@@ -88,28 +93,32 @@ def _aleatoric(alpha: Doubles, total: Doubles) -> Doubles:
     return spread
 
 
-def _logtoku_of(
-    rows: Floats, largest: Floats, mass: Floats | None, k: int, evidence: int
-) -> tuple[Doubles, Doubles]:
-    """AU and EU of usable rows; ``mass`` [R] is the sum of exp(row - largest) if it is known."""
+def _relative_aleatoric(top: Doubles) -> Doubles:
+    """AU of the probabilities of logits ``top`` [R, k], descending, over its maximum."""
+    k = top.shape[1]
+    if k == 1:
+        return np.zeros(len(top))
+    probs = np.exp(top - top[:, :1])
+    probs /= probs.sum(axis=1, keepdims=True)
+    most = _aleatoric(np.full((1, k), 1 / k), np.ones((1, 1)))
+    relative: Doubles = np.clip(_aleatoric(probs, np.ones((len(top), 1))) / most, 0, 1)
+    return relative
+
+
+def _logtoku_of(rows: Floats, k: int, evidence: int) -> tuple[Doubles, Doubles]:
+    """AU and EU of usable rows."""
     k = min(k, rows.shape[1])
     top = torch.from_numpy(rows).topk(k).values.numpy().astype(np.float64)
-    logits_evidence = np.maximum(top, 0)
-    total = logits_evidence.sum(axis=1, keepdims=True)
-    if evidence == PROBS:
-        if mass is None:
-            mass = np.exp(rows - largest).sum(axis=1)
-        probs = np.exp(top - largest) / mass[:, None]
-        au = _aleatoric(probs, probs.sum(axis=1, keepdims=True))
-    else:
-        au = _aleatoric(logits_evidence, total)
+    logits = np.maximum(top, 0)
+    total = logits.sum(axis=1, keepdims=True)
+    au = _relative_aleatoric(top) if evidence == PROBS else _aleatoric(logits, total)
     return au, (k / (total + k))[:, 0]
 
 
 def _logtoku(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor, torch.Tensor]:
     """AU and EU, float32 [R], of logits [R, V] from the k largest; evidence is PROBS or LOGITS."""
-    rows, largest, broken = _usable(float_rows(logits))
-    au, eu = _logtoku_of(rows, largest, None, k, evidence)
+    rows, _, broken = _usable(float_rows(logits))
+    au, eu = _logtoku_of(rows, k, evidence)
     au[broken] = np.nan
     eu[broken] = np.nan
     return torch.from_numpy(au.astype(np.float32)), torch.from_numpy(eu.astype(np.float32))
@@ -144,9 +153,7 @@ def _sample_measured(
     measures[:, FULL_LOGPROB] = (logit - largest[:, 0]) - np.log(mass)
     measures[:, ENTROPY] = entropy
     if k > 0:
-        measures[:, ALEATORIC], measures[:, EPISTEMIC] = _logtoku_of(
-            rows, largest, mass, k, evidence
-        )
+        measures[:, ALEATORIC], measures[:, EPISTEMIC] = _logtoku_of(rows, k, evidence)
     measures[broken] = np.nan
     return (
         torch.from_numpy(token),

@@ -69,19 +69,32 @@ def test_entropy_is_in_nats() -> None:
 
 @pytest.mark.parametrize("evidence", ["probs", "logits"])
 def test_logu_is_the_papers_formula(evidence: str) -> None:
+    """With probabilities, of the three candidates alone and over the most there is."""
     k = 3
-    logits = LOGITS.double().topk(k).values.clamp_min(0)
-    alpha = torch.softmax(LOGITS.double(), 0).topk(k).values if evidence == "probs" else logits
+    top = LOGITS.double().topk(k).values
+    logits = top.clamp_min(0)
+    alpha = torch.softmax(top, 0) if evidence == "probs" else logits
     total = float(alpha.sum())
     shares = [float(a) / total for a in alpha]
     aleatoric = -sum(
         share * (digamma(float(a) + 1) - digamma(total + 1))
         for share, a in zip(shares, alpha, strict=True)
     )
+    if evidence == "probs":
+        aleatoric /= digamma(2) - digamma(1 + 1 / k)
     got = compute_logu(LOGITS, k=k, evidence=evidence)
     assert [type(value) for value in got] == [float, float]
     # float32 results.
     assert got == pytest.approx((aleatoric, k / (float(logits.sum()) + k)), rel=1e-6)
+
+
+@pytest.mark.parametrize("vocab", [100, 151_936])
+def test_uncertainty_goes_from_sure_to_equal_candidates(vocab: int) -> None:
+    assert compute_logu(torch.zeros(vocab))[0] == 1
+    sure = torch.zeros(vocab)
+    sure[7] = 1000
+    assert compute_logu(sure)[0] == 0
+    assert compute_logu(torch.zeros(vocab), k=1)[0] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
