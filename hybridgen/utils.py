@@ -37,10 +37,10 @@ def sample_token(
     columns = torch.tensor([[chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]])
     seeds = torch.tensor(check_seed(seed, count), device=rows.device)
     place = torch.full((count,), check_int("position", position, 0, 2**31 - 1), device=rows.device)
-    token, _, log_z = sampling.sample(
+    token, truncation = sampling.sample(
         rows, columns.repeat(count, 1).to(rows.device), seeds, place, philox.TARGET
     )
-    if bool(log_z.isnan().any()):
+    if bool(truncation[:, sampling.LOG_Z].isnan().any()):
         raise ValueError("logits hold NaN or +inf, or nothing above -inf")
     return token if logits.ndim == 2 else int(token)
 

@@ -27,6 +27,7 @@ from hybridgen.kernels.weights import ONE
 from hybridgen.kernels.weights_triton import (
     LOWEST,
     exponents,
+    heat_of,
     key_of,
     rate_of,
     scaled_power,
@@ -73,7 +74,7 @@ def filter_of(sampling_ptr, vocab):
     k = tl.minimum(tl.load(sampling_ptr + _TOP_K), 2.0**30).to(tl.int32)
     k = tl.where(greedy, 1, tl.where((k < 1) | (k > vocab), vocab, k))
     bound = tl.ceil(tl.minimum(tl.load(sampling_ptr + _MIN_P), 1.0).to(tl.float64) * _ONE)
-    heat = 1.0 / tl.where(greedy, 1.0, temperature).to(tl.float64)
+    heat = heat_of(tl.where(greedy, 1.0, temperature))
     return heat, k, tl.load(sampling_ptr + _TOP_P), bound.to(tl.int64), greedy
 
 
@@ -167,11 +168,11 @@ def collect(
             lowest = tl.min(tl.where(kept, key_of(x, 0), 0x7FFFFFFF), 0)
             tl.atomic_min(record_ptr + LOWEST_KEY, lowest.to(tl.int64), sem="relaxed")
     if ENTROPY:
-        metric_rate = rate_of(1.0)
+        metric_heat = tl.full([], 1.0, tl.float64)
         if temperature_ptr is not None:
             temperature = tl.load(temperature_ptr + row)
-            metric_rate = rate_of(1.0 / tl.where(temperature > 0, temperature, 1.0).to(tl.float64))
-        y = exponents(x, largest, metric_rate)
+            metric_heat = heat_of(tl.where(temperature > 0, temperature, 1.0))
+        y = exponents(x, largest, rate_of(metric_heat))
         power = scaled_power(y)
         mass = tl.sum(tl.where(finite, power.to(tl.int64), 0), 0)
         _add(record_ptr + ENTROPY_MASS, mass)

@@ -34,13 +34,16 @@ import torch
 
 from hybridgen.kernels.registry import define
 from hybridgen.kernels.sampling import (
+    LOG_Z,
     Bools,
     Doubles,
     Floats,
+    Parameters,
     float_rows,
     parameters,
     sample_rows,
 )
+from hybridgen.kernels.weights import COLDEST
 
 PROBS, LOGITS = 0, 1
 EVIDENCE = {"probs": PROBS, "logits": LOGITS}
@@ -75,8 +78,10 @@ def _entropy(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R])."""
     rows, largest, broken = _usable(float_rows(logits))
     t = temperature.numpy()
-    heat = np.where(t > 0, t, 1).astype(np.float32)[:, None]
-    entropy, _ = _entropy_and_mass((rows - largest) / heat)
+    heat = np.where(t > 0, np.maximum(t, COLDEST), 1).astype(np.float32)[:, None]
+    with np.errstate(over="ignore"):  # -inf is as good as any other number below `_UNDERFLOW`
+        x = (rows - largest) / heat
+    entropy, _ = _entropy_and_mass(x)
     entropy[broken] = np.nan
     return torch.from_numpy(np.where((t > 0) | broken, entropy, 0).astype(np.float32))
 
@@ -137,35 +142,32 @@ def _sample_measured(
     stream: int,
     k: int,
     evidence: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token, tau and log_z as of `sample`, and measures float32 [R, MEASURES].
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token and truncation as of `sample`, and measures float32 [R, MEASURES].
 
     AU and EU are of the k largest logits and ``evidence``; k = 0 leaves them NaN. The token of a
     greedy row has a filtered log-probability of 0.
     """
     rows, params = float_rows(logits), parameters(sampling)
-    token, tau, log_z = sample_rows(rows, params, seed.numpy(), position.numpy(), stream)
+    token, truncation = sample_rows(rows, params, seed.numpy(), position.numpy(), stream)
     rows, largest, broken = _usable(rows)
     measures = np.full((len(rows), MEASURES), np.nan, np.float32)
     entropy, mass = _entropy_and_mass(rows - largest)
     logit = rows[np.arange(len(rows)), token]
-    measures[:, LOGPROB] = _logprob(logit, params.temperature, log_z, params.greedy)
-    measures[:, FULL_LOGPROB] = (logit - largest[:, 0]) - np.log(mass)
+    below = logit.astype(np.float64) - largest[:, 0]
+    measures[:, LOGPROB] = _logprob(below, params, truncation[:, LOG_Z])
+    measures[:, FULL_LOGPROB] = below - np.log(mass)
     measures[:, ENTROPY] = entropy
     if k > 0:
         measures[:, ALEATORIC], measures[:, EPISTEMIC] = _logtoku_of(rows, k, evidence)
     measures[broken] = np.nan
-    return (
-        torch.from_numpy(token),
-        torch.from_numpy(tau),
-        torch.from_numpy(log_z),
-        torch.from_numpy(measures),
-    )
+    return torch.from_numpy(token), torch.from_numpy(truncation), torch.from_numpy(measures)
 
 
-def _logprob(logit: Floats, temperature: Doubles, log_z: Floats, greedy: Bools | None) -> Doubles:
-    logprob: Doubles = logit / temperature - log_z
-    return logprob if greedy is None else np.where(greedy, 0, logprob)
+def _logprob(below: Doubles, params: Parameters, log_z: Floats) -> Doubles:
+    """Of tokens whose logits are ``below`` (<= 0) the maximum."""
+    logprob: Doubles = below / params.temperature - log_z
+    return logprob if params.greedy is None else np.where(params.greedy, 0, logprob)
 
 
 def _sample_measured_fake(
@@ -176,10 +178,11 @@ def _sample_measured_fake(
     stream: int,
     k: int,
     evidence: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    tau = logits.new_empty(logits.shape[0], dtype=torch.float32)
-    measures = logits.new_empty((logits.shape[0], MEASURES), dtype=torch.float32)
-    return torch.empty_like(tau, dtype=torch.int64), tau, torch.empty_like(tau), measures
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = logits.shape[0]
+    token = logits.new_empty(rows, dtype=torch.int64)
+    truncation = logits.new_empty((rows, 3), dtype=torch.float32)
+    return token, truncation, logits.new_empty((rows, MEASURES), dtype=torch.float32)
 
 
 entropy = define(
@@ -196,7 +199,7 @@ logtoku = define(
 )
 sample_measured = define(
     "sample_measured(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream,"
-    " int k, int evidence) -> (Tensor, Tensor, Tensor, Tensor)",
+    " int k, int evidence) -> (Tensor, Tensor, Tensor)",
     _sample_measured,
     _sample_measured_fake,
     "uncertainty_triton:sample_measured",

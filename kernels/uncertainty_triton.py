@@ -38,7 +38,7 @@ from hybridgen.kernels.candidates_triton import (
     logits_of,
     sweep,
 )
-from hybridgen.kernels.sampling_triton import ONE_PROGRAM_A_ROW, sample_rows
+from hybridgen.kernels.sampling_triton import ONE_PROGRAM_A_ROW, load_truncation, sample_rows
 from hybridgen.kernels.uncertainty import MEASURES, PROBS
 from hybridgen.kernels.weights import WEIGHT_BITS
 
@@ -132,9 +132,9 @@ def measure(
     threshold_ptr,
     values_ptr,
     ids_ptr,
-    sampling_ptr,  # with log_z and token: for the two log-probabilities; None without
+    sampling_ptr,  # with truncation and token: for the two log-probabilities; None without
     stride_sampling,
-    log_z_ptr,
+    truncation_ptr,
     token_ptr,
     logprob_ptr,  # out: float32 [rows], with the stride of `stride_out`; None leaves it out
     full_logprob_ptr,
@@ -168,7 +168,8 @@ def measure(
     if logprob_ptr is not None:
         heat, _, _, _, greedy = filter_of(sampling_ptr + row * stride_sampling, vocab)
         logit = tl.load(row_ptr + tl.load(token_ptr + row)).to(tl.float32)
-        scaled = logit.to(tl.float64) * heat - tl.load(log_z_ptr + row)
+        _, _, log_z = load_truncation(truncation_ptr, row)
+        scaled = (logit.to(tl.float64) - largest) * heat - log_z
         logprob = tl.where(greedy, 0.0, scaled.to(tl.float32))
         tl.store(logprob_ptr + out, tl.where(broken, nan, logprob))
         full = (logit - largest) - tl.log(mass)
@@ -198,8 +199,8 @@ def _measure(
     k: int = 0,
     evidence: int = PROBS,
 ) -> None:
-    """Launch `measure`; ``draws`` is (sampling, log_z, token), all results have one stride."""
-    sampling, log_z, token = draws or (None, None, None)
+    """Launch `measure`; ``draws`` is (sampling, truncation, token), results have one stride."""
+    sampling, truncation, token = draws or (None, None, None)
     results = (*(logprobs or (None, None)), entropy, *(logtoku or (None, None)))
     stride = next(result.stride(0) for result in results if result is not None)
     measure[(logits.rows,)](
@@ -208,7 +209,7 @@ def _measure(
         *scratch,
         sampling,
         0 if sampling is None else sampling.stride(0),
-        log_z,
+        truncation,
         token,
         *results,
         stride,
@@ -248,21 +249,21 @@ def sample_measured(
     stream: int,
     k: int,
     evidence: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = logits_of(logits.unsqueeze(1))
     k = min(k, rows.vocab)
     scratch = sweep(rows, sampling, None, least=k, entropy=True)
-    token, tau, log_z = sample_rows(rows, sampling, scratch, (seed, position, stream))
+    token, truncation = sample_rows(rows, sampling, scratch, (seed, position, stream))
     measures = torch.empty(rows.rows, MEASURES, dtype=torch.float32, device=logits.device)
     logprob, full_logprob, entropy_, aleatoric, epistemic = measures.unbind(1)
     _measure(
         rows,
         scratch,
-        draws=(sampling, log_z, token),
+        draws=(sampling, truncation, token),
         logprobs=(logprob, full_logprob),
         entropy=entropy_,
         logtoku=(aleatoric, epistemic),
         k=k,
         evidence=evidence,
     )
-    return token, tau, log_z, measures
+    return token, truncation, measures

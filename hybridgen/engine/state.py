@@ -32,9 +32,8 @@ class State:
     eos: Tensor  # [B, MAX_EOS] int64, padded with -1
     offsets: Tensor  # [K + 2, 1] int64: -2, -1, 0, ..., K - 1
     block: Tensor  # [B, K + 1] int64: the last committed token, then the drafts
-    draft_tau: Tensor  # [B, K] float32
-    draft_log_z: Tensor  # [B, K] float32
     draft_logits: Tensor  # [B, K, V]
+    draft_truncation: Tensor  # [B, K, 3] float32: what makes a draft's logits its distribution
     routed: Tensor  # [B] bool: the row's next token is the LLM's
     llm_cached: Tensor  # [B] int64: leading tokens whose K/V the LLM holds
     pending: Tensor  # [] int64: most tokens that a routed row's LLM has yet to read
@@ -72,9 +71,8 @@ class State:
             eos=zeros(rows, MAX_EOS),
             offsets=torch.arange(-2, num_drafts, device=device)[:, None],
             block=zeros(rows, num_drafts + 1),
-            draft_tau=zeros(rows, num_drafts, dtype=f32),
-            draft_log_z=zeros(rows, num_drafts, dtype=f32),
             draft_logits=zeros(rows, num_drafts, min(slm_vocab, llm_vocab), dtype=logits_dtype),
+            draft_truncation=zeros(rows, num_drafts, 3, dtype=f32),
             routed=zeros(rows, dtype=flag),
             llm_cached=zeros(rows),
             pending=zeros(),

@@ -42,7 +42,9 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
     sampling = sampling[seed : seed + ROWS].clone()
     draws = integers(0, 1 << 40, ROWS), integers(4, 40, ROWS)  # seed, and position or length
     drafts = draft_logits.argmax(2)
-    tau, log_z = draft_logits.amin(2), draft_logits.logsumexp(2)
+    largest = draft_logits.amax(2, keepdim=True)
+    log_z = (draft_logits - largest).logsumexp(2, keepdim=True)
+    truncation = torch.cat([draft_logits.amin(2, keepdim=True), largest, log_z], 2)
     start = integers(0, POSITIONS - DRAFTS, ROWS)
     x, norm, weight = normal(ROWS, HIDDEN), 1 + normal(HIDDEN), normal(96, HIDDEN)
     width = (HEADS + 2 * KV_HEADS) * DIM
@@ -71,7 +73,7 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
         "entropy": lambda: (row, sampling[:, 0].contiguous()),
         "logtoku": lambda: (row, 10, PROBS),
         "verify_coupled": lambda: (logits, drafts, sampling, *draws),
-        "verify_rejection": lambda: (logits, draft_logits, drafts, tau, log_z, sampling, *draws),
+        "verify_rejection": lambda: (logits, draft_logits, drafts, truncation, sampling, *draws),
         "commit": lambda: (
             integers(0, VOCAB, ROWS, 48),
             draws[1],

@@ -43,7 +43,6 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         torch.full((rows, 2), -1),
     )
     verdict = (params, seed, length)
-    draft_numbers = (torch.zeros(rows, drafts), torch.zeros(rows, drafts))
     return {
         "filter_logits": (sampling.filter_logits, (rows_logits, params)),
         "sample": (sampling.sample, (rows_logits, params, seed, length, 1)),
@@ -56,7 +55,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         "verify_coupled": (verify.verify_coupled, (target, tokens, *verdict)),
         "verify_rejection": (
             verify.verify_rejection,
-            (target, draft, tokens, *draft_numbers, *verdict),
+            (target, draft, tokens, torch.zeros(rows, drafts, 3), *verdict),
         ),
         "commit": (verify.commit, (*state, *block)),
     }

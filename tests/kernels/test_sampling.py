@@ -18,7 +18,7 @@ from transformers import (
 
 from hybridgen.kernels import sampling as sampling_module
 from hybridgen.kernels.philox import DRAFT, TARGET
-from hybridgen.kernels.sampling import filter_logits, sample
+from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU, filter_logits, sample
 
 INF = float("inf")
 OFF = (1.0, 0, 1.0, 0.0)
@@ -49,10 +49,16 @@ def rows_of(*rows: Any) -> Tensor:
 
 
 def probabilities(logits: Tensor, sampling: Tensor) -> np.ndarray:
-    """p [R, V] in float64 as the module defines it, of tau and log_z; not for greedy rows."""
-    tau, log_z = (x.double()[:, None] for x in filter_logits(logits, sampling))
+    """p [R, V] in float64 as the module defines it, of a truncation; not for greedy rows."""
+    tau, largest, log_z = filter_logits(logits, sampling).double().t().unsqueeze(2)
     x = logits.double()
-    return ((x >= tau) * torch.exp(x / sampling[:, :1].double() - log_z)).numpy()
+    p = torch.exp((x - largest) / sampling[:, :1].double() - log_z)
+    return ((x >= tau) * p).numpy()
+
+
+def tau_of(logits: Tensor, sampling: Any) -> Tensor:
+    """The lowest kept logit of each row, [R]."""
+    return filter_logits(logits, rows_of(sampling).expand(len(logits), -1))[:, TAU]
 
 
 def draws(logits: Tensor, sampling: Any, count: int, stream: int = TARGET) -> np.ndarray:
@@ -85,8 +91,8 @@ def test_keeps_what_transformers_keeps(numerators: list[int], sampling: tuple) -
     scores = MinPLogitsWarper(min_p)(None, scores) if min_p else scores
 
     p = probabilities(logits, params)
-    np.testing.assert_array_equal((logits >= filter_logits(logits, params)[0])[0], scores[0] > -INF)
-    # log_z is up to 60 and rounded to float32: 60 * 2**-24 = 4e-6.
+    np.testing.assert_array_equal((logits >= tau_of(logits, sampling))[0], scores[0] > -INF)
+    # Its scores are up to 52 and rounded to float32: 52 * 2**-24 = 3e-6, and twice that beside T.
     np.testing.assert_allclose(p[0], scores.double().softmax(-1)[0], atol=1e-5)
 
 
@@ -103,37 +109,36 @@ def test_keeps_ties_together(rows: list[list[int]], params: list[tuple], dtype: 
     p = probabilities(logits, sampling)
     for row, values, actual in zip(logits.tolist(), sampling.tolist(), p, strict=True):
         if is_clear_cut(row, values, 1e-5):  # a weight is known to 2**-21 + 24 * 2**-23
-            # log_z is at most 10 + log 9, rounded to float32.
+            # A weight's error, and log_z of at most log 9, rounded to float32.
             np.testing.assert_allclose(actual, filtered(row, *values), atol=1e-6)
 
 
-def test_tau_is_a_logit_of_the_row_and_log_z_its_kept_mass() -> None:
+def test_a_truncation_is_two_logits_of_the_row_and_the_kept_mass_below_the_larger() -> None:
     logits = rows_of([1.0, 3.0, 2.0, -1.0])
-    tau, log_z = filter_logits(logits, rows_of((0.5, 3, 1.0, 0.0)))
-    assert tau.tolist() == [1.0]
-    expected = np.log(np.exp(2) + np.exp(6) + np.exp(4))
-    np.testing.assert_allclose(log_z, [expected], rtol=2**-23)  # two roundings to float32
+    ((tau, largest, log_z),) = filter_logits(logits, rows_of((0.5, 3, 1.0, 0.0))).tolist()
+    assert (tau, largest) == (1.0, 3.0)
+    expected = np.log(np.exp(-4) + 1 + np.exp(-2))
+    np.testing.assert_allclose(log_z, expected, rtol=2.0**-20)  # of weights known to 2**-21
 
 
 def test_greedy_tau_is_the_maximum_and_log_z_is_0() -> None:
-    token, tau, log_z = sample(
+    token, truncation = sample(
         rows_of([1, 5, 5, 2], [7, 1, 0, 0]),
         rows_of(GREEDY, GREEDY),
         torch.tensor([1, 2]),
         torch.tensor([3, 4]),
         TARGET,
     )
-    assert (token.tolist(), tau.tolist(), log_z.tolist()) == ([1, 0], [5, 7], [0, 0])
-    tau, log_z = filter_logits(rows_of([1, 5, 5, 2]), rows_of(GREEDY))
-    assert (tau.tolist(), log_z.tolist()) == ([5], [0])
+    assert (token.tolist(), truncation.tolist()) == ([1, 0], [[5, 5, 0], [7, 7, 0]])
+    assert filter_logits(rows_of([1, 5, 5, 2]), rows_of(GREEDY)).tolist() == [[5, 5, 0]]
 
 
 def test_greedy_takes_the_first_of_equals_alone_and_beside_sampled_rows() -> None:
     row, seed, position = [1.0, 5.0, 2.0, 5.0], torch.arange(3), torch.arange(3)
     for params in ((GREEDY, GREEDY, GREEDY), (GREEDY, OFF, GREEDY), (GREEDY, QWEN, GREEDY)):
-        token, tau, log_z = sample(rows_of(row, row, row), rows_of(*params), seed, position, TARGET)
+        token, truncation = sample(rows_of(row, row, row), rows_of(*params), seed, position, TARGET)
         assert token[[0, 2]].tolist() == [1, 1]
-        assert tau[[0, 2]].tolist() == [5, 5] and log_z[[0, 2]].tolist() == [0, 0]
+        assert truncation[[0, 2]].tolist() == [[5, 5, 0], [5, 5, 0]]
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 20, 127, 128, 129, 1000])
@@ -143,7 +148,7 @@ def test_narrow_and_wide_top_k_agree(top_k: int, top_p: float) -> None:
     logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(top_k)) * 2
     sampling = rows_of((0.8, top_k, top_p, 0.0), (1.1, top_k, top_p, 0.0))
     for row, values, p in zip(logits, sampling, probabilities(logits, sampling), strict=True):
-        # 300 terms in float64; log_z below 20, rounded to float32.
+        # Weights are known to 2**-21 + 13 * 2**-23; log_z is at most log 300, rounded to float32.
         np.testing.assert_allclose(p, filtered(row.tolist(), *values.tolist()), atol=2e-6)
 
 
@@ -178,13 +183,13 @@ def test_traps_5_27_28_broken_rows_are_flagged_alone(row: list[float], sampling:
     seed, position = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
     with_broken = sample(rows_of(good, row, good), rows_of(*[sampling] * 3), seed, position, TARGET)
     without = sample(rows_of(good, good, good), rows_of(*[sampling] * 3), seed, position, TARGET)
-    token, _, log_z = with_broken
-    assert log_z.isnan().tolist() == [False, True, False]
-    assert 0 <= token[1] < 5
+    token, truncation = with_broken
+    assert truncation[:, LOG_Z].isnan().tolist() == [False, True, False]
+    assert truncation[1, [TAU, LARGEST]].tolist() == [0, 0] and token[1] == 0
     for a, b in zip(with_broken, without, strict=True):
         assert a[[0, 2]].tolist() == b[[0, 2]].tolist()
-    _, log_z = filter_logits(rows_of(good, row, good), rows_of(*[sampling] * 3))
-    assert log_z.isnan().tolist() == [False, True, False]
+    filtered_alone = filter_logits(rows_of(good, row, good), rows_of(*[sampling] * 3))
+    assert bits_of((filtered_alone,)) == bits_of((truncation,))
 
 
 def test_traps_10_and_23_minus_inf_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,10 +201,10 @@ def test_traps_10_and_23_minus_inf_is_never_drawn(monkeypatch: pytest.MonkeyPatc
         lambda seed, position, token, stream: np.where(np.isin(token, [0, 2, 4]), 44.0, -3.0),
     )
     for sampling in MIXED:
-        token, tau, _ = sample(
+        token, truncation = sample(
             logits, rows_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET
         )
-        assert token.item() in (1, 3) and tau.item() in (0.0, 0.5)
+        assert token.item() in (1, 3) and truncation[0, TAU].item() in (0.0, 0.5)
 
 
 def test_trap_12_a_sole_survivor_wins_with_the_least_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +238,7 @@ def test_traps_14_19_30_a_row_is_the_same_in_any_batch_and_order(dtype: torch.dt
         row = slice(i, i + 1)
         alone = sample(logits[row], sampling[row], seed[row], position[row], DRAFT)
         assert bits_of(alone) == bits_of(tuple(x[row] for x in together)), i
-        assert bits_of(filter_logits(logits[row], sampling[row])) == bits_of(alone[1:])
+        assert bits_of((filter_logits(logits[row], sampling[row]),)) == bits_of(alone[1:])
     order = torch.randperm(64, generator=generator)
     permuted = sample(logits[order], sampling[order], seed[order], position[order], DRAFT)
     assert bits_of(permuted) == bits_of(tuple(x[order] for x in together))
@@ -254,7 +259,7 @@ def test_trap_21_noise_belongs_to_the_token_id_not_to_its_rank() -> None:
         return sample(logits, rows_of(sampling).expand(200, -1), seed, position, TARGET)[0]
 
     wide, narrow = drawn((1.0, 0, 1.0, 0.0)), drawn((1.0, 5, 1.0, 0.0))
-    tau = filter_logits(logits, rows_of((1.0, 5, 1.0, 0.0)).expand(200, -1))[0]
+    tau = tau_of(logits, (1.0, 5, 1.0, 0.0))
     kept = logits.gather(1, wide[:, None])[:, 0] >= tau
     assert 20 < kept.sum() < 200
     assert torch.equal(wide[kept], narrow[kept])
@@ -269,7 +274,7 @@ def test_trap_22_rows_with_any_stride(dtype: torch.dtype) -> None:
     assert view.stride(0) == 320
     arguments = (rows_of(*MIXED), torch.arange(8), torch.arange(8), TARGET)
     assert bits_of(sample(view, *arguments)) == bits_of(sample(view.contiguous(), *arguments))
-    assert not sample(view, *arguments)[2].isnan().any()
+    assert not sample(view, *arguments)[1].isnan().any()
 
 
 def test_trap_24_one_token_always_stays() -> None:
@@ -281,8 +286,9 @@ def test_trap_24_one_token_always_stays() -> None:
         (1.0, 0, 1.0, 1.0),
         (1.0, 1, 1.0, 0.0),
     ):
-        assert filter_logits(distinct, rows_of(strict))[0].tolist() == [3.0]
-        np.testing.assert_allclose(filter_logits(equal, rows_of(strict))[1], np.log(4), rtol=2**-23)
+        assert tau_of(distinct, strict).tolist() == [3.0]
+        log_z = filter_logits(equal, rows_of(strict))[:, LOG_Z]
+        np.testing.assert_allclose(log_z, np.log(4), rtol=2**-23)
 
 
 def test_trap_24_top_p_keeps_no_token_once_the_mass_is_reached() -> None:
@@ -290,22 +296,20 @@ def test_trap_24_top_p_keeps_no_token_once_the_mass_is_reached() -> None:
     logits = rows_of([0.0, -1.0, 0.0])
     pair = 2 / (2 + np.exp(-1))
     for top_p, kept in ((0.1, 2), (pair - 1e-6, 2), (pair + 1e-6, 3), (1.0, 3)):
-        tau, _ = filter_logits(logits, rows_of((1.0, 0, top_p, 0.0)))
-        assert (logits >= tau).sum() == kept
+        assert (logits >= tau_of(logits, (1.0, 0, top_p, 0.0))).sum() == kept
 
 
 def test_trap_25_each_filter_renormalises() -> None:
     """top_p = 0.9 of the two that top-k left, not of the whole row, where it would keep both."""
     logits = rows_of([0.38, 0.02] + [0.006] * 100).log()
-    tau, log_z = filter_logits(logits, rows_of((1.0, 2, 0.9, 0.0)))
-    assert (logits >= tau).sum() == 1
-    np.testing.assert_allclose(log_z, np.log(0.38), rtol=1e-6)  # float32 logarithms
+    assert (logits >= tau_of(logits, (1.0, 2, 0.9, 0.0))).sum() == 1
+    assert filter_logits(logits, rows_of((1.0, 2, 0.9, 0.0)))[:, LOG_Z].tolist() == [0]
 
 
 @pytest.mark.parametrize("top_k", [2**30, 16_777_216, 5, 6])
 def test_trap_27_top_k_beyond_the_vocabulary_keeps_all(top_k: int) -> None:
     logits = rows_of([1.0, 4.0, 2.0, 3.0, 0.0])
-    assert filter_logits(logits, rows_of((1.0, top_k, 1.0, 0.0)))[0].tolist() == [0.0]
+    assert tau_of(logits, (1.0, top_k, 1.0, 0.0)).tolist() == [0.0]
 
 
 def test_trap_28_fewer_finite_logits_than_k() -> None:
@@ -318,25 +322,26 @@ def test_trap_28_fewer_finite_logits_than_k() -> None:
 def test_trap_31_a_flat_wide_row_at_top_p() -> None:
     """262144 nearly equal probabilities of 4e-6: the kept set is float64's, to the token."""
     x = torch.randn(262_144, generator=torch.Generator().manual_seed(2)) * 0.01
-    tau, log_z = filter_logits(x[None], rows_of((1.0, 0, 0.9, 0.0)))
+    tau, _, log_z = filter_logits(x[None], rows_of((1.0, 0, 0.9, 0.0)))[0].tolist()
     ordered = np.sort(x.double().numpy())[::-1]
     mass = np.cumsum(np.exp(ordered))
     kept = 1 + int((mass < np.float64(np.float32(0.9)) * mass[-1]).sum())
     assert (x >= tau).sum() == kept
-    np.testing.assert_allclose(log_z, np.log(mass[kept - 1]), rtol=2**-23)
+    # Weights are known to 2**-21, and log_z of 12.3 is rounded to float32.
+    np.testing.assert_allclose(log_z, np.log(mass[kept - 1]) - ordered[0], atol=2.0**-20)
     flat = torch.zeros(1, 262_144)
-    assert (flat >= filter_logits(flat, rows_of((1.0, 0, 0.9, 0.0)))[0]).all()  # one great tie
+    assert (flat >= tau_of(flat, (1.0, 0, 0.9, 0.0))).all()  # one great tie
 
 
 @pytest.mark.parametrize("sampling", MIXED, ids=str)
 def test_two_tokens_are_vocabulary_enough(sampling: tuple) -> None:
     logits = rows_of([0.25, 0.5])
-    token, tau, log_z = sample(
+    token, truncation = sample(
         logits, rows_of(sampling), torch.tensor([3]), torch.tensor([1]), TARGET
     )
     expected = filtered(logits[0].tolist(), *sampling)
-    assert tau.item() == (0.25 if expected[0] else 0.5)
-    assert expected[token] > 0 and not log_z.isnan()
+    assert truncation[0, TAU].item() == (0.25 if expected[0] else 0.5)
+    assert expected[token] > 0 and not truncation.isnan().any()
 
 
 def test_extreme_logits_do_not_overflow() -> None:
@@ -344,10 +349,22 @@ def test_extreme_logits_do_not_overflow() -> None:
     logits = rows_of([3e34, -3.4e38, 0.0, 3.3e34])
     for sampling in (OFF, QWEN, (1e-3, 2, 0.9, 0.01), (100.0, 0, 1.0, 0.0)):
         with np.errstate(over="raise", invalid="raise", divide="raise"):
-            token, _, log_z = sample(
+            token, truncation = sample(
                 logits, rows_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET
             )
-        assert token.item() == 3 and log_z.isfinite().all()
+        assert token.item() == 3 and truncation.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-8, 1e-6, 1e-5, 1e-3, 1e4, 1e38, 3.4e38])
+def test_p_is_the_law_at_every_temperature(temperature: float) -> None:
+    """Ties at the top of a high, a low and an ordinary row, and logits an ulp apart."""
+    near = [1 - i * 2.0**-24 for i in range(4)]
+    rows = rows_of([9, 9, 8, 7], [-3e4, -3e4, -1e5, -INF], [0.5, 0.5, 0.25, 0.5], near, [7e6] * 4)
+    exact = np.float32(temperature).astype(np.float64)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        p = probabilities(rows, rows_of(*[(temperature, 0, 1.0, 0.0)] * 5))
+    for row, law in zip(rows.tolist(), p, strict=True):
+        np.testing.assert_allclose(law, filtered(row, exact, 0, 1.0, 0.0), atol=2.0**-20)
 
 
 # Drawing
@@ -408,7 +425,7 @@ def test_the_same_noise_couples_similar_rows() -> None:
 def test_draws_are_kept_tokens(params: list[tuple], seed: int) -> None:
     rows = len(params)
     logits = torch.randn(rows, 30, generator=torch.Generator().manual_seed(seed))
-    token, tau, _ = sample(
+    token, truncation = sample(
         logits, rows_of(*params), torch.arange(rows) + seed, torch.arange(rows), TARGET
     )
-    assert (logits.gather(1, token[:, None])[:, 0] >= tau).all()
+    assert (logits.gather(1, token[:, None])[:, 0] >= truncation[:, TAU]).all()

@@ -9,7 +9,7 @@ from on_device import bits, launch
 from torch import Tensor
 
 from hybridgen.kernels.philox import TARGET
-from hybridgen.kernels.sampling import sample
+from hybridgen.kernels.sampling import LARGEST, LOG_Z, sample
 from hybridgen.kernels.uncertainty import (
     ALEATORIC,
     ENTROPY,
@@ -177,11 +177,11 @@ def test_a_measured_draw_is_the_draw_and_its_measures(
     logits = random_logits(4, vocab, 3.0, 1, dtype)
     sampling, row = torch.tensor(PARAMS), torch.arange(4)
     draw = (logits, sampling, 5 + row, 9 * row, TARGET)
-    token, tau, log_z, measures = launch(sample_measured, device, *draw, k, PROBS)
-    for got, want in zip((token, tau, log_z), launch(sample, device, *draw), strict=True):
+    token, truncation, measures = launch(sample_measured, device, *draw, k, PROBS)
+    for got, want in zip((token, truncation), launch(sample, device, *draw), strict=True):
         assert torch.equal(bits(got), bits(want))
     x, heat = logits.double(), sampling[:, 0].double()
-    logprob = x[row, token] / heat - log_z.double()
+    logprob = (x[row, token] - truncation[:, LARGEST]) / heat - truncation[:, LOG_Z].double()
     logprob[1] = 0  # greedy
     np.testing.assert_allclose(measures[:, LOGPROB], logprob, rtol=2.0**-23, atol=2.0**-24)
     full = x.log_softmax(1)[row, token]
@@ -202,8 +202,8 @@ def test_the_reference_measures_the_same() -> None:
     logits[3, 7] = NAN
     sampling, row = torch.tensor(PARAMS), torch.arange(4)
     draw = (logits, sampling, 5 + row, 9 * row, TARGET)
-    token, tau, log_z, measures = sample_measured(*draw, 10, LOGITS)
-    for got, want in zip((token, tau, log_z), sample(*draw), strict=True):
+    token, truncation, measures = sample_measured(*draw, 10, LOGITS)
+    for got, want in zip((token, truncation), sample(*draw), strict=True):
         assert torch.equal(bits(got), bits(want))
     whole = logits[:3]
     np.testing.assert_array_equal(measures[:, ENTROPY], entropy(logits, torch.ones(4)))
