@@ -34,7 +34,8 @@ def sample_token(
     rows = _rows(logits)
     count, vocab_size = rows.shape
     chosen = check_sampling(temperature, top_k, top_p, min_p, vocab_size)
-    columns = torch.tensor([[chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]])
+    values = [chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]
+    columns = torch.tensor([values], dtype=torch.float64)
     seeds = torch.tensor(check_seed(seed, count), device=rows.device)
     place = torch.full((count,), check_int("position", position, 0, 2**31 - 1), device=rows.device)
     token, truncation = sampling.sample(
@@ -72,7 +73,9 @@ def calculate_token_entropy(logits: Tensor, temperature: float = 1.0) -> Any:
     heat = check_float(
         "temperature", temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0
     )
-    entropy = uncertainty.entropy(rows, torch.full((rows.shape[0],), heat, device=rows.device))
+    entropy = uncertainty.entropy(
+        rows, torch.full((rows.shape[0],), heat, dtype=torch.float32, device=rows.device)
+    )
     return entropy if logits.ndim == 2 else float(entropy)
 
 

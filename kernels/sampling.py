@@ -19,6 +19,12 @@ the order of a sum, nor a sort, nor the device can change the set. The first tok
 A logit of -inf is never kept. At temperature 0 the distribution is all on the argmax (the first of
 equals), tau is the maximum and log_z is 0; nothing is divided.
 
+`sampling` is float64, and top-p and min-p are decided on these doubles. A decimal is seldom a
+double, though, and a product is rounded: 0.07 * 100 is above 7. So top-p's edge is the double
+top_p * mass less 2**-50 of it, which is more than these roundings come to, and nothing beside the
+2**-21 that a weight is known to: where a set's mass is exactly the decimal that the user wrote, it
+is enough. min-p's edge for a weight, min_p * 2**44, is not rounded.
+
 A token is the argmax over the kept of (logit - max) / T + gumbel(seed, position, token, stream)
 (Gumbel-max; Maddison, Tarlow and Minka 2014), the first of equals: an exact draw that depends on
 the row and its own seed and position alone.
@@ -26,7 +32,7 @@ the row and its own seed and position alone.
 A broken row (any NaN, any +inf, or nothing but -inf) has log_z = NaN, tau and max 0 and token 0;
 the others around it do not notice.
 
-Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; sampling [R, 4] float32 with
+Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; sampling [R, 4] float64 with
 the columns below; seed and position [R] int64. The three numbers are a truncation, float32 [R, 3];
 tokens are int64 [R]. The inputs are read only. The precision of log_z, 2**-24 of its size, is the
 relative precision of p.
@@ -45,6 +51,9 @@ from hybridgen.kernels.weights import ONE, bounded, rate, weights
 
 TEMPERATURE, TOP_K, TOP_P, MIN_P = 0, 1, 2, 3
 """Columns of `sampling`. Greedy: temperature 0. Off: top_k 0, top_p 1, min_p 0."""
+
+ENOUGH = 1 - 2.0**-50
+"""Of the mass that top_p asks for, so that no rounding asks for more than the decimal does."""
 
 TAU, LARGEST, LOG_Z = 0, 1, 2
 """Columns of a truncation."""
@@ -71,7 +80,7 @@ class Parameters(NamedTuple):
     temperature: Doubles  # 1 where greedy
     rate: Floats  # of the weights at that temperature
     top_k: Integers  # 1 where greedy
-    top_p: Doubles
+    top_p: Doubles  # times `ENOUGH` where on
     min_p: Doubles
     greedy: Bools | None  # None: no row is
     all_greedy: bool
@@ -83,12 +92,14 @@ class Parameters(NamedTuple):
 
 def parameters(sampling: torch.Tensor, repeat: int = 1) -> Parameters:
     """`sampling` [R, 4], each row `repeat` times over."""
+    if sampling.dtype != torch.float64:
+        raise TypeError(f"sampling must be float64, got {sampling.dtype}")
     return _parameters(sampling.numpy().tobytes(), repeat)
 
 
 @lru_cache(maxsize=64)  # a request asks with the same few numbers for every token
 def _parameters(sampling: bytes, repeat: int) -> Parameters:
-    columns = np.frombuffer(sampling, np.float32).reshape(-1, 4).astype(np.float64)
+    columns = np.frombuffer(sampling, np.float64).reshape(-1, 4)
     temperature, k, top_p, min_p = np.repeat(columns, repeat, axis=0).T.copy()
     greedy = ~(temperature > 0)
     temperature[greedy], k[greedy] = 1, 1
@@ -99,7 +110,7 @@ def _parameters(sampling: bytes, repeat: int) -> Parameters:
         temperature,
         rate(temperature),
         top_k,
-        top_p,
+        np.where(top_p < 1, top_p * ENOUGH, 1),
         np.minimum(min_p, 1.0),
         greedy if greedy.any() else None,
         bool(greedy.all()),

@@ -163,7 +163,7 @@ def resolve(
         closed = closed & (everything | (count >= k))
     elif top_p < 1:
         listed = _listed_mass(values_ptr, count, largest, rate)
-        edge = top_p.to(tl.float64) * mass.to(tl.float64)
+        edge = top_p * mass.to(tl.float64)
         beyond = weights(threshold, largest, rate) < bound
         closed = closed & (everything | beyond | (listed.to(tl.float64) >= edge))
     else:

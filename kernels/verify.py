@@ -20,7 +20,7 @@ Draws: u on the stream ACCEPT (token 0), the residual as argmax of log(p - q) + 
 the last token as `sample` on TARGET, all at the position they decide. A position is decided once,
 so each number is used once.
 
-Shapes: logits [B, M, V] float32, bfloat16 or float16, ids and positions int64, sampling float32
+Shapes: logits [B, M, V] float32, bfloat16 or float16, ids and positions int64, sampling float64
 [B, 4], seed and length [B]. Returned are tokens [B, K + 1] (meaningless from count on, but ids of
 the vocabulary), count int64 [B] from 1 to K + 1, and broken bool [B]: one of the rows up to count
 was NaN, +inf or -inf throughout. Inputs are read only; `commit` alone writes, in place.

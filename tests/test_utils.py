@@ -57,6 +57,13 @@ def test_each_filter_reaches_the_kernel(filters: dict[str, Any], kept: set[int])
     assert set(sample_token(LOGITS.repeat(20_000, 1), seed=1, **filters).tolist()) == kept
 
 
+def test_top_p_is_the_decimal_given() -> None:
+    """Five groups of a fifth each: 0.8 keeps four of them, and draws each."""
+    row = torch.cat([torch.full((2**j,), -float(j)) for j in range(5)])
+    drawn = sample_token(row.repeat(2_000, 1), temperature=1 / math.log(2), top_p=0.8, seed=2)
+    assert row[drawn].unique().tolist() == [-3, -2, -1, 0]
+
+
 def test_entropy_is_in_nats() -> None:
     assert calculate_token_entropy(torch.zeros(8)) == pytest.approx(math.log(8), rel=1e-6)
     p = torch.softmax(LOGITS.double() / 0.7, 0)

@@ -41,7 +41,9 @@ def bench_sample(run: Run, device: torch.device, rows: int, name: str) -> None:
     def make(seed: int) -> tuple[Any, ...]:
         return (
             language_logits(seed, rows, VOCAB, device=device),
-            torch.tensor([parameters], device=device).expand(rows, 4).contiguous(),
+            torch.tensor([parameters], dtype=torch.float64, device=device)
+            .expand(rows, 4)
+            .contiguous(),
             torch.arange(rows, device=device) + seed,
             torch.full((rows,), 100, device=device),
             TARGET,

@@ -46,7 +46,9 @@ def bench_uncertainty(run: Run, device: torch.device, op: Any, rows: int) -> Non
             return logits, torch.ones(rows, device=device)
         if op is logtoku:
             return logits, K, PROBS
-        sampling = torch.tensor([FILTER], device=device).expand(rows, 4).contiguous()
+        sampling = (
+            torch.tensor([FILTER], dtype=torch.float64, device=device).expand(rows, 4).contiguous()
+        )
         seeds = torch.arange(rows, device=device) + seed
         position = torch.full((rows,), 100, device=device)
         return logits, sampling, seeds, position, TARGET, K, PROBS

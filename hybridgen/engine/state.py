@@ -28,7 +28,7 @@ class State:
     done: Tensor  # [B] bool
     broken: Tensor  # [B] bool: a model gave NaN or +inf logits for this row
     seed: Tensor  # [B] int64
-    sampling: Tensor  # [B, 4] float32: temperature, top-k, top-p, min-p
+    sampling: Tensor  # [B, 4] float64: temperature, top-k, top-p, min-p
     eos: Tensor  # [B, MAX_EOS] int64, padded with -1
     offsets: Tensor  # [K + 2, 1] int64: -2, -1, 0, ..., K - 1
     block: Tensor  # [B, K + 1] int64: the last committed token, then the drafts
@@ -67,7 +67,7 @@ class State:
             done=zeros(rows, dtype=flag),
             broken=zeros(rows, dtype=flag),
             seed=zeros(rows),
-            sampling=zeros(rows, 4, dtype=f32),
+            sampling=zeros(rows, 4, dtype=torch.float64),
             eos=zeros(rows, MAX_EOS),
             offsets=torch.arange(-2, num_drafts, device=device)[:, None],
             block=zeros(rows, num_drafts + 1),
@@ -101,7 +101,7 @@ class State:
         self.done.fill_(False)
         self.broken.fill_(False)
         self.seed.copy_(torch.tensor(seeds))
-        self.sampling.copy_(torch.tensor(sampling))
+        self.sampling.copy_(torch.tensor(sampling, dtype=torch.float64))
         self.eos.copy_(torch.tensor([*eos] + [-1] * (MAX_EOS - len(eos))))
         self.routed.fill_(False)
         self.llm_cached.copy_(lengths - 1)

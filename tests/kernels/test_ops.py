@@ -23,7 +23,10 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
     def logits(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    rows_logits, params = logits(rows, vocab), torch.tensor([[0.6, 5, 0.9, 0.0]]).repeat(rows, 1)
+    rows_logits, params = (
+        logits(rows, vocab),
+        torch.tensor([[0.6, 5, 0.9, 0.0]]).double().repeat(rows, 1),
+    )
     seed, length = torch.arange(rows), torch.arange(rows) + 3
     target, draft = logits(rows, drafts + 1, vocab), logits(rows, drafts, vocab - 2)
     tokens = torch.ones(rows, drafts, dtype=torch.int64)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_device import bits, launch
-from sampling_oracle import ACCEPTABLE, filtered, is_clear_cut, p_value
+from sampling_oracle import ACCEPTABLE, HALVING, filtered, is_clear_cut, p_value, shares
 from torch import Tensor
 
 from hybridgen.kernels import candidates_triton
@@ -49,6 +49,10 @@ def rows_of(*rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
+def params_of(*rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def random_logits(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
 
@@ -56,7 +60,7 @@ def random_logits(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> T
 def arguments(logits: Tensor, params: Any, stream: int = TARGET) -> tuple:
     """Of `sample`; ``params`` are cycled over the rows, which differ in seed and position."""
     row = torch.arange(len(logits))
-    return logits, rows_of(*params)[row % len(params)], 7 + row, 3 * row, stream
+    return logits, params_of(*params)[row % len(params)], 7 + row, 3 * row, stream
 
 
 def assert_same(actual: tuple, expected: tuple) -> None:
@@ -106,7 +110,7 @@ def test_keeps_and_draws_what_the_reference_does(
 )
 def test_keeps_what_float64_keeps(device: torch.device, rows: list, params: list) -> None:
     """[13, 24, 25, 26, 30] Ties together, filters in order, renormalising, each row its own."""
-    logits, sampling = rows_of(*rows) / 4, rows_of(*params[: len(rows)])
+    logits, sampling = rows_of(*rows) / 4, params_of(*params[: len(rows)])
     truncation = launch(filter_logits, device, logits, sampling)
     for i, (row, values) in enumerate(zip(logits.tolist(), sampling.tolist(), strict=True)):
         if values[0] > 0 and is_clear_cut(row, values, 1e-5):
@@ -129,10 +133,10 @@ def test_a_large_vocabulary(device: torch.device, params: tuple, dtype: torch.dt
 def test_a_flat_row_of_262144_keeps_nine_tenths(device: torch.device) -> None:
     """[31] Sums of many equal numbers: the nucleus ends where float64 says."""
     logits = torch.linspace(0, 1e-3, 262144)[torch.randperm(262144)][None]
-    truncation = launch(filter_logits, device, logits, rows_of((1.0, 0, 0.9, 0.0)))
+    truncation = launch(filter_logits, device, logits, params_of((1.0, 0, 0.9, 0.0)))
     tau, largest, log_z = truncation[0].tolist()
     p = logits[0].double().softmax(0).sort(descending=True).values
-    count = int((p.cumsum(0) - p < float(np.float32(0.9))).sum())
+    count = int((p.cumsum(0) - p < 0.9).sum())
     # Weights are known to 2**-21 and their sum is exact: at most 0.9 * 2**-21 * 262144 tokens off.
     assert abs(int((logits >= tau).sum()) - count) <= 1
     kept = logits[0].double().sort(descending=True).values[:count]
@@ -145,7 +149,7 @@ def test_a_flat_row_of_262144_keeps_nine_tenths(device: torch.device) -> None:
 
 def way_of(logits: Tensor, params: tuple, device: torch.device) -> str:
     rows = logits_of(logits.to(device).unsqueeze(1))
-    sampling = rows_of(params).to(device)
+    sampling = params_of(params).to(device)
     scratch = sweep(rows, sampling, None)
     position = torch.zeros(1, dtype=torch.int64, device=device)
     launch_resolve(rows, sampling, scratch, (position, position, TARGET))
@@ -184,17 +188,44 @@ def test_a_token_at_the_edge_itself_is_out(device: torch.device, tail: int, top_
     heat = float(np.float32(1 / np.log(2)))
     logits = torch.tensor([[0.0, -1.0, -2.0, -2.0] + [-100.0] * tail])
     for top_p, kept in ((0.5, 1), (0.5 + 2**-24, 2), (0.75, 2), (0.75 + 2**-24, 4)):
-        given = logits, rows_of((heat, top_k, top_p, 0.0))
+        given = logits, params_of((heat, top_k, top_p, 0.0))
         truncation = launch(filter_logits, device, *given)
         assert int((logits >= truncation[:, TAU]).sum()) == kept
         assert_same_truncation(truncation, filter_logits(*given))
 
 
 @pytest.mark.parametrize("tail", [0, 300, 3000], ids=["pairs", "candidates", "row"])
+@pytest.mark.parametrize("top_k", [0, 120])
+def test_a_set_of_exactly_the_decimal_is_enough(
+    device: torch.device, tail: int, top_k: int
+) -> None:
+    """On every way: the double given decides, and no rounding of a product asks for more."""
+    decimals = (0.07, 0.14, 0.28, 0.29, 0.55, 0.57, 0.8)
+    rows = []
+    for share in decimals:
+        part = round(100 * share)
+        rows.append(torch.full((200 + tail,), -100.0))
+        rows[-1][: 200 - part] = shares(part, 100 - part)
+    logits = torch.stack(rows)
+    for beyond, groups in ((0.0, 1), (1e-12, 2)):
+        params = params_of(*[(HALVING, top_k, share + beyond, 0.0) for share in decimals])
+        truncation = launch(filter_logits, device, logits, params)
+        assert (truncation[:, TAU] == 1 - groups).all()
+        assert_same_truncation(truncation, filter_logits(logits, params))
+
+
+@pytest.mark.parametrize("min_p", [0.25, np.nextafter(0.25, 0), np.nextafter(0.25, 1)])
+def test_min_p_is_decided_on_the_double_given(device: torch.device, min_p: float) -> None:
+    logits = shares(1, 1, 1)[None]
+    truncation = launch(filter_logits, device, logits, params_of((HALVING, 0, 1.0, min_p)))
+    assert truncation[0, TAU] == (-1 if min_p > 0.25 else -2)
+
+
+@pytest.mark.parametrize("tail", [0, 300, 3000], ids=["pairs", "candidates", "row"])
 def test_top_k_counts_exactly(device: torch.device, tail: int) -> None:
     logits = torch.cat([torch.arange(40.0), torch.full((tail,), -100.0)])[None]
     for top_k in (1, 2, 19, 39):
-        truncation = launch(filter_logits, device, logits, rows_of((1.0, top_k, 1.0, 0.0)))
+        truncation = launch(filter_logits, device, logits, params_of((1.0, top_k, 1.0, 0.0)))
         assert truncation[0, TAU] == 40 - top_k
 
 
@@ -336,7 +367,7 @@ def test_extreme_logits_and_temperatures(device: torch.device) -> None:
 def test_top_p_of_0_keeps_one_and_of_1_all(device: torch.device, top_p: float) -> None:
     """[24]"""
     logits = random_logits(1, 2600)
-    truncation = launch(filter_logits, device, logits, rows_of((1.0, 0, top_p, 0.0)))
+    truncation = launch(filter_logits, device, logits, params_of((1.0, 0, top_p, 0.0)))
     assert truncation[0, TAU] == (logits.min() if top_p == 1 else logits.max())
 
 
@@ -348,7 +379,7 @@ def test_draws_follow_the_filtered_law(device: torch.device, params: tuple) -> N
     """[29] Their frequencies, not only the formula."""
     count = 60 if device.type == "cpu" else 200_000
     row = random_logits(1, 8, 1.0, seed=4)
-    sampling, position = rows_of(params).expand(count, -1), torch.arange(count)
+    sampling, position = params_of(params).expand(count, -1), torch.arange(count)
     logits, seed = row.expand(count, -1), torch.full((count,), 77)
     token = launch(sample, device, logits, sampling, seed, position, DRAFT)[0]
     law = filtered(row[0].tolist(), *sampling[0].tolist())

@@ -175,12 +175,12 @@ def test_a_measured_draw_is_the_draw_and_its_measures(
     device: torch.device, dtype: torch.dtype, vocab: int, k: int
 ) -> None:
     logits = random_logits(4, vocab, 3.0, 1, dtype)
-    sampling, row = torch.tensor(PARAMS), torch.arange(4)
+    sampling, row = torch.tensor(PARAMS, dtype=torch.float64), torch.arange(4)
     draw = (logits, sampling, 5 + row, 9 * row, TARGET)
     token, truncation, measures = launch(sample_measured, device, *draw, k, PROBS)
     for got, want in zip((token, truncation), launch(sample, device, *draw), strict=True):
         assert torch.equal(bits(got), bits(want))
-    x, heat = logits.double(), sampling[:, 0].double()
+    x, heat = logits.double(), sampling[:, 0]
     logprob = (x[row, token] - truncation[:, LARGEST]) / heat - truncation[:, LOG_Z].double()
     logprob[1] = 0  # greedy
     np.testing.assert_allclose(measures[:, LOGPROB], logprob, rtol=2.0**-23, atol=2.0**-24)
@@ -200,7 +200,7 @@ def test_a_measured_draw_is_the_draw_and_its_measures(
 def test_the_reference_measures_the_same() -> None:
     logits = random_logits(4, 500, 3.0, 2, torch.float32)
     logits[3, 7] = NAN
-    sampling, row = torch.tensor(PARAMS), torch.arange(4)
+    sampling, row = torch.tensor(PARAMS, dtype=torch.float64), torch.arange(4)
     draw = (logits, sampling, 5 + row, 9 * row, TARGET)
     token, truncation, measures = sample_measured(*draw, 10, LOGITS)
     for got, want in zip((token, truncation), sample(*draw), strict=True):

@@ -71,7 +71,7 @@ def draft(
     models: World, drafts: int, rows: int, sampling: tuple = PLAIN, stream: int = DRAFT
 ) -> Round:
     """Draft from the token 0 at position 10, as the loop does: one seed a row, 0, 1, 2, ..."""
-    params = torch.tensor([sampling], dtype=torch.float32).expand(rows, -1)
+    params = torch.tensor([sampling], dtype=torch.float64).expand(rows, -1)
     seed, length = torch.arange(rows), torch.full((rows,), 10)
     last = torch.zeros(rows, dtype=torch.int64)
     tokens, logits, truncations = [last], [], []
@@ -95,10 +95,9 @@ def draft(
 def tables(models: World, sampling: tuple) -> tuple[np.ndarray, np.ndarray]:
     """p and q [V, max(V, V')] in float64, by the token before."""
     width = max(models.llm.shape[1], models.slm.shape[1])
-    values = np.float32(sampling).tolist()
     p, q = (
         np.array([np.pad(r, (0, width - len(r))) for r in rows])
-        for rows in ([filtered(row.tolist(), *values) for row in table] for table in models)
+        for rows in ([filtered(row.tolist(), *sampling) for row in table] for table in models)
     )
     return p, q
 
@@ -253,7 +252,7 @@ def one_draft(p: list[float], q: list[float], token: int) -> Round:
     target, drafted = (
         torch.tensor(x, dtype=torch.float64).log().float()[None, None] for x in (p, q)
     )
-    params = torch.tensor([PLAIN])
+    params = torch.tensor([PLAIN], dtype=torch.float64)
     return Round(
         target.expand(1, 2, -1),
         drafted,
@@ -332,7 +331,7 @@ def mixed(rows: int = 12, drafts: int = 3, vocab: int = 40) -> Round:
     target = torch.randn(rows, drafts + 1, vocab, generator=generator) * 2
     logits = target[:, :drafts] + 0.4 * torch.randn(rows, drafts, vocab, generator=generator)
     kinds = [*SAMPLINGS, GREEDY, (0.6, 20, 0.95, 0.0)]
-    sampling = torch.tensor([kinds[i % len(kinds)] for i in range(rows)], dtype=torch.float32)
+    sampling = torch.tensor([kinds[i % len(kinds)] for i in range(rows)], dtype=torch.float64)
     seed, length = torch.arange(rows) * 31, torch.arange(rows) + 5
     steps = [sample(logits[:, i], sampling, seed, length + i, DRAFT) for i in range(drafts)]
     drawn, truncation = (torch.stack(x, 1) for x in zip(*steps, strict=True))
@@ -391,13 +390,14 @@ def test_greedy_accepts_the_leading_argmaxes(mode: str) -> None:
         torch.zeros(4, 3, 6),
         drafts,
         torch.zeros(4, 3, 3),
-        torch.tensor([GREEDY]).expand(4, -1),
+        torch.tensor([GREEDY], dtype=torch.float64).expand(4, -1),
         torch.arange(4),
         torch.arange(4),
     )
     assert emitted(getattr(case, mode)()) == [[3, 1, 4, 1], [3, 1, 4], [3, 1], [3]]
     # Beside a sampled row greedy rows take another way to the same end.
-    beside = case._replace(sampling=torch.tensor([GREEDY, GREEDY, GREEDY, PLAIN]))
+    mixture = torch.tensor([GREEDY, GREEDY, GREEDY, PLAIN], dtype=torch.float64)
+    beside = case._replace(sampling=mixture)
     assert emitted(getattr(beside, mode)())[:3] == [[3, 1, 4, 1], [3, 1, 4], [3, 1]]
 
 
@@ -408,7 +408,7 @@ def test_greedy_takes_the_first_of_equals() -> None:
         torch.zeros(2, 1, 4),
         torch.tensor([[1], [2]]),
         torch.zeros(2, 1, 3),
-        torch.tensor([GREEDY, GREEDY]),
+        torch.tensor([GREEDY, GREEDY], dtype=torch.float64),
         torch.arange(2),
         torch.arange(2),
     )
@@ -424,7 +424,7 @@ def test_greedy_takes_the_first_of_equals_beside_a_sampled_row() -> None:
         torch.tensor([[[4.0, 0, 0, 0]]]).expand(2, -1, -1),
         torch.tensor([[2], [2]]),
         torch.zeros(2, 1, 3),
-        torch.tensor([GREEDY, PLAIN]),
+        torch.tensor([GREEDY, PLAIN], dtype=torch.float64),
         torch.arange(2),
         torch.arange(2),
     )
@@ -440,7 +440,7 @@ def test_coupled_tokens_are_the_llms_own_whatever_is_drafted(sampling: tuple) ->
     """Good drafts, random drafts, constant drafts, drafts beyond the vocabulary: one text."""
     models = world(vocab=12, noise=0.5, seed=6)
     rows, drafts = 40, 4
-    params = torch.tensor([sampling]).expand(rows, -1)
+    params = torch.tensor([sampling], dtype=torch.float64).expand(rows, -1)
     seed, text = torch.arange(rows), [torch.zeros(rows, dtype=torch.int64)]
     for i in range(drafts + 1):  # the LLM alone
         position = torch.full((rows,), 10 + i)

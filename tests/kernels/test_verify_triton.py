@@ -66,7 +66,7 @@ def block(
     target = logits[..., :vocab].to(dtype)
     draft = (logits[:, :num_drafts] + noise)[..., :draft_vocab].to(dtype)
     row = torch.arange(batch)
-    sampling = torch.tensor(params)[row % len(params)]
+    sampling = torch.tensor(params, dtype=torch.float64)[row % len(params)]
     return drawn(target, draft, sampling, 11 + row, 3 + 7 * row)
 
 
@@ -222,7 +222,7 @@ def test_a_draft_of_tiny_probability_is_compared_and_not_divided_by(device: torc
         draft,
         torch.tensor([[1]]),
         torch.tensor([[[-95.0, 0.0, 0.1]]]),
-        torch.tensor([OFF]),
+        torch.tensor([OFF], dtype=torch.float64),
         row,
         row,
     )
@@ -259,7 +259,7 @@ def test_emitted_tokens_follow_the_target(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(5)
     target = torch.randn(1, 2, 6, generator=generator).expand(count, -1, -1)
     draft = torch.randn(1, 1, 6, generator=generator).expand(count, -1, -1)
-    sampling = torch.tensor([(0.8, 4, 0.95, 0.0)]).expand(count, -1)
+    sampling = torch.tensor([(0.8, 4, 0.95, 0.0)], dtype=torch.float64).expand(count, -1)
     b = drawn(target, draft, sampling, torch.full((count,), 3), torch.arange(count) * 2)
     tokens, _, _ = launch(verify_rejection, device, *b)
     law = filtered(target[0, 0].tolist(), *sampling[0].tolist())

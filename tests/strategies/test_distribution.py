@@ -149,6 +149,11 @@ def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
     assert all(torch.equal(text, texts[0]) for text in texts[1:])
 
 
+def test_the_state_holds_the_numbers_given() -> None:
+    sampling = (0.7, 16_777_217, 0.8, 0.1)
+    assert loaded_state(5, 1, sampling).sampling.unique(dim=0).tolist() == [[*sampling]]
+
+
 class ShiftDecoder:
     """The logits after a token are one row, shifted by 37 places for each step of its id."""
 
