@@ -1,7 +1,7 @@
 """The kernels behind the strategies, for your own: sampling and the two routing metrics.
 
 Each takes the logits of one token [V] and returns Python numbers, or those of R tokens [R, V] and
-returns tensors [R] on the same device. Logits may have any floating dtype.
+returns tensors [R] on the same device. Logits may have any floating dtype, and V up to 524,287.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hybridgen.checks import check_choice, check_float, check_int, shown
 from hybridgen.kernels import philox, sampling, uncertainty
+from hybridgen.kernels.weights import MAX_VOCAB
 from hybridgen.request import EVIDENCE, check_sampling, check_seed
 
 
@@ -88,5 +89,10 @@ def _rows(logits: Tensor) -> Tensor:
         raise TypeError(f"logits must be {accepted}, got dtype {logits.dtype}")
     if logits.ndim not in (1, 2) or 0 in logits.shape:
         raise ValueError(f"logits must be {accepted}, not empty, got shape {list(logits.shape)}")
+    if logits.shape[-1] > MAX_VOCAB:
+        raise ValueError(
+            f"logits must have at most {MAX_VOCAB} columns, one for each token, "
+            f"got shape {list(logits.shape)}"
+        )
     rows = logits.reshape(-1, logits.shape[-1])
     return rows if rows.dtype in (torch.float32, torch.bfloat16, torch.float16) else rows.float()

@@ -32,10 +32,10 @@ the row and its own seed and position alone.
 A broken row (any NaN, any +inf, or nothing but -inf) has log_z = NaN, tau and max 0 and token 0;
 the others around it do not notice.
 
-Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; sampling [R, 4] float64 with
-the columns below; seed and position [R] int64. The three numbers are a truncation, float32 [R, 3];
-tokens are int64 [R]. The inputs are read only. The precision of log_z, 2**-24 of its size, is the
-relative precision of p.
+Shapes: logits [R, V] float32, bfloat16 or float16, any row stride, V up to
+`weights.MAX_VOCAB`; sampling [R, 4] float64 with the columns below; seed and position [R] int64.
+The three numbers are a truncation, float32 [R, 3]; tokens are int64 [R]. The inputs are read only.
+The precision of log_z, 2**-24 of its size, is the relative precision of p.
 """
 
 from functools import lru_cache

@@ -15,9 +15,10 @@ numpy, Triton and its interpreter agree to the bit:
     weight = floor(2**f * 2**(n + 44))
 
 Neighbouring f are further apart than the polynomial's rounding, so a larger logit never weighs
-less. The maximum weighs exactly 2**44; 2**18 maxima add up to less than 2**63. What is 2**44 times
-less likely weighs nothing. A weight's relative error is below 2**-21 + |y| 2**-23 (f, then the two
-roundings of y), and 2**-24 more for each bit that the floor cuts into.
+less. The maximum weighs exactly 2**44, and `MAX_VOCAB` maxima add up to less than 2**63: no row may
+be longer. What is 2**44 times less likely weighs nothing. A weight's relative error is below
+2**-21 + |y| 2**-23 (f, then the two roundings of y), and 2**-24 more for each bit that the floor
+cuts into.
 
 A temperature below 2**-100 counts as that, and one above 2**126 too: 1 / T and the rate are then
 float32 numbers that are neither 0 nor infinite, so that a product with a difference of logits may
@@ -32,6 +33,9 @@ import numpy.typing as npt
 WEIGHT_BITS = 44
 ONE = 2.0**WEIGHT_BITS
 """The weight of the maximum."""
+
+MAX_VOCAB = 2 ** (63 - WEIGHT_BITS) - 1
+"""The longest row whose weights add up in 64 bits however flat it is: 524,287."""
 
 LOG2_E = 1.4426950408889634
 COLDEST, HOTTEST = 2.0**-100, 2.0**126

@@ -131,6 +131,14 @@ def test_logits_of_a_wrong_shape_are_a_value_error(call: Any, shape: tuple[int, 
         call(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_a_vocabulary_beyond_the_limit_is_named(call: Any) -> None:
+    """Rather than called NaN; and one at the limit is as good as any."""
+    with pytest.raises(ValueError, match=r"at most 524287 columns.* got shape .*600000"):
+        call(torch.zeros(600_000))
+    call(torch.zeros(524_287))
+
+
 @pytest.mark.parametrize(
     ("call", "arguments", "error"),
     [

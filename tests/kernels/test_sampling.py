@@ -28,6 +28,7 @@ from transformers import (
 from hybridgen.kernels import sampling as sampling_module
 from hybridgen.kernels.philox import DRAFT, TARGET
 from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU, filter_logits, sample
+from hybridgen.kernels.weights import MAX_VOCAB
 
 INF = float("inf")
 OFF = (1.0, 0, 1.0, 0.0)
@@ -401,6 +402,12 @@ def test_trap_31_a_flat_wide_row_at_top_p() -> None:
     np.testing.assert_allclose(log_z, np.log(mass[kept - 1]) - ordered[0], atol=2.0**-20)
     flat = torch.zeros(1, 262_144)
     assert (flat >= tau_of(flat, (1.0, 0, 0.9, 0.0))).all()  # one great tie
+
+
+@pytest.mark.parametrize("sampling", [OFF, (1.0, 0, 0.9, 0.0)], ids=str)
+def test_the_longest_flat_row_adds_up(sampling: tuple) -> None:
+    log_z = filter_logits(torch.zeros(1, MAX_VOCAB), params_of(sampling))[:, LOG_Z]
+    np.testing.assert_allclose(log_z, np.log(MAX_VOCAB), rtol=2**-23)
 
 
 @pytest.mark.parametrize("sampling", MIXED, ids=str)

@@ -20,6 +20,7 @@ from hybridgen.kernels.filter_triton import PAIRS
 from hybridgen.kernels.philox import DRAFT, TARGET
 from hybridgen.kernels.sampling import LOG_Z, TAU, filter_logits, sample
 from hybridgen.kernels.sampling_triton import launch_resolve
+from hybridgen.kernels.weights import MAX_VOCAB
 
 INF, NAN = float("inf"), float("nan")
 OFF = (1.0, 0, 1.0, 0.0)
@@ -142,6 +143,11 @@ def test_a_flat_row_of_262144_keeps_nine_tenths(device: torch.device) -> None:
     kept = logits[0].double().sort(descending=True).values[:count]
     # Half an ulp of 12.4, and the weights' 2**-21.
     np.testing.assert_allclose(log_z + largest, kept.logsumexp(0), atol=2.0**-21 + 2.0**-21)
+
+
+def test_the_longest_flat_row_adds_up(device: torch.device) -> None:
+    truncation = launch(filter_logits, device, torch.zeros(1, MAX_VOCAB), params_of(OFF))
+    np.testing.assert_allclose(truncation[:, LOG_Z], np.log(MAX_VOCAB), rtol=2.0**-22)
 
 
 # Which way a row takes
