@@ -232,7 +232,7 @@ def _greedy_rows(rows: Floats) -> tuple[Integers, Floats]:
     token = rows.argmax(axis=1)
     largest = rows[np.arange(len(rows)), token]
     truncation = np.zeros((len(rows), 3), np.float32)
-    truncation[:, TAU] = truncation[:, LARGEST] = largest
+    truncation[:, :LOG_Z] = largest[:, None]
     if not np.isfinite(largest).all():
         broken = ~np.isfinite(largest)
         token[broken], truncation[broken] = 0, (0, 0, np.nan)

@@ -30,6 +30,8 @@ results float32 [R]. A broken
 row (any NaN, any +inf, or nothing but -inf) gives NaN. The inputs are read only.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -56,6 +58,7 @@ distribution and in softmax(logits), entropy of softmax(logits), AU and EU."""
 MEASURES = 5
 
 _UNDERFLOW = -1000.0
+_PSI_2 = float(torch.digamma(torch.tensor([2.0], dtype=torch.float64, device="cpu")))
 
 
 def _usable(rows: Floats) -> tuple[Floats, Floats, Bools]:
@@ -99,15 +102,26 @@ def _aleatoric(alpha: Doubles, total: Doubles) -> Doubles:
     return spread
 
 
-def _relative_aleatoric(top: Doubles) -> Doubles:
+def _doubt(probs: Doubles) -> Doubles:
+    """AU of probabilities [R, k] that add up to 1."""
+    psi = torch.digamma(torch.from_numpy(probs + 1)).numpy()
+    spread: Doubles = (probs * (_PSI_2 - psi)).sum(axis=1)
+    return spread
+
+
+@lru_cache
+def _most_doubt(k: int) -> float:
+    return float(_doubt(np.full((1, k), 1 / k))[0])
+
+
+def _relative_doubt(top: Doubles) -> Doubles:
     """AU of the probabilities of logits ``top`` [R, k], descending, over its maximum."""
     k = top.shape[1]
     if k == 1:
         return np.zeros(len(top))
     probs = np.exp(top - top[:, :1])
     probs /= probs.sum(axis=1, keepdims=True)
-    most = _aleatoric(np.full((1, k), 1 / k), np.ones((1, 1)))
-    relative: Doubles = np.clip(_aleatoric(probs, np.ones((len(top), 1))) / most, 0, 1)
+    relative: Doubles = np.minimum(np.maximum(_doubt(probs) / _most_doubt(k), 0), 1)
     return relative
 
 
@@ -117,7 +131,7 @@ def _logtoku_of(rows: Floats, k: int, evidence: int) -> tuple[Doubles, Doubles]:
     top = torch.from_numpy(rows).topk(k).values.numpy().astype(np.float64)
     logits = np.maximum(top, 0)
     total = logits.sum(axis=1, keepdims=True)
-    au = _relative_aleatoric(top) if evidence == PROBS else _aleatoric(logits, total)
+    au = _relative_doubt(top) if evidence == PROBS else _aleatoric(logits, total)
     return au, (k / (total + k))[:, 0]
 
 
