@@ -36,12 +36,10 @@ def sample_token(
     count, vocab_size = rows.shape
     chosen = check_sampling(temperature, top_k, top_p, min_p, vocab_size)
     values = [chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]
-    columns = torch.tensor([values], dtype=torch.float64)
+    columns = torch.tensor([values], dtype=torch.float64, device=rows.device)
     seeds = torch.tensor(check_seed(seed, count), device=rows.device)
     place = torch.full((count,), check_int("position", position, 0, 2**31 - 1), device=rows.device)
-    token, truncation = sampling.sample(
-        rows, columns.repeat(count, 1).to(rows.device), seeds, place, philox.TARGET
-    )
+    token, truncation = sampling.sample(rows, columns.repeat(count, 1), seeds, place, philox.TARGET)
     if bool(truncation[:, sampling.LOG_Z].isnan().any()):
         raise ValueError("logits hold NaN or +inf, or nothing above -inf")
     return token if logits.ndim == 2 else int(token)

@@ -26,8 +26,8 @@ is AU = 0 (the limit) and EU = 1.
 `sample_measured` draws as `sample` does and measures the same logits on the way.
 
 Shapes: logits [R, V] float32, bfloat16 or float16, any row stride, V up to `weights.MAX_VOCAB`;
-results float32 [R]. A broken
-row (any NaN, any +inf, or nothing but -inf) gives NaN. The inputs are read only.
+results float32 [R]. A broken row (any NaN, any +inf, or nothing but -inf) gives NaN. The inputs are
+read only.
 """
 
 from functools import lru_cache

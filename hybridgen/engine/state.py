@@ -101,7 +101,7 @@ class State:
         self.done.fill_(False)
         self.broken.fill_(False)
         self.seed.copy_(torch.tensor(seeds))
-        self.sampling.copy_(torch.tensor(sampling, dtype=torch.float64))
+        self.sampling.copy_(torch.tensor(sampling, dtype=torch.float64, device="cpu"))
         self.eos.copy_(torch.tensor([*eos] + [-1] * (MAX_EOS - len(eos))))
         self.routed.fill_(False)
         self.llm_cached.copy_(lengths - 1)
