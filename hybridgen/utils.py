@@ -73,7 +73,7 @@ def calculate_token_entropy(logits: Tensor, temperature: float = 1.0) -> Any:
         "temperature", temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0
     )
     entropy = uncertainty.entropy(
-        rows, torch.full((rows.shape[0],), heat, dtype=torch.float32, device=rows.device)
+        rows, torch.full((rows.shape[0],), heat, dtype=torch.float64, device=rows.device)
     )
     return entropy if logits.ndim == 2 else float(entropy)
 

@@ -139,7 +139,7 @@ def collect(
     stride_column,
     sampling_ptr,
     stride_sampling,
-    temperature_ptr,  # float32 [rows], of the entropy; None for temperature 1
+    temperature_ptr,  # [rows], of the entropy; None for temperature 1
     maxima_ptr,
     record_ptr,
     threshold_ptr,  # float32 [rows]

@@ -46,7 +46,7 @@ from hybridgen.kernels.sampling import (
     parameters,
     sample_rows,
 )
-from hybridgen.kernels.weights import COLDEST
+from hybridgen.kernels.weights import bounded
 
 PROBS, LOGITS = 0, 1
 EVIDENCE = {"probs": PROBS, "logits": LOGITS}
@@ -79,10 +79,10 @@ def _entropy_and_mass(x: Floats) -> tuple[Floats, Floats]:
 
 
 def _entropy(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R])."""
+    """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R], of any dtype)."""
     rows, largest, broken = _usable(float_rows(logits))
     t = temperature.numpy()
-    heat = np.where(t > 0, np.maximum(t, COLDEST), 1).astype(np.float32)[:, None]
+    heat = bounded(np.where(t > 0, t, 1)).astype(np.float32)[:, None]
     with np.errstate(over="ignore"):  # -inf is as good as any other number below `_UNDERFLOW`
         x = (rows - largest) / heat
     entropy, _ = _entropy_and_mass(x)

@@ -126,7 +126,7 @@ def measure(
     logits_ptr,
     stride_batch,
     stride_column,
-    temperature_ptr,  # float32 [rows]: of the entropy; None for 1
+    temperature_ptr,  # [rows]: of the entropy; None for 1
     maxima_ptr,
     record_ptr,
     threshold_ptr,

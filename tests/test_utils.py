@@ -71,6 +71,9 @@ def test_entropy_is_in_nats() -> None:
     # The kernel computes in float32: a few roundings of 6e-8 on numbers near 1.
     assert calculate_token_entropy(LOGITS, temperature=0.7) == pytest.approx(expected, rel=1e-6)
     assert calculate_token_entropy(LOGITS, temperature=0) == 0
+    two = torch.tensor([3.0, 3.0, 1.0, -math.inf])
+    assert calculate_token_entropy(two, temperature=1e-60) == pytest.approx(math.log(2), rel=1e-6)
+    assert calculate_token_entropy(two, temperature=3e38) == pytest.approx(math.log(3), rel=1e-6)
     assert calculate_token_entropy(LOGITS.repeat(2, 1)).shape == (2,)
 
 

@@ -82,6 +82,15 @@ def test_entropy(
     np.testing.assert_allclose(actual, plain_entropy(logits, temperature), **ENTROPY_ERROR)
 
 
+def test_entropy_at_any_temperature(device: torch.device) -> None:
+    """Of two equals, one token below and one that cannot be; then numbers beyond float32."""
+    logits = torch.tensor([[3.0, 3.0, 1.0, -INF]]).expand(4, -1)
+    temperature = torch.tensor([1e-60, 1e-38, 3e38, 1e60], dtype=torch.float64)
+    expected = np.log([2, 2, 3, 3])
+    for actual in (launch(entropy, device, logits, temperature), entropy(logits, temperature)):
+        np.testing.assert_allclose(actual, expected, **ENTROPY_ERROR)
+
+
 @settings(max_examples=20)
 @given(
     vocabularies,
