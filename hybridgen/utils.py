@@ -1,7 +1,7 @@
 """The kernels behind the strategies, for your own: sampling and the two routing metrics.
 
 Each takes the logits of one token [V] and returns Python numbers, or those of R tokens [R, V] and
-returns tensors [R] on the same device. Logits may have any floating dtype.
+returns tensors [R] on the same device. Logits may have any floating dtype, and V up to 524,287.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from hybridgen.checks import check_choice, check_float, check_int, shown
 from hybridgen.detokenizer import new_text as new_text
 from hybridgen.kernels import philox, sampling, uncertainty
+from hybridgen.kernels.weights import MAX_VOCAB
 from hybridgen.request import EVIDENCE, check_sampling, check_seed
 
 
@@ -35,12 +36,12 @@ def sample_token(
     rows = _rows(logits)
     count, vocab_size = rows.shape
     chosen = check_sampling(temperature, top_k, top_p, min_p, vocab_size)
-    numbers = [chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]
-    columns = torch.tensor([numbers], dtype=torch.float32, device=rows.device)
+    values = [chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]
+    columns = torch.tensor([values], dtype=torch.float64, device=rows.device)
     seeds = torch.tensor(check_seed(seed, count), dtype=torch.int64, device=rows.device)
     place = torch.full_like(seeds, check_int("position", position, 0, 2**31 - 1))
-    token, _, log_z = sampling.sample(rows, columns.repeat(count, 1), seeds, place, philox.TARGET)
-    if bool(log_z.isnan().any()):
+    token, truncation = sampling.sample(rows, columns.repeat(count, 1), seeds, place, philox.TARGET)
+    if bool(truncation[:, sampling.LOG_Z].isnan().any()):
         raise ValueError("logits hold NaN or +inf, or nothing above -inf")
     return token if logits.ndim == 2 else int(token)
 
@@ -51,7 +52,8 @@ def compute_logu(logits: Tensor, k: int = 10, evidence: str = "probs") -> tuple[
     With evidence a_1..a_k of the k likeliest tokens and S their sum,
     AU = -sum_i a_i/S (psi(a_i + 1) - psi(S + 1)) and EU = k / (S + k).
 
-    evidence="probs"    AU from the tokens' probabilities: 0 when sure, about 0.7 at most for k = 10
+    evidence="probs"    AU from the tokens' probabilities, renormalised (S = 1), over its maximum
+                        psi(2) - psi(1 + 1/k): 0 is sure, 1 is k equal candidates; 0 for k = 1
     evidence="logits"   AU from their logits, negative ones as 0, as in the paper
 
     EU always uses the logits: with probabilities it would be a constant.
@@ -71,7 +73,7 @@ def calculate_token_entropy(logits: Tensor, temperature: float = 1.0) -> Any:
     heat = check_float(
         "temperature", temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0
     )
-    temperatures = torch.full((len(rows),), heat, dtype=torch.float32, device=rows.device)
+    temperatures = torch.full((len(rows),), heat, dtype=torch.float64, device=rows.device)
     entropy = uncertainty.entropy(rows, temperatures)
     return entropy if logits.ndim == 2 else float(entropy)
 
@@ -90,5 +92,10 @@ def _rows(logits: Tensor) -> Tensor:
         )
     if logits.ndim not in (1, 2) or 0 in logits.shape:
         raise ValueError(f"logits must be {accepted}, not empty, got shape {list(logits.shape)}")
+    if logits.shape[-1] > MAX_VOCAB:
+        raise ValueError(
+            f"logits must have at most {MAX_VOCAB} columns, one for each token, "
+            f"got shape {list(logits.shape)}"
+        )
     rows = logits.reshape(-1, logits.shape[-1])
     return rows if rows.dtype in (torch.float32, torch.bfloat16, torch.float16) else rows.float()

@@ -21,12 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridgen.kernels.sampling import MIN_P, TEMPERATURE, TOP_K, TOP_P
+from hybridgen.kernels.sampling import ENOUGH, MIN_P, TEMPERATURE, TOP_K, TOP_P
 from hybridgen.kernels.triton_utils import blocks
 from hybridgen.kernels.weights import ONE
 from hybridgen.kernels.weights_triton import (
     LOWEST,
     exponents,
+    heat_of,
     key_of,
     rate_of,
     scaled_power,
@@ -55,6 +56,7 @@ OPEN          1 where the token has yet to be drawn from the whole row
 """
 
 _ONE = tl.constexpr(ONE)
+_ENOUGH = tl.constexpr(ENOUGH)
 _CAPACITY = tl.constexpr(CAPACITY)
 _SMALL = tl.constexpr(SMALL)
 _MAX_CHUNKS = tl.constexpr(MAX_CHUNKS)
@@ -67,14 +69,19 @@ _MIN_P = tl.constexpr(MIN_P)
 
 @triton.jit
 def filter_of(sampling_ptr, vocab):
-    """1 / T (float64), how many top-k keeps, top_p, min-p's least weight (int64), greedy."""
+    """1 / T, how many top-k keeps, the share for top-p, min-p's least weight (int64), greedy.
+
+    1 / T and the share, which is 1 where top-p is off, are float64, as `sampling` is.
+    """
     temperature = tl.load(sampling_ptr + _TEMPERATURE)
     greedy = (temperature > 0) == 0
     k = tl.minimum(tl.load(sampling_ptr + _TOP_K), 2.0**30).to(tl.int32)
     k = tl.where(greedy, 1, tl.where((k < 1) | (k > vocab), vocab, k))
-    bound = tl.ceil(tl.minimum(tl.load(sampling_ptr + _MIN_P), 1.0).to(tl.float64) * _ONE)
-    heat = 1.0 / tl.where(greedy, 1.0, temperature).to(tl.float64)
-    return heat, k, tl.load(sampling_ptr + _TOP_P), bound.to(tl.int64), greedy
+    bound = tl.ceil(tl.minimum(tl.load(sampling_ptr + _MIN_P), 1.0) * _ONE)
+    heat = heat_of(tl.where(greedy, 1.0, temperature))
+    top_p = tl.load(sampling_ptr + _TOP_P)
+    share = tl.where(top_p < 1, top_p * _ENOUGH, 1.0)
+    return heat, k, share, bound.to(tl.int64), greedy
 
 
 @triton.jit
@@ -132,7 +139,7 @@ def collect(
     stride_column,
     sampling_ptr,
     stride_sampling,
-    temperature_ptr,  # float32 [rows], of the entropy; None for temperature 1
+    temperature_ptr,  # [rows], of the entropy; None for temperature 1
     maxima_ptr,
     record_ptr,
     threshold_ptr,  # float32 [rows]
@@ -167,11 +174,11 @@ def collect(
             lowest = tl.min(tl.where(kept, key_of(x, 0), 0x7FFFFFFF), 0)
             tl.atomic_min(record_ptr + LOWEST_KEY, lowest.to(tl.int64), sem="relaxed")
     if ENTROPY:
-        metric_rate = rate_of(1.0)
+        metric_heat = tl.full([], 1.0, tl.float64)
         if temperature_ptr is not None:
             temperature = tl.load(temperature_ptr + row)
-            metric_rate = rate_of(1.0 / tl.where(temperature > 0, temperature, 1.0).to(tl.float64))
-        y = exponents(x, largest, metric_rate)
+            metric_heat = heat_of(tl.where(temperature > 0, temperature, 1.0))
+        y = exponents(x, largest, rate_of(metric_heat))
         power = scaled_power(y)
         mass = tl.sum(tl.where(finite, power.to(tl.int64), 0), 0)
         _add(record_ptr + ENTROPY_MASS, mass)

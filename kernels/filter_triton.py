@@ -36,7 +36,7 @@ def filter_pairs(values_ptr, count, x, largest, has_k, k, total, top_p, rate, bo
         total = tl.sum(tl.where(kept, weight, 0), 0)
     least = tl.min(tl.where(kept, x, float("inf")), 0)
     if top_p < 1:
-        edge = top_p.to(tl.float64) * total.to(tl.float64)
+        edge = top_p * total.to(tl.float64)
         before = tl.zeros([PAIRS], tl.int64)
         for first in range(0, count, _STEP):
             j = first + tl.arange(0, _STEP)
@@ -68,7 +68,7 @@ def filter_search(
         floor = _bisect(logits_ptr, count, floor, largest, k, rate, False, SHIFT, BLOCK)
         _lowest, total = _above(logits_ptr, count, floor, largest, rate, 0, SHIFT, BLOCK)
     if top_p < 1:
-        edge = top_p.to(tl.float64) * total.to(tl.float64)
+        edge = top_p * total.to(tl.float64)
         floor = _bisect(logits_ptr, count, floor, largest, edge, rate, True, SHIFT, BLOCK)
     return _above(logits_ptr, count, floor, largest, rate, bound, SHIFT, BLOCK)
 

@@ -1,13 +1,14 @@
-"""Filtering and sampling: a filtered distribution is a logits row plus two numbers.
+"""Filtering and sampling: a filtered distribution is a logits row plus three numbers.
 
 Temperature T, then top-k, top-p and min-p, each renormalising what the one before it left (the
 order of transformers' warpers). Each keeps an upper set of the row, so all of them keep
 
-    { x : logit[x] >= tau },    p(x) = exp(logit[x] / T - log_z),
+    { x : logit[x] >= tau },    p(x) = exp((logit[x] - max) / T - log_z),
 
-tau the lowest kept logit as it stands in the row (before T), log_z the logarithm of the sum of
-exp(logit / T) over the kept. In descending order of probability, with before(i) the mass in front
-of token i out of `mass`, what top-k left:
+tau the lowest kept logit and max the largest one as they stand in the row (before T), log_z the
+logarithm of the sum of exp((logit - max) / T) over the kept: from 0 to log V at any T, so that no
+temperature makes p a difference of large numbers. In descending order of probability, with
+before(i) the mass in front of token i out of `mass`, what top-k left:
 
     top-k   logit >= the k-th largest                           off at 0 (or k >= V)
     top-p   before(i) < top_p * mass                            off at 1
@@ -18,17 +19,23 @@ the order of a sum, nor a sort, nor the device can change the set. The first tok
 A logit of -inf is never kept. At temperature 0 the distribution is all on the argmax (the first of
 equals), tau is the maximum and log_z is 0; nothing is divided.
 
+`sampling` is float64, and top-p and min-p are decided on these doubles. A decimal is seldom a
+double, though, and a product is rounded: 0.07 * 100 is above 7. So top-p's edge is the double
+top_p * mass less 2**-50 of it, which is more than these roundings come to, and nothing beside the
+2**-21 that a weight is known to: where a set's mass is exactly the decimal that the user wrote, it
+is enough. min-p's edge for a weight, min_p * 2**44, is not rounded.
+
 A token is the argmax over the kept of (logit - max) / T + gumbel(seed, position, token, stream)
 (Gumbel-max; Maddison, Tarlow and Minka 2014), the first of equals: an exact draw that depends on
 the row and its own seed and position alone.
 
-A broken row (any NaN, any +inf, or nothing but -inf) has log_z = NaN, tau 0 and token 0; the
-others around it do not notice.
+A broken row (any NaN, any +inf, or nothing but -inf) has log_z = NaN, tau and max 0 and token 0;
+the others around it do not notice.
 
-Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; sampling [R, 4] float32 with
-the columns below; seed and position [R] int64. tau and log_z are float32 [R], tokens int64 [R].
-The inputs are read only. The precision of log_z, 2**-24 of its size, is the relative precision of
-p.
+Shapes: logits [R, V] float32, bfloat16 or float16, any row stride, V up to
+`weights.MAX_VOCAB`; sampling [R, 4] float64 with the columns below; seed and position [R] int64.
+The three numbers are a truncation, float32 [R, 3]; tokens are int64 [R]. The inputs are read only.
+The precision of log_z, 2**-24 of its size, is the relative precision of p.
 """
 
 from functools import lru_cache
@@ -40,10 +47,16 @@ import torch
 
 from hybridgen.kernels.philox import gumbel
 from hybridgen.kernels.registry import define
-from hybridgen.kernels.weights import ONE, rate, weights
+from hybridgen.kernels.weights import ONE, bounded, rate, weights
 
 TEMPERATURE, TOP_K, TOP_P, MIN_P = 0, 1, 2, 3
 """Columns of `sampling`. Greedy: temperature 0. Off: top_k 0, top_p 1, min_p 0."""
+
+ENOUGH = 1 - 2.0**-50
+"""Of the mass that top_p asks for, so that no rounding asks for more than the decimal does."""
+
+TAU, LARGEST, LOG_Z = 0, 1, 2
+"""Columns of a truncation."""
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -67,7 +80,7 @@ class Parameters(NamedTuple):
     temperature: Doubles  # 1 where greedy
     rate: Floats  # of the weights at that temperature
     top_k: Integers  # 1 where greedy
-    top_p: Doubles
+    top_p: Doubles  # times `ENOUGH` where on
     min_p: Doubles
     greedy: Bools | None  # None: no row is
     all_greedy: bool
@@ -79,22 +92,25 @@ class Parameters(NamedTuple):
 
 def parameters(sampling: torch.Tensor, repeat: int = 1) -> Parameters:
     """`sampling` [R, 4], each row `repeat` times over."""
+    if sampling.dtype != torch.float64:
+        raise TypeError(f"sampling must be float64, got {sampling.dtype}")
     return _parameters(sampling.numpy().tobytes(), repeat)
 
 
 @lru_cache(maxsize=64)  # a request asks with the same few numbers for every token
 def _parameters(sampling: bytes, repeat: int) -> Parameters:
-    columns = np.frombuffer(sampling, np.float32).reshape(-1, 4).astype(np.float64)
+    columns = np.frombuffer(sampling, np.float64).reshape(-1, 4)
     temperature, k, top_p, min_p = np.repeat(columns, repeat, axis=0).T.copy()
     greedy = ~(temperature > 0)
     temperature[greedy], k[greedy] = 1, 1
+    temperature = bounded(temperature)
     top_k = k.astype(np.int64)
     least = int(top_k.min())
     return Parameters(
         temperature,
         rate(temperature),
         top_k,
-        top_p,
+        np.where(top_p < 1, top_p * ENOUGH, 1),
         np.minimum(min_p, 1.0),
         greedy if greedy.any() else None,
         bool(greedy.all()),
@@ -134,7 +150,7 @@ class FilteredRows:
     """Rows [R, V] with their filter: what `filter_logits` returns, and what a draw needs.
 
     `rows` are the given ones, unless some are broken: those are replaced, in a copy, by a row that
-    keeps token 0 alone. `max` is float64 [R], tau and log_z are float32 [R].
+    keeps token 0 alone. `truncation` is float32 [R, 3], `max` its maxima in float64 [R].
     """
 
     def __init__(self, rows: Floats, params: Parameters) -> None:
@@ -158,14 +174,17 @@ class FilteredRows:
         if params.has_min_p:
             kept &= weight >= (params.min_p * ONE)[:, None]
         row = np.arange(len(rows))
-        self.tau: Floats = top[row, kept.sum(axis=1) - 1]
+        self.truncation: Floats = np.empty((len(rows), 3), np.float32)
+        self.tau: Floats = self.truncation[:, TAU]
+        self.log_z: Floats = self.truncation[:, LOG_Z]
+        self.tau[:] = top[row, kept.sum(axis=1) - 1]
+        self.truncation[:, LARGEST] = top[:, 0]
         last = (top >= self.tau[:, None]).sum(axis=1) - 1
-        log_z = np.log(mass[row, last] / ONE) + self.max / params.temperature
+        self.log_z[:] = np.log(mass[row, last] / ONE)
         if params.greedy is not None:
-            log_z[params.greedy] = 0
+            self.log_z[params.greedy] = 0
         if broken is not None:
-            log_z[broken] = np.nan
-        self.log_z: Floats = log_z.astype(np.float32)
+            self.log_z[broken] = np.nan
 
     def kept(self, among: Integers | None = None) -> tuple[Integers, Integers]:
         """Row and token of every kept logit, [n] each in row-major order; or of rows `among`."""
@@ -208,41 +227,35 @@ def row_starts(row: Integers) -> Integers:
     return np.flatnonzero(np.diff(row, prepend=-1))
 
 
-def _greedy_rows(rows: Floats) -> tuple[Integers, Floats, Floats]:
-    """`sample_rows` where every temperature is 0: argmax, maximum, and 0 or NaN."""
+def _greedy_rows(rows: Floats) -> tuple[Integers, Floats]:
+    """`sample_rows` where every temperature is 0: the argmax, which is all that is kept."""
     token = rows.argmax(axis=1)
-    tau: Floats = rows[np.arange(len(rows)), token]
-    log_z = np.zeros_like(tau)
-    if not np.isfinite(tau).all():
-        broken = ~np.isfinite(tau)
-        token[broken], tau[broken], log_z[broken] = 0, 0, np.nan
-    return token, tau, log_z
+    largest = rows[np.arange(len(rows)), token]
+    truncation = np.zeros((len(rows), 3), np.float32)
+    truncation[:, :LOG_Z] = largest[:, None]
+    if not np.isfinite(largest).all():
+        broken = ~np.isfinite(largest)
+        token[broken], truncation[broken] = 0, (0, 0, np.nan)
+    return token, truncation
 
 
 def sample_rows(
     rows: Floats, params: Parameters, seed: Integers, position: Integers, stream: int
-) -> tuple[Integers, Floats, Floats]:
-    """Token, tau and log_z of each row, [R]; `sample` in numpy."""
+) -> tuple[Integers, Floats]:
+    """Token [R] and truncation [R, 3] of each row; `sample` in numpy."""
     if params.all_greedy:
         return _greedy_rows(rows)
     filtered = FilteredRows(rows, params)
-    return filtered.draw(seed, position, stream), filtered.tau, filtered.log_z
+    return filtered.draw(seed, position, stream), filtered.truncation
 
 
-def _filter_logits(
-    logits: torch.Tensor, sampling: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """tau and log_z, float32 [R], of logits [R, V] filtered by sampling [R, 4]."""
-    filtered = FilteredRows(float_rows(logits), parameters(sampling))
-    return torch.from_numpy(filtered.tau), torch.from_numpy(filtered.log_z)
+def _filter_logits(logits: torch.Tensor, sampling: torch.Tensor) -> torch.Tensor:
+    """The truncation, float32 [R, 3], of logits [R, V] filtered by sampling [R, 4]."""
+    return torch.from_numpy(FilteredRows(float_rows(logits), parameters(sampling)).truncation)
 
 
-def _filter_logits_fake(
-    logits: torch.Tensor, sampling: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = logits.shape[0]
-    tau = logits.new_empty(rows, dtype=torch.float32)
-    return tau, torch.empty_like(tau)
+def _filter_logits_fake(logits: torch.Tensor, sampling: torch.Tensor) -> torch.Tensor:
+    return logits.new_empty((logits.shape[0], 3), dtype=torch.float32)
 
 
 def _sample(
@@ -251,12 +264,12 @@ def _sample(
     seed: torch.Tensor,
     position: torch.Tensor,
     stream: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One token a row, int64 [R], and the tau and log_z it was drawn with, float32 [R]."""
-    token, tau, log_z = sample_rows(
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row, int64 [R], and the truncation it was drawn from, float32 [R, 3]."""
+    token, truncation = sample_rows(
         float_rows(logits), parameters(sampling), seed.numpy(), position.numpy(), stream
     )
-    return torch.from_numpy(token), torch.from_numpy(tau), torch.from_numpy(log_z)
+    return torch.from_numpy(token), torch.from_numpy(truncation)
 
 
 def _sample_fake(
@@ -265,20 +278,20 @@ def _sample_fake(
     seed: torch.Tensor,
     position: torch.Tensor,
     stream: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    tau, log_z = _filter_logits_fake(logits, sampling)
-    return torch.empty_like(tau, dtype=torch.int64), tau, log_z
+) -> tuple[torch.Tensor, torch.Tensor]:
+    token = logits.new_empty(logits.shape[0], dtype=torch.int64)
+    return token, _filter_logits_fake(logits, sampling)
 
 
 filter_logits = define(
-    "filter_logits(Tensor logits, Tensor sampling) -> (Tensor, Tensor)",
+    "filter_logits(Tensor logits, Tensor sampling) -> Tensor",
     _filter_logits,
     _filter_logits_fake,
     "sampling_triton:filter_logits",
 )
 sample = define(
     "sample(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream)"
-    " -> (Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor)",
     _sample,
     _sample_fake,
     "sampling_triton:sample",

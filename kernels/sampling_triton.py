@@ -3,7 +3,7 @@
 Five launches, whatever the parameters, each row with its own:
 
 1, 2  `sweep` (candidates_triton.py): maxima, then candidates and, without top-k, the mass
-3     `resolve`, a program a row: tau, the kept weight and log Z (filter_triton.py); the token too,
+3     `resolve`, a program a row: the truncation (filter_triton.py); the token too,
       if all kept logits are among the candidates. Else the row stays open.
 4     `draw`, blocks of every open row: the best of log-weight plus Gumbel noise
 5     `finish`: the best of the blocks
@@ -49,12 +49,16 @@ from hybridgen.kernels.candidates_triton import (
 )
 from hybridgen.kernels.filter_triton import PAIRS, filter_pairs, filter_search
 from hybridgen.kernels.philox_triton import gumbel
+from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU
 from hybridgen.kernels.weights import WEIGHT_BITS
 from hybridgen.kernels.weights_triton import logit_of, rate_of, weights
 
 _CAPACITY = tl.constexpr(CAPACITY)
 _UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 _NO_ID = tl.constexpr(0x7FFFFFFF)
+_TAU = tl.constexpr(TAU)
+_LARGEST = tl.constexpr(LARGEST)
+_LOG_Z = tl.constexpr(LOG_Z)
 
 # Read number by number: an address that 16 does not divide needs no binary of its own.
 SCALARS = ["sampling_ptr", "seed_ptr", "position_ptr"]
@@ -78,6 +82,36 @@ def scores(x, ids, kept, largest, heat, greedy, seed, position, stream):
     return tl.where(kept, tl.where(greedy, 0.0, noisy), float("-inf"))
 
 
+@triton.jit
+def store_truncation(truncation_ptr, row, tau, largest, log_z):
+    truncation_ptr += row * 3
+    tl.store(truncation_ptr + _TAU, tau)
+    tl.store(truncation_ptr + _LARGEST, largest)
+    tl.store(truncation_ptr + _LOG_Z, log_z)
+
+
+@triton.jit
+def load_truncation(truncation_ptr, row):
+    """tau, max and log Z of a row."""
+    truncation_ptr += row * 3
+    return (
+        tl.load(truncation_ptr + _TAU),
+        tl.load(truncation_ptr + _LARGEST),
+        tl.load(truncation_ptr + _LOG_Z),
+    )
+
+
+@triton.jit
+def load_truncations(truncation_ptr, row, mask):
+    """The same of rows, zeros outside ``mask``."""
+    truncation_ptr += row * 3
+    return (
+        tl.load(truncation_ptr + _TAU, mask=mask, other=0.0),
+        tl.load(truncation_ptr + _LARGEST, mask=mask, other=0.0),
+        tl.load(truncation_ptr + _LOG_Z, mask=mask, other=0.0),
+    )
+
+
 @triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=SCALARS)
 def resolve(
     logits_ptr,
@@ -92,9 +126,8 @@ def resolve(
     threshold_ptr,
     values_ptr,
     ids_ptr,
-    token_ptr,  # out: int64, tau and log_z float32 [rows]
-    tau_ptr,
-    log_z_ptr,
+    token_ptr,  # out: int64 [rows]
+    truncation_ptr,  # out: float32 [rows, 3]
     vocab,
     chunks,
     COLUMNS: tl.constexpr,
@@ -107,8 +140,7 @@ def resolve(
     batch, column = row // COLUMNS, row % COLUMNS
     largest = tl.max(load_maxima(maxima_ptr, row, chunks), 0)
     if is_broken(largest):
-        tl.store(tau_ptr + row, 0.0)
-        tl.store(log_z_ptr + row, float("nan"))
+        store_truncation(truncation_ptr, row, 0.0, 0.0, float("nan"))
         if DRAW:
             tl.store(token_ptr + row, 0)
         return
@@ -131,7 +163,7 @@ def resolve(
         closed = closed & (everything | (count >= k))
     elif top_p < 1:
         listed = _listed_mass(values_ptr, count, largest, rate)
-        edge = top_p.to(tl.float64) * mass.to(tl.float64)
+        edge = top_p * mass.to(tl.float64)
         beyond = weights(threshold, largest, rate) < bound
         closed = closed & (everything | beyond | (listed.to(tl.float64) >= edge))
     else:
@@ -149,9 +181,8 @@ def resolve(
             tau, mass = filter_search(
                 row_ptr, vocab, largest, has_k, k, mass, top_p, rate, bound, SHIFT, BLOCK
             )
-    log_z = tl.log(mass.to(tl.float64) * _UNIT) + largest.to(tl.float64) * heat
-    tl.store(tau_ptr + row, tau)
-    tl.store(log_z_ptr + row, tl.where(greedy, 0.0, log_z.to(tl.float32)))
+    log_z = tl.log(mass.to(tl.float64) * _UNIT).to(tl.float32)
+    store_truncation(truncation_ptr, row, tau, largest, tl.where(greedy, 0.0, log_z))
     if DRAW:
         tl.store(record_ptr + OPEN, tl.where(closed, 0, 1).to(tl.int64))
         if closed:
@@ -176,7 +207,7 @@ def _listed_mass(values_ptr, count, largest, rate):
     return tl.sum(weights(x, largest, rate), 0)
 
 
-@triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=SCALARS)
+@triton.jit(do_not_specialize_on_alignment=SCALARS)
 def draw(
     logits_ptr,
     stride_batch,
@@ -185,13 +216,11 @@ def draw(
     stride_sampling,
     seed_ptr,
     position_ptr,
-    maxima_ptr,
     record_ptr,
-    tau_ptr,
+    truncation_ptr,
     best_ptr,  # out: float32 and int32 [rows, blocks], of open rows
     best_id_ptr,
     vocab,
-    chunks,
     COLUMNS: tl.constexpr,
     STREAM: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -200,12 +229,12 @@ def draw(
     if tl.load(record_ptr + row * FIELDS + OPEN) == 0:
         return
     batch, column = row // COLUMNS, row % COLUMNS
-    largest = tl.max(load_maxima(maxima_ptr, row, chunks), 0)
+    tau, largest, _ = load_truncation(truncation_ptr, row)
     heat, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
     seed, position = tl.load(seed_ptr + batch), tl.load(position_ptr + batch) + column
     i = block * BLOCK + tl.arange(0, BLOCK)
     x = load_logits(logits_ptr + batch * stride_batch + column * stride_column, i, vocab)
-    score = scores(x, i, x >= tl.load(tau_ptr + row), largest, heat, greedy, seed, position, STREAM)
+    score = scores(x, i, x >= tau, largest, heat, greedy, seed, position, STREAM)
     best, best_id = best_of(score, i)
     place = row * tl.num_programs(1) + block
     tl.store(best_ptr + place, best)
@@ -234,13 +263,12 @@ def launch_resolve(
     sampling: Tensor,
     scratch: Scratch,
     draws: tuple[Tensor, Tensor, int] | None = None,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Launch 3. ``draws`` is (seed, position, stream). Returns token (if drawn), tau and log_z."""
+) -> tuple[Tensor | None, Tensor]:
+    """Launch 3. ``draws`` is (seed, position, stream). Returns token (if drawn) and truncation."""
     device = logits.tensor.device
     seed, position, stream = draws or (None, None, 0)
     token = torch.empty(logits.rows, dtype=torch.int64, device=device) if draws else None
-    tau = torch.empty(logits.rows, dtype=torch.float32, device=device)
-    log_z = torch.empty_like(tau)
+    truncation = torch.empty(logits.rows, 3, dtype=torch.float32, device=device)
     resolve[(logits.rows,)](
         *logits.address,
         sampling,
@@ -249,8 +277,7 @@ def launch_resolve(
         position,
         *scratch,
         token,
-        tau,
-        log_z,
+        truncation,
         logits.vocab,
         logits.chunks,
         COLUMNS=logits.columns,
@@ -260,33 +287,31 @@ def launch_resolve(
         BLOCK=2048,
         **ONE_PROGRAM_A_ROW,
     )
-    return token, tau, log_z
+    return token, truncation
 
 
 def launch_draw(
     logits: Logits,
     sampling: Tensor,
     scratch: Scratch,
-    tau: Tensor,
+    truncation: Tensor,
     draws: tuple[Tensor, Tensor, int],
 ) -> tuple[Tensor, Tensor]:
     """Launch 4: scores and ids of the best of each block [rows, blocks], of the open rows."""
     seed, position, stream = draws
-    best = torch.empty(logits.grid, dtype=torch.float32, device=tau.device)
-    best_id = torch.empty(logits.grid, dtype=torch.int32, device=tau.device)
+    best = torch.empty(logits.grid, dtype=torch.float32, device=truncation.device)
+    best_id = torch.empty(logits.grid, dtype=torch.int32, device=truncation.device)
     draw[logits.grid](
         *logits.address,
         sampling,
         sampling.stride(0),
         seed,
         position,
-        scratch.maxima,
         scratch.record,
-        tau,
+        truncation,
         best,
         best_id,
         logits.vocab,
-        logits.chunks,
         COLUMNS=logits.columns,
         STREAM=stream,
         BLOCK=logits.block,
@@ -299,11 +324,11 @@ def launch_draw(
 
 def sample_rows(
     logits: Logits, sampling: Tensor, scratch: Scratch, draws: tuple[Tensor, Tensor, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches 3 to 5: token, tau and log_z of every row."""
-    token, tau, log_z = launch_resolve(logits, sampling, scratch, draws)
+) -> tuple[Tensor, Tensor]:
+    """Launches 3 to 5: token and truncation of every row."""
+    token, truncation = launch_resolve(logits, sampling, scratch, draws)
     assert token is not None
-    best, best_id = launch_draw(logits, sampling, scratch, tau, draws)
+    best, best_id = launch_draw(logits, sampling, scratch, truncation, draws)
     finish[(logits.rows,)](
         scratch.record,
         best,
@@ -315,18 +340,18 @@ def sample_rows(
         num_stages=1,
         enable_fp_fusion=False,
     )
-    return token, tau, log_z
+    return token, truncation
 
 
 def sample(
     logits: Tensor, sampling: Tensor, seed: Tensor, position: Tensor, stream: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     rows = logits_of(logits.unsqueeze(1))
     scratch = sweep(rows, sampling, None)
     return sample_rows(rows, sampling, scratch, (seed, position, stream))
 
 
-def filter_logits(logits: Tensor, sampling: Tensor) -> tuple[Tensor, Tensor]:
+def filter_logits(logits: Tensor, sampling: Tensor) -> Tensor:
     rows = logits_of(logits.unsqueeze(1))
-    _, tau, log_z = launch_resolve(rows, sampling, sweep(rows, sampling, None))
-    return tau, log_z
+    _, truncation = launch_resolve(rows, sampling, sweep(rows, sampling, None))
+    return truncation

@@ -6,40 +6,51 @@ Entropy at a temperature, in nats, over the whole vocabulary (no filter):
 
 and 0 at temperature 0, where the distribution is one token.
 
-LogTokU (Ma et al. 2025, "Estimating LLM uncertainty with evidence") reads the largest k logits as
-evidence of a Dirichlet distribution: with alpha the evidence, S its sum and psi the digamma
-function,
+LogTokU (Ma et al. 2025, "Estimating LLM uncertainty with evidence") reads the largest k logits (all
+of them where the vocabulary has fewer) as evidence of a Dirichlet distribution: with alpha the
+evidence, S its sum and psi the digamma function,
 
     aleatoric   AU = -sum (alpha / S) * (psi(alpha + 1) - psi(S + 1))     spread among the tokens
     epistemic   EU = k / (S + k)                                        lack of evidence for any
 
-The paper's evidence is the raw logits, here clamped at 0 (digamma has poles below); AU then moves
-within a per cent or so. With the k largest probabilities as evidence AU follows entropy, so that is
-the default for AU. EU always reads the clamped logits: from probabilities it is all but constant.
-No evidence at all, S = 0, is AU = 0 (the limit) and EU = 1.
+The paper's evidence is the raw logits, here clamped at 0 (digamma has poles below); AU then hardly
+moves, and not with doubt. The default for AU is the k largest probabilities, renormalised, S = 1:
+softmax(the k largest logits), in which the rest of the vocabulary has no part. That AU is divided
+by its maximum, psi(2) - psi(1 + 1 / k), so that 0 is sure and 1 is k equal candidates; it grows
+whenever probability moves from a likelier candidate to a less likely one. One candidate alone
+(k = 1, or a vocabulary of 1) leaves no doubt to measure: 0.
+
+EU always reads the clamped logits: from probabilities it is a constant. No evidence at all, S = 0,
+is AU = 0 (the limit) and EU = 1.
 
 `sample_measured` draws as `sample` does and measures the same logits on the way.
 
-Shapes: logits [R, V] float32, bfloat16 or float16, any row stride; results float32 [R]. A broken
-row (any NaN, any +inf, or nothing but -inf) gives NaN. The inputs are read only.
+Shapes: logits [R, V] float32, bfloat16 or float16, any row stride, V up to `weights.MAX_VOCAB`;
+results float32 [R]. A broken row (any NaN, any +inf, or nothing but -inf) gives NaN. The inputs are
+read only.
 """
+
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from hybridgen.kernels.registry import define
 from hybridgen.kernels.sampling import (
+    LOG_Z,
     Bools,
     Doubles,
     Floats,
+    Parameters,
     float_rows,
     parameters,
     sample_rows,
 )
+from hybridgen.kernels.weights import bounded
 
 PROBS, LOGITS = 0, 1
 EVIDENCE = {"probs": PROBS, "logits": LOGITS}
-"""Evidence of AU: the k largest probabilities (temperature 1), or the k largest logits."""
+"""Evidence of AU: the k largest probabilities (temperature 1, renormalised), or logits."""
 
 LOGPROB, FULL_LOGPROB, ENTROPY, ALEATORIC, EPISTEMIC = range(5)
 """Columns of what `sample_measured` measures: log-probability of the token in the filtered
@@ -47,6 +58,7 @@ distribution and in softmax(logits), entropy of softmax(logits), AU and EU."""
 MEASURES = 5
 
 _UNDERFLOW = -1000.0
+_PSI_2 = float(torch.digamma(torch.tensor([2.0], dtype=torch.float64, device="cpu")))
 
 
 def _usable(rows: Floats) -> tuple[Floats, Floats, Bools]:
@@ -67,11 +79,13 @@ def _entropy_and_mass(x: Floats) -> tuple[Floats, Floats]:
 
 
 def _entropy(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R])."""
+    """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R], of any dtype)."""
     rows, largest, broken = _usable(float_rows(logits))
     t = temperature.numpy()
-    heat = np.where(t > 0, t, 1).astype(np.float32)[:, None]
-    entropy, _ = _entropy_and_mass((rows - largest) / heat)
+    heat = bounded(np.where(t > 0, t, 1)).astype(np.float32)[:, None]
+    with np.errstate(over="ignore"):  # -inf is as good as any other number below `_UNDERFLOW`
+        x = (rows - largest) / heat
+    entropy, _ = _entropy_and_mass(x)
     entropy[broken] = np.nan
     return torch.from_numpy(np.where((t > 0) | broken, entropy, 0).astype(np.float32))
 
@@ -88,28 +102,43 @@ def _aleatoric(alpha: Doubles, total: Doubles) -> Doubles:
     return spread
 
 
-def _logtoku_of(
-    rows: Floats, largest: Floats, mass: Floats | None, k: int, evidence: int
-) -> tuple[Doubles, Doubles]:
-    """AU and EU of usable rows; ``mass`` [R] is the sum of exp(row - largest) if it is known."""
+def _doubt(probs: Doubles) -> Doubles:
+    """AU of probabilities [R, k] that add up to 1."""
+    psi = torch.digamma(torch.from_numpy(probs + 1)).numpy()
+    spread: Doubles = (probs * (_PSI_2 - psi)).sum(axis=1)
+    return spread
+
+
+@lru_cache
+def _most_doubt(k: int) -> float:
+    return float(_doubt(np.full((1, k), 1 / k))[0])
+
+
+def _relative_doubt(top: Doubles) -> Doubles:
+    """AU of the probabilities of logits ``top`` [R, k], descending, over its maximum."""
+    k = top.shape[1]
+    if k == 1:
+        return np.zeros(len(top))
+    probs = np.exp(top - top[:, :1])
+    probs /= probs.sum(axis=1, keepdims=True)
+    relative: Doubles = np.minimum(np.maximum(_doubt(probs) / _most_doubt(k), 0), 1)
+    return relative
+
+
+def _logtoku_of(rows: Floats, k: int, evidence: int) -> tuple[Doubles, Doubles]:
+    """AU and EU of usable rows."""
     k = min(k, rows.shape[1])
     top = torch.from_numpy(rows).topk(k).values.numpy().astype(np.float64)
-    logits_evidence = np.maximum(top, 0)
-    total = logits_evidence.sum(axis=1, keepdims=True)
-    if evidence == PROBS:
-        if mass is None:
-            mass = np.exp(rows - largest).sum(axis=1)
-        probs = np.exp(top - largest) / mass[:, None]
-        au = _aleatoric(probs, probs.sum(axis=1, keepdims=True))
-    else:
-        au = _aleatoric(logits_evidence, total)
+    logits = np.maximum(top, 0)
+    total = logits.sum(axis=1, keepdims=True)
+    au = _relative_doubt(top) if evidence == PROBS else _aleatoric(logits, total)
     return au, (k / (total + k))[:, 0]
 
 
 def _logtoku(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor, torch.Tensor]:
     """AU and EU, float32 [R], of logits [R, V] from the k largest; evidence is PROBS or LOGITS."""
-    rows, largest, broken = _usable(float_rows(logits))
-    au, eu = _logtoku_of(rows, largest, None, k, evidence)
+    rows, _, broken = _usable(float_rows(logits))
+    au, eu = _logtoku_of(rows, k, evidence)
     au[broken] = np.nan
     eu[broken] = np.nan
     return torch.from_numpy(au.astype(np.float32)), torch.from_numpy(eu.astype(np.float32))
@@ -128,37 +157,32 @@ def _sample_measured(
     stream: int,
     k: int,
     evidence: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token, tau and log_z as of `sample`, and measures float32 [R, MEASURES].
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token and truncation as of `sample`, and measures float32 [R, MEASURES].
 
     AU and EU are of the k largest logits and ``evidence``; k = 0 leaves them NaN. The token of a
     greedy row has a filtered log-probability of 0.
     """
     rows, params = float_rows(logits), parameters(sampling)
-    token, tau, log_z = sample_rows(rows, params, seed.numpy(), position.numpy(), stream)
+    token, truncation = sample_rows(rows, params, seed.numpy(), position.numpy(), stream)
     rows, largest, broken = _usable(rows)
     measures = np.full((len(rows), MEASURES), np.nan, np.float32)
     entropy, mass = _entropy_and_mass(rows - largest)
     logit = rows[np.arange(len(rows)), token]
-    measures[:, LOGPROB] = _logprob(logit, params.temperature, log_z, params.greedy)
-    measures[:, FULL_LOGPROB] = (logit - largest[:, 0]) - np.log(mass)
+    below = logit.astype(np.float64) - largest[:, 0]
+    measures[:, LOGPROB] = _logprob(below, params, truncation[:, LOG_Z])
+    measures[:, FULL_LOGPROB] = below - np.log(mass)
     measures[:, ENTROPY] = entropy
     if k > 0:
-        measures[:, ALEATORIC], measures[:, EPISTEMIC] = _logtoku_of(
-            rows, largest, mass, k, evidence
-        )
+        measures[:, ALEATORIC], measures[:, EPISTEMIC] = _logtoku_of(rows, k, evidence)
     measures[broken] = np.nan
-    return (
-        torch.from_numpy(token),
-        torch.from_numpy(tau),
-        torch.from_numpy(log_z),
-        torch.from_numpy(measures),
-    )
+    return torch.from_numpy(token), torch.from_numpy(truncation), torch.from_numpy(measures)
 
 
-def _logprob(logit: Floats, temperature: Doubles, log_z: Floats, greedy: Bools | None) -> Doubles:
-    logprob: Doubles = logit / temperature - log_z
-    return logprob if greedy is None else np.where(greedy, 0, logprob)
+def _logprob(below: Doubles, params: Parameters, log_z: Floats) -> Doubles:
+    """Of tokens whose logits are ``below`` (<= 0) the maximum."""
+    logprob: Doubles = below / params.temperature - log_z
+    return logprob if params.greedy is None else np.where(params.greedy, 0, logprob)
 
 
 def _sample_measured_fake(
@@ -169,10 +193,11 @@ def _sample_measured_fake(
     stream: int,
     k: int,
     evidence: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    tau = logits.new_empty(logits.shape[0], dtype=torch.float32)
-    measures = logits.new_empty((logits.shape[0], MEASURES), dtype=torch.float32)
-    return torch.empty_like(tau, dtype=torch.int64), tau, torch.empty_like(tau), measures
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = logits.shape[0]
+    token = logits.new_empty(rows, dtype=torch.int64)
+    truncation = logits.new_empty((rows, 3), dtype=torch.float32)
+    return token, truncation, logits.new_empty((rows, MEASURES), dtype=torch.float32)
 
 
 entropy = define(
@@ -189,7 +214,7 @@ logtoku = define(
 )
 sample_measured = define(
     "sample_measured(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream,"
-    " int k, int evidence) -> (Tensor, Tensor, Tensor, Tensor)",
+    " int k, int evidence) -> (Tensor, Tensor, Tensor)",
     _sample_measured,
     _sample_measured_fake,
     "uncertainty_triton:sample_measured",

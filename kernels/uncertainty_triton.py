@@ -6,9 +6,11 @@ and their exponents y = x / ln 2. In integers, so in any order:
     Z = sum w / 2**44,    H = log Z - sum p x = log Z + ln 2 * sum(w * -y) / sum w
 
 The k largest logits are among the candidates, unless too many are equal; `_largest` takes them one
-value after the other, with how often it occurs. digamma is shifted up to where its asymptotic
-series holds, psi(x) = psi(x + 6) - sum 1 / (x + i), psi(x) ~ log x - 1/2x - 1/12x^2 + 1/120x^4
-- 1/252x^6 (Abramowitz and Stegun 6.3.18), x >= 1: wrong by 2e-9 at most, before rounding.
+value after the other, with how often it occurs. digamma of logits is shifted up to where its
+asymptotic series holds, psi(x) = psi(x + 6) - sum 1 / (x + i), psi(x) ~ log x - 1/2x - 1/12x^2
++ 1/120x^4 - 1/252x^6 (Abramowitz and Stegun 6.3.18), x >= 1: wrong by 2e-9 at most, before
+rounding. Of a probability a, psi(2) - psi(1 + a) = (1 - a) q(a), q a polynomial: of the differences
+between near equals nothing is lost, and a sure token has an AU of exactly 0.
 
 `sample_measured` shares both sweeps with the sampling, and adds one launch of a program a row.
 
@@ -36,7 +38,7 @@ from hybridgen.kernels.candidates_triton import (
     logits_of,
     sweep,
 )
-from hybridgen.kernels.sampling_triton import ONE_PROGRAM_A_ROW, sample_rows
+from hybridgen.kernels.sampling_triton import ONE_PROGRAM_A_ROW, load_truncation, sample_rows
 from hybridgen.kernels.uncertainty import MEASURES, PROBS
 from hybridgen.kernels.weights import WEIGHT_BITS
 
@@ -57,6 +59,24 @@ def _digamma(x):
     square = 1.0 / (x * x)
     series = square * (1.0 / 12 - square * (1.0 / 120 - square * (1.0 / 252)))
     return tl.log(x) - 0.5 / x - series - shift
+
+
+@triton.jit
+def _doubt(a):
+    """psi(2) - psi(1 + a) of float32 probabilities: 1 at 0, 0 at 1.
+
+    A relative minimax fit of degree 8, 1.2e-7; with the roundings of its float32 steps 2e-7.
+    """
+    t = a - 0.5
+    q = t * 0.01736263607742422 - 0.025600262792112454
+    q = q * t + 0.02889928238082066
+    q = q * t - 0.044267604351921536
+    q = q * t + 0.06998147596089485
+    q = q * t - 0.109894553895858
+    q = q * t + 0.17994025305251
+    q = q * t - 0.32442537595660276
+    q = q * t + 0.7725887333938108
+    return (1.0 - a) * q
 
 
 @triton.jit
@@ -83,18 +103,22 @@ def _largest(logits_ptr, count, k, SLOTS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _logtoku(top, k, largest, mass, EVIDENCE: tl.constexpr, SLOTS: tl.constexpr):
-    """AU and EU of the k largest logits ``top`` [SLOTS]; mass is the sum of exp(x - largest)."""
+def _logtoku(top, k, EVIDENCE: tl.constexpr, SLOTS: tl.constexpr):
+    """AU and EU of the k largest logits ``top`` [SLOTS]."""
     used = tl.arange(0, SLOTS) < k
     evidence = tl.where(used, tl.maximum(top, 0.0), 0.0)
     total = tl.sum(evidence, 0)
     epistemic = k / (total + k)
     if EVIDENCE == _PROBS:
-        evidence = tl.where(used, tl.exp(top - largest) / mass, 0.0)
-        total = tl.sum(evidence, 0)
-    share = evidence / tl.where(total > 0, total, 1.0)
-    spread = share * (_digamma(total + 1.0) - _digamma(evidence + 1.0))
-    return tl.sum(tl.where(used, spread, 0.0), 0), epistemic
+        weight = tl.where(used, tl.exp(top - tl.max(top, 0)), 0.0)
+        share = weight / tl.sum(weight, 0)
+        most = tl.where(k > 1, _doubt(1.0 / k), 1.0)
+        aleatoric = tl.minimum(tl.maximum(tl.sum(share * _doubt(share), 0) / most, 0.0), 1.0)
+    else:
+        share = evidence / tl.where(total > 0, total, 1.0)
+        spread = share * (_digamma(total + 1.0) - _digamma(evidence + 1.0))
+        aleatoric = tl.sum(tl.where(used, spread, 0.0), 0)
+    return aleatoric, epistemic
 
 
 @triton.jit(do_not_specialize=["chunks", "k"])
@@ -102,15 +126,15 @@ def measure(
     logits_ptr,
     stride_batch,
     stride_column,
-    temperature_ptr,  # float32 [rows]: of the entropy; None for 1
+    temperature_ptr,  # [rows]: of the entropy; None for 1
     maxima_ptr,
     record_ptr,
     threshold_ptr,
     values_ptr,
     ids_ptr,
-    sampling_ptr,  # with log_z and token: for the two log-probabilities; None without
+    sampling_ptr,  # with truncation and token: for the two log-probabilities; None without
     stride_sampling,
-    log_z_ptr,
+    truncation_ptr,
     token_ptr,
     logprob_ptr,  # out: float32 [rows], with the stride of `stride_out`; None leaves it out
     full_logprob_ptr,
@@ -133,7 +157,8 @@ def measure(
     nan = float("nan")
     record_ptr += row * FIELDS
     out = row * stride_out
-    mass = tl.maximum(tl.load(record_ptr + ENTROPY_MASS), 1).to(tl.float32) * _UNIT
+    if (entropy_ptr is not None) | (logprob_ptr is not None):
+        mass = tl.maximum(tl.load(record_ptr + ENTROPY_MASS), 1).to(tl.float32) * _UNIT
     if entropy_ptr is not None:
         spread = tl.load(record_ptr + ENTROPY_SUM).to(tl.float32) * _UNIT / mass
         entropy = tl.log(mass) + spread * _LN_2
@@ -143,7 +168,8 @@ def measure(
     if logprob_ptr is not None:
         heat, _, _, _, greedy = filter_of(sampling_ptr + row * stride_sampling, vocab)
         logit = tl.load(row_ptr + tl.load(token_ptr + row)).to(tl.float32)
-        scaled = logit.to(tl.float64) * heat - tl.load(log_z_ptr + row)
+        _, _, log_z = load_truncation(truncation_ptr, row)
+        scaled = (logit.to(tl.float64) - largest) * heat - log_z
         logprob = tl.where(greedy, 0.0, scaled.to(tl.float32))
         tl.store(logprob_ptr + out, tl.where(broken, nan, logprob))
         full = (logit - largest) - tl.log(mass)
@@ -157,7 +183,7 @@ def measure(
                 top = _largest(values_ptr + row * _CAPACITY, count, k, SLOTS, 128)
             else:
                 top = _largest(row_ptr, vocab, k, SLOTS, BLOCK)
-            aleatoric, epistemic = _logtoku(top, k, largest, mass, EVIDENCE, SLOTS)
+            aleatoric, epistemic = _logtoku(top, k, EVIDENCE, SLOTS)
         tl.store(aleatoric_ptr + out, aleatoric)
         tl.store(epistemic_ptr + out, epistemic)
 
@@ -173,8 +199,8 @@ def _measure(
     k: int = 0,
     evidence: int = PROBS,
 ) -> None:
-    """Launch `measure`; ``draws`` is (sampling, log_z, token), all results have one stride."""
-    sampling, log_z, token = draws or (None, None, None)
+    """Launch `measure`; ``draws`` is (sampling, truncation, token), results have one stride."""
+    sampling, truncation, token = draws or (None, None, None)
     results = (*(logprobs or (None, None)), entropy, *(logtoku or (None, None)))
     stride = next(result.stride(0) for result in results if result is not None)
     measure[(logits.rows,)](
@@ -183,7 +209,7 @@ def _measure(
         *scratch,
         sampling,
         0 if sampling is None else sampling.stride(0),
-        log_z,
+        truncation,
         token,
         *results,
         stride,
@@ -210,7 +236,7 @@ def logtoku(logits: Tensor, k: int, evidence: int) -> tuple[Tensor, Tensor]:
     k = min(k, rows.vocab)
     aleatoric = torch.empty(rows.rows, dtype=torch.float32, device=logits.device)
     epistemic = torch.empty_like(aleatoric)
-    scratch = sweep(rows, None, None, least=k, entropy=evidence == PROBS)
+    scratch = sweep(rows, None, None, least=k)
     _measure(rows, scratch, logtoku=(aleatoric, epistemic), k=k, evidence=evidence)
     return aleatoric, epistemic
 
@@ -223,21 +249,21 @@ def sample_measured(
     stream: int,
     k: int,
     evidence: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = logits_of(logits.unsqueeze(1))
     k = min(k, rows.vocab)
     scratch = sweep(rows, sampling, None, least=k, entropy=True)
-    token, tau, log_z = sample_rows(rows, sampling, scratch, (seed, position, stream))
+    token, truncation = sample_rows(rows, sampling, scratch, (seed, position, stream))
     measures = torch.empty(rows.rows, MEASURES, dtype=torch.float32, device=logits.device)
     logprob, full_logprob, entropy_, aleatoric, epistemic = measures.unbind(1)
     _measure(
         rows,
         scratch,
-        draws=(sampling, log_z, token),
+        draws=(sampling, truncation, token),
         logprobs=(logprob, full_logprob),
         entropy=entropy_,
         logtoku=(aleatoric, epistemic),
         k=k,
         evidence=evidence,
     )
-    return token, tau, log_z, measures
+    return token, truncation, measures

@@ -13,14 +13,14 @@ Rejection. Draft x from q is accepted iff u * q(x) < p(x) (u uniform, and p(x) >
 rejection the token is drawn from max(p - q, 0), normalised; after K acceptances one more comes
 from p. The text is distributed as the LLM's own (Leviathan, Kalman and Matias 2023; Chen et al.
 2023). p and q are the filtered distributions of sampling.py, q as the draft was drawn from: its
-own logits row, tau and log_z. A draft beyond the LLM's vocabulary has p = 0, and tokens beyond the
+own logits row and truncation. A draft beyond the LLM's vocabulary has p = 0, and tokens beyond the
 draft's have q = 0. Where the residual has no mass, or q is NaN, the token is drawn from p.
 
 Draws: u on the stream ACCEPT (token 0), the residual as argmax of log(p - q) + Gumbel on RESIDUAL,
 the last token as `sample` on TARGET, all at the position they decide. A position is decided once,
 so each number is used once.
 
-Shapes: logits [B, M, V] float32, bfloat16 or float16, ids and positions int64, sampling float32
+Shapes: logits [B, M, V] float32, bfloat16 or float16, ids and positions int64, sampling float64
 [B, 4], seed and length [B]. Returned are tokens [B, K + 1] (meaningless from count on, but ids of
 the vocabulary), count int64 [B] from 1 to K + 1, and broken bool [B]: one of the rows up to count
 was NaN, +inf or -inf throughout. Inputs are read only; `commit` alone writes, in place.
@@ -34,6 +34,9 @@ import torch
 from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET, uniform
 from hybridgen.kernels.registry import define
 from hybridgen.kernels.sampling import (
+    LARGEST,
+    LOG_Z,
+    TAU,
     Bools,
     Doubles,
     FilteredRows,
@@ -80,7 +83,7 @@ def _verify_coupled(
     """The LLM's own tokens [B, K + 1], how many of them stand [B], and the broken rows [B]."""
     batch, columns, vocab = target_logits.shape
     position = (length.numpy()[:, None] + np.arange(columns)).reshape(-1)
-    chosen, _, log_z = sample_rows(
+    chosen, truncation = sample_rows(
         float_rows(target_logits.reshape(-1, vocab)),
         parameters(sampling, columns),
         np.repeat(seed.numpy(), columns),
@@ -88,7 +91,8 @@ def _verify_coupled(
         TARGET,
     )
     tokens = chosen.reshape(batch, columns)
-    return _verdict(tokens, _leading(tokens[:, :-1] == drafts.numpy()), log_z)
+    accepted = _leading(tokens[:, :-1] == drafts.numpy())
+    return _verdict(tokens, accepted, truncation[:, LOG_Z])
 
 
 def _verify_coupled_fake(
@@ -104,10 +108,11 @@ def _verify_coupled_fake(
     return tokens, count, torch.empty_like(count, dtype=torch.bool)
 
 
-def _probability(logit: Floats, tau: Floats, log_z: Floats, temperature: Doubles) -> Doubles:
-    """exp(logit / T - log_z) where the logit is kept, else 0; NaN where log_z is."""
-    p: Doubles = np.where(logit < tau, 0.0, np.exp(logit / temperature - log_z))
-    return p
+def _probability(logit: Floats, truncation: Floats, temperature: Doubles) -> Doubles:
+    """exp((logit - max) / T - log_z) where the logit is kept, else 0; NaN where log_z is."""
+    score = (logit - truncation[..., LARGEST].astype(np.float64)) / temperature
+    p = np.exp(score - truncation[..., LOG_Z])
+    return np.where(logit < truncation[..., TAU], 0.0, p)
 
 
 def _at(logits: Floats, row: Integers, column: Integers, token: Integers) -> Floats:
@@ -121,15 +126,14 @@ def _verify_rejection(
     target_logits: torch.Tensor,
     draft_logits: torch.Tensor,
     drafts: torch.Tensor,
-    draft_tau: torch.Tensor,
-    draft_log_z: torch.Tensor,
+    draft_truncation: torch.Tensor,
     sampling: torch.Tensor,
     seed: torch.Tensor,
     length: torch.Tensor,
 ) -> Verdict:
     """Accepted drafts and the token after them [B, K + 1], their count [B], broken rows [B].
 
-    draft_logits [B, K, V']; draft_tau and draft_log_z float32 [B, K].
+    draft_logits [B, K, V']; draft_truncation float32 [B, K, 3], as of `sample`.
     """
     batch, columns, vocab = target_logits.shape
     params = parameters(sampling, columns)
@@ -137,7 +141,7 @@ def _verify_rejection(
         return _verify_coupled(target_logits, drafts, sampling, seed, length)
     rows = float_rows(target_logits.reshape(-1, vocab))
     p = FilteredRows(rows, params)
-    q = _Draft(float_rows(draft_logits), draft_tau.numpy(), draft_log_z.numpy())
+    q = _Draft(float_rows(draft_logits), draft_truncation.numpy())
     x, seeds, start = drafts.numpy(), seed.numpy(), length.numpy()
     # NaN and inf among the draft's numbers end in "reject" and in "draw from p".
     with np.errstate(all="ignore"):
@@ -157,14 +161,13 @@ class _Draft(NamedTuple):
     """The distributions that the drafts were drawn from."""
 
     logits: Floats  # [B, K, V']
-    tau: Floats  # [B, K]
-    log_z: Floats  # [B, K]
+    truncation: Floats  # [B, K, 3]
 
     def probability(
         self, row: Integers, column: Integers, token: Integers, temperature: Doubles
     ) -> Doubles:
         logit = _at(self.logits, row, column, token)
-        return _probability(logit, self.tau[row, column], self.log_z[row, column], temperature)
+        return _probability(logit, self.truncation[row, column], temperature)
 
 
 def _accept(
@@ -175,9 +178,7 @@ def _accept(
     row, column = np.arange(batch)[:, None], np.arange(drafted)
     at = row * (drafted + 1) + column
     logits = p.rows.reshape(batch, drafted + 1, -1)
-    p_x = _probability(
-        _at(logits, row, column, drafts), p.tau[at], p.log_z[at], p.params.temperature[at]
-    )
+    p_x = _probability(_at(logits, row, column, drafts), p.truncation[at], p.params.temperature[at])
     q_x = q.probability(row, column, drafts, p.params.temperature[at])
     u = uniform(seed[:, None], length[:, None] + column, 0, ACCEPT)
     accept: Bools = (u * q_x < p_x) & (p_x > 0)
@@ -190,7 +191,7 @@ def _scores(
     p: FilteredRows, q: _Draft, accepted: Integers, row: Integers, token: Integers
 ) -> Doubles:
     """Log-weights of the kept tokens [n] at the deciding position of each row."""
-    drafted = q.tau.shape[1]
+    drafted = q.truncation.shape[1]
     at = row * (drafted + 1) + accepted[row]
     score = p.score(at, token)
     rejected = accepted < drafted
@@ -199,7 +200,7 @@ def _scores(
     if not rejected.any():
         return score
     temperature = p.params.temperature[at]
-    p_x = np.exp(p.rows[at, token] / temperature - p.log_z[at])
+    p_x = np.exp(score - p.log_z[at])
     q_x = q.probability(row, np.minimum(accepted, drafted - 1)[row], token, temperature)
     residual = np.maximum(p_x - q_x, 0.0)
     mass = np.add.reduceat(residual, row_starts(row))
@@ -211,8 +212,7 @@ def _verify_rejection_fake(
     target_logits: torch.Tensor,
     draft_logits: torch.Tensor,
     drafts: torch.Tensor,
-    draft_tau: torch.Tensor,
-    draft_log_z: torch.Tensor,
+    draft_truncation: torch.Tensor,
     sampling: torch.Tensor,
     seed: torch.Tensor,
     length: torch.Tensor,
@@ -288,8 +288,8 @@ verify_coupled = define(
     "verify_triton:verify_coupled",
 )
 verify_rejection = define(
-    "verify_rejection(Tensor target_logits, Tensor draft_logits, Tensor drafts, Tensor draft_tau,"
-    " Tensor draft_log_z, Tensor sampling, Tensor seed, Tensor length)"
+    "verify_rejection(Tensor target_logits, Tensor draft_logits, Tensor drafts,"
+    " Tensor draft_truncation, Tensor sampling, Tensor seed, Tensor length)"
     " -> (Tensor, Tensor, Tensor)",
     _verify_rejection,
     _verify_rejection_fake,

@@ -4,8 +4,8 @@
 5       `judge`, a program a sequence: accept the leading drafts, coupled or by rejection
 6, 7    rejection only: `residual`, blocks of the one row where a draft was rejected, and `choose`
 
-p and q are never tensors: p(x) = exp((x - max) / T - c) where x >= tau, the constant c a float64
-scalar of log Z and max, so that nothing large cancels in float32; q likewise from the draft's tau.
+p and q are never tensors: p(x) = exp((x - max) / T - log Z) where x >= tau, of the numbers in the
+row's truncation; q likewise, of those in the draft's.
 Launch 6 sweeps the two rows once and keeps the best of log(p - q) + Gumbel beside the best of
 log p + Gumbel, the latter for a residual without mass. All noise is keyed by position and token,
 so a verdict does not depend on the rest of the batch.
@@ -24,15 +24,20 @@ from hybridgen.kernels.candidates_triton import (
     OPEN,
     Logits,
     filter_of,
-    is_broken,
     load_logits,
-    load_maxima,
     logits_of,
     sweep,
 )
 from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET
 from hybridgen.kernels.philox_triton import gumbel, uniform
-from hybridgen.kernels.sampling_triton import best_block, best_of, launch_draw, launch_resolve
+from hybridgen.kernels.sampling_triton import (
+    best_block,
+    best_of,
+    launch_draw,
+    launch_resolve,
+    load_truncation,
+    load_truncations,
+)
 from hybridgen.kernels.triton_utils import blocks
 from hybridgen.kernels.verify import Verdict
 
@@ -43,8 +48,7 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 # As in sampling_triton.py: addresses of single numbers, whose alignment is of no matter.
 SCALARS = [
     "drafts_ptr",
-    "draft_tau_ptr",
-    "draft_log_z_ptr",
+    "draft_truncation_ptr",
     "sampling_ptr",
     "seed_ptr",
     "length_ptr",
@@ -52,10 +56,10 @@ SCALARS = [
 
 
 @triton.jit
-def _probability(logit, tau, log_z, heat):
-    """exp(logit / T - log_z) where the logit is kept, else 0; NaN where log_z is. float32."""
-    exponent = logit.to(tl.float64) * heat - log_z.to(tl.float64)
-    return tl.where(logit < tau, 0.0, tl.exp(exponent.to(tl.float32)))
+def _probability(x, tau, largest, log_z, heat):
+    """exp((x - max) / T - log_z) where the logit is kept, else 0; NaN where log_z is. float32."""
+    score = (x - largest) * heat.to(tl.float32)
+    return tl.where(x < tau, 0.0, tl.exp(score - log_z))
 
 
 @triton.jit(
@@ -70,16 +74,14 @@ def judge(
     stride_draft_column,
     drafts_ptr,  # int64 [B, K]
     stride_drafts,
-    draft_tau_ptr,  # float32 [B, K], contiguous
-    draft_log_z_ptr,
+    draft_truncation_ptr,  # float32 [B, K, 3], contiguous
     sampling_ptr,
     stride_sampling,
     seed_ptr,
     length_ptr,
     record_ptr,
     token_ptr,  # int64 [rows], the LLM's own choices of closed rows
-    tau_ptr,
-    log_z_ptr,
+    truncation_ptr,
     best_ptr,  # [rows, count], of open ones
     best_id_ptr,
     tokens_ptr,  # out: int64 [B, K + 1]
@@ -102,7 +104,7 @@ def judge(
             token = best_block(best_ptr, best_id_ptr, batch * COLUMNS + i, count, BLOCKS)
             chosen = tl.where(column == i, token, chosen)
     draft = tl.load(drafts_ptr + batch * stride_drafts + column, mask=drafted, other=-1)
-    log_z = tl.load(log_z_ptr + row, mask=inside, other=0.0)
+    tau, largest, log_z = load_truncations(truncation_ptr, row, inside)
     accept = draft == chosen
     tokens = chosen
     if draft_logits_ptr is not None:
@@ -110,17 +112,14 @@ def judge(
         known = drafted & (draft < vocab)
         row_ptr = logits_ptr + batch * stride_batch + column.to(tl.int64) * stride_column
         logit = tl.load(row_ptr + draft, mask=known, other=float("-inf")).to(tl.float32)
-        tau = tl.load(tau_ptr + row, mask=inside, other=0.0)
-        p = _probability(logit, tau, log_z, heat)
+        p = _probability(logit, tau, largest, log_z, heat)
         known = drafted & (draft < draft_vocab)
         row_ptr = draft_logits_ptr + batch * stride_draft_batch
         row_ptr += column.to(tl.int64) * stride_draft_column
         logit = tl.load(row_ptr + draft, mask=known, other=float("-inf")).to(tl.float32)
         place = batch * (COLUMNS - 1) + column
-        tau = tl.load(draft_tau_ptr + place, mask=drafted, other=0.0)
-        q = _probability(
-            logit, tau, tl.load(draft_log_z_ptr + place, mask=drafted, other=0.0), heat
-        )
+        tau, largest, draft_log_z = load_truncations(draft_truncation_ptr, place, drafted)
+        q = _probability(logit, tau, largest, draft_log_z, heat)
         seed, length = tl.load(seed_ptr + batch), tl.load(length_ptr + batch)
         u = uniform(seed, length + column, column * 0, _ACCEPT)
         accept = tl.where(greedy, accept, (u * q < p) & (p > 0))
@@ -133,7 +132,7 @@ def judge(
     tl.store(broken_ptr + batch, tl.max(unreadable.to(tl.int32), 0) > 0)
 
 
-@triton.jit(do_not_specialize=["draft_vocab", "chunks"], do_not_specialize_on_alignment=SCALARS)
+@triton.jit(do_not_specialize=["draft_vocab"], do_not_specialize_on_alignment=SCALARS)
 def residual(
     logits_ptr,
     stride_batch,
@@ -141,22 +140,18 @@ def residual(
     draft_logits_ptr,
     stride_draft_batch,
     stride_draft_column,
-    draft_tau_ptr,
-    draft_log_z_ptr,
+    draft_truncation_ptr,
     sampling_ptr,
     stride_sampling,
     seed_ptr,
     length_ptr,
-    maxima_ptr,
-    tau_ptr,
-    log_z_ptr,
+    truncation_ptr,
     count_ptr,
     score_ptr,  # out: float32 [B, 2, blocks]: of the residual, of p
     id_ptr,  # out: int32 [B, 2, blocks]
     unusable_ptr,  # out: int32 [B, blocks]: 1 where p - q is not a number
     vocab,
     draft_vocab,
-    chunks,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -167,8 +162,8 @@ def residual(
         return
     row = batch * COLUMNS + rejected
     place = batch * 2 * tl.num_programs(1) + block
-    largest = tl.max(load_maxima(maxima_ptr, row, chunks), 0)
-    if is_broken(largest):
+    tau, largest, log_z = load_truncation(truncation_ptr, row)
+    if log_z != log_z:
         for i in tl.static_range(2):
             tl.store(score_ptr + place + i * tl.num_programs(1), float("-inf"))
             tl.store(id_ptr + place + i * tl.num_programs(1), 0)
@@ -176,16 +171,15 @@ def residual(
         return
     i = block * BLOCK + tl.arange(0, BLOCK)
     x = load_logits(logits_ptr + batch * stride_batch + rejected * stride_column, i, vocab)
-    kept = x >= tl.load(tau_ptr + row)
+    kept = x >= tau
     score = (x - largest) * heat.to(tl.float32)
-    p = tl.exp(score - _offset(tl.load(log_z_ptr + row), largest, heat))
+    p = _probability(x, tau, largest, log_z, heat)
 
     draft_row = batch * (COLUMNS - 1) + rejected
-    draft_tau = tl.load(draft_tau_ptr + draft_row)
+    tau, largest, log_z = load_truncation(draft_truncation_ptr, draft_row)
     row_ptr = draft_logits_ptr + batch * stride_draft_batch + rejected * stride_draft_column
     y = load_logits(row_ptr, i, draft_vocab)
-    offset = _offset(tl.load(draft_log_z_ptr + draft_row), draft_tau, heat)
-    q = tl.where(y < draft_tau, 0.0, tl.exp((y - draft_tau) * heat.to(tl.float32) - offset))
+    q = _probability(y, tau, largest, log_z, heat)
 
     difference = tl.where(kept, p - q, 0.0)
     unusable = (difference != difference) | (tl.abs(difference) == float("inf"))
@@ -200,13 +194,6 @@ def residual(
     tl.store(id_ptr + place + tl.num_programs(1), best_id)
     any_unusable = tl.max(unusable.to(tl.int32), 0)
     tl.store(unusable_ptr + batch * tl.num_programs(1) + block, any_unusable)
-
-
-@triton.jit
-def _offset(log_z, reference, heat):
-    """log_z - reference / T, taken in float64 so that two large numbers may cancel."""
-    exact = log_z.to(tl.float64) - reference.to(tl.float64) * heat
-    return exact.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["vocab", "count"])
@@ -250,8 +237,7 @@ def verify_rejection(
     target_logits: Tensor,
     draft_logits: Tensor,
     drafts: Tensor,
-    draft_tau: Tensor,
-    draft_log_z: Tensor,
+    draft_truncation: Tensor,
     sampling: Tensor,
     seed: Tensor,
     length: Tensor,
@@ -259,31 +245,31 @@ def verify_rejection(
     logits = logits_of(target_logits)
     if draft_logits.stride(2) != 1:
         draft_logits = draft_logits.contiguous()
-    draft = (draft_logits, draft_tau.contiguous(), draft_log_z.contiguous())
+    draft = (draft_logits, draft_truncation.contiguous())
     return _verify(logits, drafts, draft if logits.columns > 1 else None, sampling, seed, length)
 
 
 def _verify(
     logits: Logits,
     drafts: Tensor,
-    draft: tuple[Tensor, Tensor, Tensor] | None,
+    draft: tuple[Tensor, Tensor] | None,
     sampling: Tensor,
     seed: Tensor,
     length: Tensor,
 ) -> Verdict:
-    """Launches 1 to 5, and 6 and 7 with a ``draft``: its logits, tau and log_z."""
+    """Launches 1 to 5, and 6 and 7 with a ``draft``: its logits and truncation."""
     device, columns = logits.tensor.device, logits.columns
     batch = logits.rows // columns
     if drafts.stride(1) != 1:
         drafts = drafts.contiguous()
     scratch = sweep(logits, sampling, None)
     draws = (seed, length, TARGET)
-    token, tau, log_z = launch_resolve(logits, sampling, scratch, draws)
-    best, best_id = launch_draw(logits, sampling, scratch, tau, draws)
+    token, truncation = launch_resolve(logits, sampling, scratch, draws)
+    best, best_id = launch_draw(logits, sampling, scratch, truncation, draws)
     tokens = torch.empty(batch, columns, dtype=torch.int64, device=device)
     count = torch.empty(batch, dtype=torch.int64, device=device)
     broken = torch.empty(batch, dtype=torch.bool, device=device)
-    draft_logits, draft_tau, draft_log_z = draft or (None, None, None)
+    draft_logits, draft_truncation = draft or (None, None)
     draft_vocab = 0 if draft_logits is None else draft_logits.shape[2]
     draft_strides = (0, 0) if draft_logits is None else draft_logits.stride()[:2]
     judge[(batch,)](
@@ -292,16 +278,14 @@ def _verify(
         *draft_strides,
         drafts,
         drafts.stride(0),
-        draft_tau,
-        draft_log_z,
+        draft_truncation,
         sampling,
         sampling.stride(0),
         seed,
         length,
         scratch.record,
         token,
-        tau,
-        log_z,
+        truncation,
         best,
         best_id,
         tokens,
@@ -320,9 +304,9 @@ def _verify(
     if draft_logits is not None:
         _replace_rejected(
             logits,
-            (draft_logits, draft_strides, draft_tau, draft_log_z),
+            (draft_logits, draft_strides, draft_truncation),
             (sampling, seed, length),
-            (scratch.maxima, tau, log_z),
+            truncation,
             count,
             tokens,
         )
@@ -331,14 +315,14 @@ def _verify(
 
 def _replace_rejected(
     logits: Logits,
-    draft: tuple[Tensor, tuple[int, ...], Tensor | None, Tensor | None],
+    draft: tuple[Tensor, tuple[int, ...], Tensor | None],
     parameters: tuple[Tensor, Tensor, Tensor],
-    target: tuple[Tensor, Tensor, Tensor],
+    truncation: Tensor,
     count: Tensor,
     tokens: Tensor,
 ) -> None:
     """Launches 6 and 7: overwrite the token after the accepted drafts of every rejected row."""
-    draft_logits, draft_strides, draft_tau, draft_log_z = draft
+    draft_logits, draft_strides, draft_truncation = draft
     sampling, seed, length = parameters
     batch, columns = tokens.shape
     cut = logits_of(logits.tensor[:, :1])  # one row of each sequence
@@ -351,20 +335,18 @@ def _replace_rejected(
         *logits.address,
         draft_logits,
         *draft_strides,
-        draft_tau,
-        draft_log_z,
+        draft_truncation,
         sampling,
         sampling.stride(0),
         seed,
         length,
-        *target,
+        truncation,
         count,
         score,
         best_id,
         unusable,
         logits.vocab,
         draft_logits.shape[2],
-        logits.chunks,
         COLUMNS=columns,
         BLOCK=block,
         num_warps=cut.warps,

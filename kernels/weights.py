@@ -15,9 +15,14 @@ numpy, Triton and its interpreter agree to the bit:
     weight = floor(2**f * 2**(n + 44))
 
 Neighbouring f are further apart than the polynomial's rounding, so a larger logit never weighs
-less. The maximum weighs exactly 2**44; 2**18 maxima add up to less than 2**63. What is 2**44 times
-less likely weighs nothing. A weight's relative error is below 2**-21 + |y| 2**-23 (f, then the two
-roundings of y), and 2**-24 more for each bit that the floor cuts into.
+less. The maximum weighs exactly 2**44, and `MAX_VOCAB` maxima add up to less than 2**63: no row may
+be longer. What is 2**44 times less likely weighs nothing. A weight's relative error is below
+2**-21 + |y| 2**-23 (f, then the two roundings of y), and 2**-24 more for each bit that the floor
+cuts into.
+
+A temperature below 2**-100 counts as that, and one above 2**126 too: 1 / T and the rate are then
+float32 numbers that are neither 0 nor infinite, so that a product with a difference of logits may
+overflow to -inf, and is never NaN.
 """
 
 from typing import Any
@@ -29,8 +34,12 @@ WEIGHT_BITS = 44
 ONE = 2.0**WEIGHT_BITS
 """The weight of the maximum."""
 
+MAX_VOCAB = 2 ** (63 - WEIGHT_BITS) - 1
+"""The longest row whose weights add up in 64 bits however flat it is: 524,287."""
+
 LOG2_E = 1.4426950408889634
-LARGEST_RATE = 2.0**100
+COLDEST, HOTTEST = 2.0**-100, 2.0**126
+"""Temperatures beyond count as these."""
 UNDERFLOW = -60.0
 ROUND = 1.5 * 2.0**23  # x + ROUND - ROUND is x rounded to an integer
 ROUND_20 = 12.0  # the same to a multiple of 2**-20, for |x| < 4
@@ -56,8 +65,13 @@ _POLYNOMIAL = [np.array(c, np.float32) for c in POLYNOMIAL]
 
 def rate(temperature: npt.NDArray[Any]) -> Floats:
     """log2(e) / T as the weights use it, in the shape of ``temperature`` (> 0)."""
-    exact = 1 / temperature.astype(np.float64) * LOG2_E
-    return np.minimum(exact, LARGEST_RATE).astype(np.float32)
+    exact: Floats = (1 / bounded(temperature) * LOG2_E).astype(np.float32)
+    return exact
+
+
+def bounded(temperature: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """``temperature`` (> 0) in float64, from `COLDEST` to `HOTTEST`."""
+    return np.clip(temperature.astype(np.float64), COLDEST, HOTTEST)
 
 
 def weights(x: Floats, largest: Floats, rate: Floats) -> Integers:

@@ -10,7 +10,8 @@ import triton.language as tl
 from hybridgen.kernels import weights as definition
 
 _LOG2_E = tl.constexpr(definition.LOG2_E)
-_LARGEST_RATE = tl.constexpr(definition.LARGEST_RATE)
+_COLDEST = tl.constexpr(definition.COLDEST)
+_HOTTEST = tl.constexpr(definition.HOTTEST)
 _UNDERFLOW = tl.constexpr(definition.UNDERFLOW)
 _ROUND = tl.constexpr(definition.ROUND)
 _ROUND_20 = tl.constexpr(definition.ROUND_20)
@@ -27,9 +28,15 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
+def heat_of(temperature):
+    """1 / T, float64, of a temperature > 0 within its bounds."""
+    return 1.0 / tl.minimum(tl.maximum(temperature.to(tl.float64), _COLDEST), _HOTTEST)
+
+
+@triton.jit
 def rate_of(heat):
-    """log2(e) / T as the weights use it, of 1 / T, a float64 scalar."""
-    return tl.minimum(heat * _LOG2_E, _LARGEST_RATE).to(tl.float32)
+    """log2(e) / T as the weights use it, of `heat_of` T."""
+    return (heat * _LOG2_E).to(tl.float32)
 
 
 @triton.jit

@@ -58,6 +58,13 @@ def test_each_filter_reaches_the_kernel(filters: dict[str, Any], kept: set[int])
     assert set(sample_token(LOGITS.repeat(20_000, 1), seed=1, **filters).tolist()) == kept
 
 
+def test_top_p_is_the_decimal_given() -> None:
+    """Five groups of a fifth each: 0.8 keeps four of them, and draws each."""
+    row = torch.cat([torch.full((2**j,), -float(j)) for j in range(5)])
+    drawn = sample_token(row.repeat(2_000, 1), temperature=1 / math.log(2), top_p=0.8, seed=2)
+    assert row[drawn].unique().tolist() == [-3, -2, -1, 0]
+
+
 def test_entropy_is_in_nats() -> None:
     assert calculate_token_entropy(torch.zeros(8)) == pytest.approx(math.log(8), rel=1e-6)
     p = torch.softmax(LOGITS.double() / 0.7, 0)
@@ -65,24 +72,40 @@ def test_entropy_is_in_nats() -> None:
     # The kernel computes in float32: a few roundings of 6e-8 on numbers near 1.
     assert calculate_token_entropy(LOGITS, temperature=0.7) == pytest.approx(expected, rel=1e-6)
     assert calculate_token_entropy(LOGITS, temperature=0) == 0
+    two = torch.tensor([3.0, 3.0, 1.0, -math.inf])
+    assert calculate_token_entropy(two, temperature=2e-38) == pytest.approx(math.log(2), rel=1e-6)
+    assert calculate_token_entropy(two, temperature=3e38) == pytest.approx(math.log(3), rel=1e-6)
     assert calculate_token_entropy(LOGITS.repeat(2, 1)).shape == (2,)
 
 
 @pytest.mark.parametrize("evidence", ["probs", "logits"])
 def test_logu_is_the_papers_formula(evidence: str) -> None:
+    """With probabilities, of the three candidates alone and over the most there is."""
     k = 3
-    logits = LOGITS.double().topk(k).values.clamp_min(0)
-    alpha = torch.softmax(LOGITS.double(), 0).topk(k).values if evidence == "probs" else logits
+    top = LOGITS.double().topk(k).values
+    logits = top.clamp_min(0)
+    alpha = torch.softmax(top, 0) if evidence == "probs" else logits
     total = float(alpha.sum())
     shares = [float(a) / total for a in alpha]
     aleatoric = -sum(
         share * (digamma(float(a) + 1) - digamma(total + 1))
         for share, a in zip(shares, alpha, strict=True)
     )
+    if evidence == "probs":
+        aleatoric /= digamma(2) - digamma(1 + 1 / k)
     got = compute_logu(LOGITS, k=k, evidence=evidence)
     assert [type(value) for value in got] == [float, float]
     # float32 results.
     assert got == pytest.approx((aleatoric, k / (float(logits.sum()) + k)), rel=1e-6)
+
+
+@pytest.mark.parametrize("vocab", [100, 151_936])
+def test_uncertainty_goes_from_sure_to_equal_candidates(vocab: int) -> None:
+    assert compute_logu(torch.zeros(vocab))[0] == 1
+    sure = torch.zeros(vocab)
+    sure[7] = 1000
+    assert compute_logu(sure)[0] == 0
+    assert compute_logu(torch.zeros(vocab), k=1)[0] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -140,6 +163,14 @@ def test_numbers_that_float32_or_python_cannot_write_are_named() -> None:
 def test_logits_of_a_wrong_shape_are_a_value_error(call: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="logits must be"):
         call(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_vocabulary_beyond_the_limit_is_named(call: Any) -> None:
+    """Rather than called NaN; and one at the limit is as good as any."""
+    with pytest.raises(ValueError, match=r"at most 524287 columns.* got shape .*600000"):
+        call(torch.zeros(600_000))
+    call(torch.zeros(524_287))
 
 
 @pytest.mark.parametrize(

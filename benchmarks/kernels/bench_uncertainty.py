@@ -23,12 +23,12 @@ def torch_entropy(logits: Tensor) -> Tensor:
 
 
 def torch_logtoku(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The paper's two numbers as its code computes them, the probabilities as evidence of AU."""
-    top = logits.float().topk(K)
-    alpha = logits.float().softmax(-1).gather(1, top.indices)
-    total = alpha.sum(-1, keepdim=True)
-    spread = alpha / total * (torch.digamma(alpha + 1) - torch.digamma(total + 1))
-    return -spread.sum(-1), K / (top.values.clamp_min(0).sum(-1) + K)
+    """AU of the candidates' probabilities over its maximum, and EU of their logits."""
+    top = logits.float().topk(K).values
+    alpha = top.softmax(-1)
+    one, two = torch.digamma(torch.tensor([1 + 1 / K, 2], device=logits.device))
+    spread = (alpha * (two - torch.digamma(alpha + 1))).sum(-1)
+    return spread / (two - one), K / (top.clamp_min(0).sum(-1) + K)
 
 
 def agree(result: Any, expected: Any) -> None:
@@ -46,7 +46,9 @@ def bench_uncertainty(run: Run, device: torch.device, op: Any, rows: int) -> Non
             return logits, torch.ones(rows, device=device)
         if op is logtoku:
             return logits, K, PROBS
-        sampling = torch.tensor([FILTER], device=device).expand(rows, 4).contiguous()
+        sampling = (
+            torch.tensor([FILTER], dtype=torch.float64, device=device).expand(rows, 4).contiguous()
+        )
         seeds = torch.arange(rows, device=device) + seed
         position = torch.full((rows,), 100, device=device)
         return logits, sampling, seeds, position, TARGET, K, PROBS

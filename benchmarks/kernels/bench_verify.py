@@ -33,14 +33,15 @@ def bench_verify(run: Run, device: torch.device, op: Any, rows: int) -> None:
         noise = normal(seed, rows, DRAFTS, VOCAB, device=device) / 4
         draft = target[:, :DRAFTS] + noise
         drafts = draft.argmax(-1)
-        sampling = torch.tensor([FILTER], device=device).expand(rows, 4).contiguous()
+        sampling = (
+            torch.tensor([FILTER], dtype=torch.float64, device=device).expand(rows, 4).contiguous()
+        )
         draws = torch.arange(rows, device=device) + seed, torch.full((rows,), 100, device=device)
         if op is verify_coupled:
             return target, drafts, sampling, *draws
         every = sampling.repeat_interleave(DRAFTS, 0)
-        numbers = filter_logits(draft.view(-1, VOCAB), every)
-        tau, log_z = (number.view(rows, DRAFTS) for number in numbers)
-        return target, draft, drafts, tau, log_z, sampling, *draws
+        truncation = filter_logits(draft.view(-1, VOCAB), every).view(rows, DRAFTS, 3)
+        return target, draft, drafts, truncation, sampling, *draws
 
     inputs = copies(make, device)
     distribution = filtered(*FILTER)

@@ -10,6 +10,7 @@ from torch import Tensor
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.state import MAX_DRAFTS, State
+from hybridgen.kernels.weights import MAX_VOCAB
 
 # A round may write this many positions past a row's limit: drafts are verified before they are cut.
 SLACK = 48
@@ -20,9 +21,16 @@ class Pair:
 
     slm, llm      decoders bound to this pair's arena
     positions     most tokens of a row, prompt included
+
+    Raises ValueError for a vocabulary that is too wide to sample from.
     """
 
     def __init__(self, slm: Decoder, llm: Decoder, rows: int, positions: int) -> None:
+        for name, decoder in (("SLM", slm), ("LLM", llm)):
+            if decoder.vocab_size > MAX_VOCAB:
+                raise ValueError(
+                    f"the {name}'s vocab_size must be at most {MAX_VOCAB}, got {decoder.vocab_size}"
+                )
         self.slm, self.llm = slm, llm
         self.rows, self.positions = rows, positions
         layouts = (slm.cache_layout(), llm.cache_layout())

@@ -32,13 +32,12 @@ class State:
     done: Tensor  # [B] bool
     broken: Tensor  # [B] bool: a model gave NaN or +inf logits for this row
     seed: Tensor  # [B] int64
-    sampling: Tensor  # [B, 4] float32: temperature, top-k, top-p, min-p
+    sampling: Tensor  # [B, 4] float64: temperature, top-k, top-p, min-p
     eos: Tensor  # [B, MAX_EOS] int64, padded with -1
     offsets: Tensor  # [K + 2, 1] int64: -2, -1, 0, ..., K - 1
     block: Tensor  # [B, K + 1] int64: the last committed token, then the drafts
-    draft_tau: Tensor  # [B, K] float32
-    draft_log_z: Tensor  # [B, K] float32
     draft_logits: Tensor  # [B, K, V]
+    draft_truncation: Tensor  # [B, K, 3] float32: what makes a draft's logits its distribution
     routed: Tensor  # [B] bool: the row's next token is the LLM's
     llm_cached: Tensor  # [B] int64: leading tokens whose K/V the LLM holds
     pending: Tensor  # [] int64: most tokens that a routed row's LLM has yet to read
@@ -83,13 +82,12 @@ class State:
             done=zeros(rows, dtype=flag),
             broken=zeros(rows, dtype=flag),
             seed=zeros(rows),
-            sampling=zeros(rows, 4, dtype=f32),
+            sampling=zeros(rows, 4, dtype=torch.float64),
             eos=zeros(rows, MAX_EOS),
             offsets=torch.arange(-2, num_drafts, dtype=torch.int64, device=device)[:, None],
             block=zeros(rows, num_drafts + 1),
-            draft_tau=zeros(rows, num_drafts, dtype=f32),
-            draft_log_z=zeros(rows, num_drafts, dtype=f32),
             draft_logits=zeros(rows, num_drafts, min(slm_vocab, llm_vocab), dtype=logits_dtype),
+            draft_truncation=zeros(rows, num_drafts, 3, dtype=f32),
             routed=zeros(rows, dtype=flag),
             llm_cached=zeros(rows),
             pending=zeros(),
@@ -123,7 +121,7 @@ class State:
         self.done.fill_(False)
         self.broken.fill_(False)
         self.seed.copy_(integers(seeds))
-        self.sampling.copy_(torch.tensor(sampling, dtype=self.sampling.dtype, device="cpu"))
+        self.sampling.copy_(torch.tensor(sampling, dtype=torch.float64, device="cpu"))
         self.eos.copy_(integers([*eos] + [-1] * (MAX_EOS - len(eos))))
         self.routed.fill_(False)
         self.llm_cached.copy_(lengths - 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.state import State
 from hybridgen.kernels.philox import TARGET
-from hybridgen.kernels.sampling import sample
+from hybridgen.kernels.sampling import LOG_Z, sample
 from hybridgen.kernels.verify import commit
 
 
@@ -32,8 +32,8 @@ def embeddable(state: State, tokens: Tensor, model: Decoder) -> Tensor:
 
 def sample_and_commit(state: State, logits: Tensor, active: Tensor, source: int) -> None:
     """Draw the next token from logits [B, V] and append it to the rows of ``active`` [B] bool."""
-    token, _, log_z = sample(logits, state.sampling, state.seed, state.length, TARGET)
-    append(state, token[:, None], active.long(), log_z.isnan(), source)
+    token, truncation = sample(logits, state.sampling, state.seed, state.length, TARGET)
+    append(state, token[:, None], active.long(), truncation[:, LOG_Z].isnan(), source)
 
 
 def append(state: State, new: Tensor, count: Tensor, broken: Tensor, source: int) -> None:

@@ -17,6 +17,7 @@ from hybridgen.engine.pair import Pair
 from hybridgen.engine.state import QUANTILE_WINDOW, State
 from hybridgen.engine.steps import append, feed, sample_and_commit
 from hybridgen.kernels.philox import TARGET
+from hybridgen.kernels.sampling import LOG_Z
 from hybridgen.kernels.uncertainty import ALEATORIC, ENTROPY, EVIDENCE, sample_measured
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
@@ -80,12 +81,12 @@ def slm_round(
     to a running quantile. ``state.pending`` tells how far the LLM has to catch up.
     """
     logits = feed(state, slm, count, count)[:, -1, : min(slm.vocab_size, llm.vocab_size)]
-    token, log_z, value = draw_and_measure(state, logits, metric, evidence)
+    token, broken, value = draw_and_measure(state, logits, metric, evidence)
     if rate >= 0:
         move_threshold(state, value, rate)
     torch.logical_and(value > state.threshold, state.done.logical_not(), out=state.routed)
     active = state.routed.logical_not()
-    append(state, token[:, None], active.long(), log_z.isnan(), SOURCE_SLM)
+    append(state, token[:, None], active.long(), broken, SOURCE_SLM)
     state.pending.copy_(((state.length - state.llm_cached) * state.routed).max())
 
 
@@ -115,15 +116,16 @@ def llm_round(state: State, llm: Decoder, count: int) -> None:
 def draw_and_measure(
     state: State, logits: Tensor, metric: str, evidence: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The SLM's token of logits [B, V], its log_z, and the metric of the logits; [B] each.
+    """The SLM's token of logits [B, V], whether they are broken, and their metric; [B] each.
 
     The metric is at temperature 1, whatever the sampling.
     """
     k = 0 if metric == "entropy" else LOGTOKU_K
-    token, _, log_z, measures = sample_measured(
+    token, truncation, measures = sample_measured(
         logits, state.sampling, state.seed, state.length, TARGET, k, evidence
     )
-    return token, log_z, measures[:, ENTROPY if metric == "entropy" else ALEATORIC]
+    value = measures[:, ENTROPY if metric == "entropy" else ALEATORIC]
+    return token, truncation[:, LOG_Z].isnan(), value
 
 
 def move_threshold(state: State, value: Tensor, rate: float) -> None:

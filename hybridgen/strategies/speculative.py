@@ -14,7 +14,7 @@ from hybridgen.engine.pair import Pair
 from hybridgen.engine.state import State
 from hybridgen.engine.steps import append, embeddable
 from hybridgen.kernels.philox import DRAFT, TARGET
-from hybridgen.kernels.sampling import sample
+from hybridgen.kernels.sampling import LOG_Z, sample
 from hybridgen.kernels.verify import SOURCE_LLM, verify_coupled, verify_rejection
 from hybridgen.request import Request
 from hybridgen.result import Stats
@@ -57,7 +57,7 @@ def speculative_round(
 
     The draft's first step feeds the last two tokens: when every draft was accepted, the SLM has
     never seen the last of them. Without ``rejection`` draft and LLM choose with the same noise,
-    and the drafts' distribution need not be kept.
+    and the drafts' logits need not be kept.
     """
     positions = state.length + state.offsets  # [K + 2, B]: length - 2, ..., length + K - 1
     tokens = state.tokens.gather(1, positions[:2].t().clamp_min(0))  # [B, 2]
@@ -68,12 +68,11 @@ def speculative_round(
         logits = slm(embeddable(state, tokens, slm), start)[:, -1, :shared]
         start = positions[i + 2]
         stream = DRAFT if rejection else TARGET
-        token, tau, log_z = sample(logits, state.sampling, state.seed, start, stream)
+        token, truncation = sample(logits, state.sampling, state.seed, start, stream)
         tokens = state.block[:, i + 1 : i + 2]
         tokens.copy_(token[:, None])
-        state.draft_log_z[:, i].copy_(log_z)
+        state.draft_truncation[:, i].copy_(truncation)
         if rejection:
-            state.draft_tau[:, i].copy_(tau)
             state.draft_logits[:, i].copy_(logits)
     drafts = state.block[:, 1:]
     logits = llm(state.block, positions[1])  # [B, K + 1, V]
@@ -82,8 +81,7 @@ def speculative_round(
             logits,
             state.draft_logits,
             drafts,
-            state.draft_tau,
-            state.draft_log_z,
+            state.draft_truncation,
             state.sampling,
             state.seed,
             state.length,
@@ -92,5 +90,5 @@ def speculative_round(
         new, count, broken = verify_coupled(
             logits, drafts, state.sampling, state.seed, state.length
         )
-    broken = broken | state.draft_log_z.isnan().any(1)
+    broken = broken | state.draft_truncation[:, :, LOG_Z].isnan().any(1)
     append(state, new, count, broken, SOURCE_LLM)

@@ -1,6 +1,7 @@
 """The slow, plain twins that the sampling ops are compared with, in float64 and Python loops."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -48,6 +49,25 @@ def is_clear_cut(logits: Sequence[float], sampling: Sequence[float], margin: flo
         for sign in (-1, 1)
     ]
     return sets[0] == sets[1]
+
+
+HALVING = 1 / np.log(2)
+"""The temperature at which a logit less by 1 is half as likely, to the bit of its weight."""
+
+
+def shares(*numerators: int) -> torch.Tensor:
+    """A row [V] of groups of equal logits, whose masses are to each other as ``numerators``.
+
+    Group j has logit -j, so its tokens weigh 2**-j of the first's: at `HALVING`, exactly.
+    """
+    return torch.cat([torch.full((n * 2**j,), -float(j)) for j, n in enumerate(numerators)])
+
+
+def kept_groups(numerators: Sequence[int], top_p: Fraction) -> int:
+    """How many groups of `shares` top-p keeps, in exact arithmetic."""
+    edge = top_p * sum(numerators)
+    before = [sum(numerators[:j]) for j in range(len(numerators))]
+    return max(1, sum(mass < edge for mass in before))
 
 
 def p_value(counts: np.ndarray, law: np.ndarray) -> float:

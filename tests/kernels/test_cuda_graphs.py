@@ -39,10 +39,12 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
     logits = 4 * normal(ROWS, DRAFTS + 1, VOCAB)
     row, draft_logits = logits[:, 0], logits[:, 1:] + normal(ROWS, DRAFTS, VOCAB)
     sampling = torch.tensor([[0.7, 20, 0.9, 0.0], [1.0, 0, 1.0, 0.05], [0.0, 0, 1.0, 0.0]])
-    sampling = sampling[seed : seed + ROWS].clone()
+    sampling = sampling[seed : seed + ROWS].double()
     draws = integers(0, 1 << 40, ROWS), integers(4, 40, ROWS)  # seed, and position or length
     drafts = draft_logits.argmax(2)
-    tau, log_z = draft_logits.amin(2), draft_logits.logsumexp(2)
+    largest = draft_logits.amax(2, keepdim=True)
+    log_z = (draft_logits - largest).logsumexp(2, keepdim=True)
+    truncation = torch.cat([draft_logits.amin(2, keepdim=True), largest, log_z], 2)
     start = integers(0, POSITIONS - DRAFTS, ROWS)
     x, norm, weight = normal(ROWS, HIDDEN), 1 + normal(HIDDEN), normal(96, HIDDEN)
     width = (HEADS + 2 * KV_HEADS) * DIM
@@ -68,10 +70,10 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
         "filter_logits": lambda: (row, sampling),
         "sample": lambda: (row, sampling, *draws, TARGET),
         "sample_measured": lambda: (row, sampling, *draws, TARGET, 10, PROBS),
-        "entropy": lambda: (row, sampling[:, 0].contiguous()),
+        "entropy": lambda: (row, sampling[:, 0].float()),
         "logtoku": lambda: (row, 10, PROBS),
         "verify_coupled": lambda: (logits, drafts, sampling, *draws),
-        "verify_rejection": lambda: (logits, draft_logits, drafts, tau, log_z, sampling, *draws),
+        "verify_rejection": lambda: (logits, draft_logits, drafts, truncation, sampling, *draws),
         "commit": lambda: (
             integers(0, VOCAB, ROWS, 48),
             draws[1],

@@ -23,7 +23,10 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
     def logits(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    rows_logits, params = logits(rows, vocab), torch.tensor([[0.6, 5, 0.9, 0.0]]).repeat(rows, 1)
+    rows_logits, params = (
+        logits(rows, vocab),
+        torch.tensor([[0.6, 5, 0.9, 0.0]]).double().repeat(rows, 1),
+    )
     seed, length = torch.arange(rows), torch.arange(rows) + 3
     target, draft = logits(rows, drafts + 1, vocab), logits(rows, drafts, vocab - 2)
     tokens = torch.ones(rows, drafts, dtype=torch.int64)
@@ -43,7 +46,6 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         torch.full((rows, 2), -1),
     )
     verdict = (params, seed, length)
-    draft_numbers = (torch.zeros(rows, drafts), torch.zeros(rows, drafts))
     return {
         "filter_logits": (sampling.filter_logits, (rows_logits, params)),
         "sample": (sampling.sample, (rows_logits, params, seed, length, 1)),
@@ -56,7 +58,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         "verify_coupled": (verify.verify_coupled, (target, tokens, *verdict)),
         "verify_rejection": (
             verify.verify_rejection,
-            (target, draft, tokens, *draft_numbers, *verdict),
+            (target, draft, tokens, torch.zeros(rows, drafts, 3), *verdict),
         ),
         "commit": (verify.commit, (*state, *block)),
     }

@@ -1,5 +1,6 @@
 """Filtering keeps what transformers keeps, whole ties included; a draw is exact and row-local."""
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sampling_oracle import ACCEPTABLE, filtered, is_clear_cut, p_value
+from sampling_oracle import (
+    ACCEPTABLE,
+    HALVING,
+    filtered,
+    is_clear_cut,
+    kept_groups,
+    p_value,
+    shares,
+)
 from torch import Tensor
 from transformers import (
     MinPLogitsWarper,
@@ -18,7 +27,8 @@ from transformers import (
 
 from hybridgen.kernels import sampling as sampling_module
 from hybridgen.kernels.philox import DRAFT, TARGET
-from hybridgen.kernels.sampling import filter_logits, sample
+from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU, filter_logits, sample
+from hybridgen.kernels.weights import MAX_VOCAB
 
 INF = float("inf")
 OFF = (1.0, 0, 1.0, 0.0)
@@ -48,17 +58,27 @@ def rows_of(*rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
+def params_of(*rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def probabilities(logits: Tensor, sampling: Tensor) -> np.ndarray:
-    """p [R, V] in float64 as the module defines it, of tau and log_z; not for greedy rows."""
-    tau, log_z = (x.double()[:, None] for x in filter_logits(logits, sampling))
+    """p [R, V] in float64 as the module defines it, of a truncation; not for greedy rows."""
+    tau, largest, log_z = filter_logits(logits, sampling).double().t().unsqueeze(2)
     x = logits.double()
-    return ((x >= tau) * torch.exp(x / sampling[:, :1].double() - log_z)).numpy()
+    p = torch.exp((x - largest) / sampling[:, :1] - log_z)
+    return ((x >= tau) * p).numpy()
+
+
+def tau_of(logits: Tensor, sampling: Any) -> Tensor:
+    """The lowest kept logit of each row, [R]."""
+    return filter_logits(logits, params_of(sampling).expand(len(logits), -1))[:, TAU]
 
 
 def draws(logits: Tensor, sampling: Any, count: int, stream: int = TARGET) -> np.ndarray:
     """`count` tokens of one row [V], at as many positions of one sequence."""
     rows = logits.expand(count, -1)
-    params = rows_of(sampling).expand(count, -1)
+    params = params_of(sampling).expand(count, -1)
     seed = torch.full((count,), 77)
     return sample(rows, params, seed, torch.arange(count), stream)[0].numpy()
 
@@ -75,7 +95,7 @@ def bits_of(results: tuple[Tensor, ...]) -> list[list[int]]:
 def test_keeps_what_transformers_keeps(numerators: list[int], sampling: tuple) -> None:
     """Its warpers in its order (trap 26), wherever float32 sums leave no doubt about an edge."""
     logits = rows_of(numerators) / 64
-    params = rows_of(sampling)
+    params = params_of(sampling)
     # Its probabilities are float32: 2**-24 a term, 40 terms, and an exponent of up to 100.
     assume(is_clear_cut(logits[0].tolist(), params[0].tolist(), 1e-5))
     temperature, top_k, top_p, min_p = sampling
@@ -85,8 +105,8 @@ def test_keeps_what_transformers_keeps(numerators: list[int], sampling: tuple) -
     scores = MinPLogitsWarper(min_p)(None, scores) if min_p else scores
 
     p = probabilities(logits, params)
-    np.testing.assert_array_equal((logits >= filter_logits(logits, params)[0])[0], scores[0] > -INF)
-    # log_z is up to 60 and rounded to float32: 60 * 2**-24 = 4e-6.
+    np.testing.assert_array_equal((logits >= tau_of(logits, sampling))[0], scores[0] > -INF)
+    # Its scores are up to 52 and rounded to float32: 52 * 2**-24 = 3e-6, and twice that beside T.
     np.testing.assert_allclose(p[0], scores.double().softmax(-1)[0], atol=1e-5)
 
 
@@ -99,41 +119,42 @@ def test_keeps_what_transformers_keeps(numerators: list[int], sampling: tuple) -
 def test_keeps_ties_together(rows: list[list[int]], params: list[tuple], dtype: Any) -> None:
     """Many equal logits, and another filter in every row (trap 30): as in plain float64."""
     logits = (rows_of(*rows) / 4).to(dtype)
-    sampling = rows_of(*params[: len(rows)])
+    sampling = params_of(*params[: len(rows)])
     p = probabilities(logits, sampling)
     for row, values, actual in zip(logits.tolist(), sampling.tolist(), p, strict=True):
         if is_clear_cut(row, values, 1e-5):  # a weight is known to 2**-21 + 24 * 2**-23
-            # log_z is at most 10 + log 9, rounded to float32.
+            # A weight's error, and log_z of at most log 9, rounded to float32.
             np.testing.assert_allclose(actual, filtered(row, *values), atol=1e-6)
 
 
-def test_tau_is_a_logit_of_the_row_and_log_z_its_kept_mass() -> None:
+def test_a_truncation_is_two_logits_of_the_row_and_the_kept_mass_below_the_larger() -> None:
     logits = rows_of([1.0, 3.0, 2.0, -1.0])
-    tau, log_z = filter_logits(logits, rows_of((0.5, 3, 1.0, 0.0)))
-    assert tau.tolist() == [1.0]
-    expected = np.log(np.exp(2) + np.exp(6) + np.exp(4))
-    np.testing.assert_allclose(log_z, [expected], rtol=2**-23)  # two roundings to float32
+    ((tau, largest, log_z),) = filter_logits(logits, params_of((0.5, 3, 1.0, 0.0))).tolist()
+    assert (tau, largest) == (1.0, 3.0)
+    expected = np.log(np.exp(-4) + 1 + np.exp(-2))
+    np.testing.assert_allclose(log_z, expected, rtol=2.0**-20)  # of weights known to 2**-21
 
 
 def test_greedy_tau_is_the_maximum_and_log_z_is_0() -> None:
-    token, tau, log_z = sample(
+    token, truncation = sample(
         rows_of([1, 5, 5, 2], [7, 1, 0, 0]),
-        rows_of(GREEDY, GREEDY),
+        params_of(GREEDY, GREEDY),
         torch.tensor([1, 2]),
         torch.tensor([3, 4]),
         TARGET,
     )
-    assert (token.tolist(), tau.tolist(), log_z.tolist()) == ([1, 0], [5, 7], [0, 0])
-    tau, log_z = filter_logits(rows_of([1, 5, 5, 2]), rows_of(GREEDY))
-    assert (tau.tolist(), log_z.tolist()) == ([5], [0])
+    assert (token.tolist(), truncation.tolist()) == ([1, 0], [[5, 5, 0], [7, 7, 0]])
+    assert filter_logits(rows_of([1, 5, 5, 2]), params_of(GREEDY)).tolist() == [[5, 5, 0]]
 
 
 def test_greedy_takes_the_first_of_equals_alone_and_beside_sampled_rows() -> None:
     row, seed, position = [1.0, 5.0, 2.0, 5.0], torch.arange(3), torch.arange(3)
     for params in ((GREEDY, GREEDY, GREEDY), (GREEDY, OFF, GREEDY), (GREEDY, QWEN, GREEDY)):
-        token, tau, log_z = sample(rows_of(row, row, row), rows_of(*params), seed, position, TARGET)
+        token, truncation = sample(
+            rows_of(row, row, row), params_of(*params), seed, position, TARGET
+        )
         assert token[[0, 2]].tolist() == [1, 1]
-        assert tau[[0, 2]].tolist() == [5, 5] and log_z[[0, 2]].tolist() == [0, 0]
+        assert truncation[[0, 2]].tolist() == [[5, 5, 0], [5, 5, 0]]
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 20, 127, 128, 129, 1000])
@@ -141,9 +162,9 @@ def test_greedy_takes_the_first_of_equals_alone_and_beside_sampled_rows() -> Non
 def test_narrow_and_wide_top_k_agree(top_k: int, top_p: float) -> None:
     """Short lists are selected and long ones sorted: both are the float64 rule."""
     logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(top_k)) * 2
-    sampling = rows_of((0.8, top_k, top_p, 0.0), (1.1, top_k, top_p, 0.0))
+    sampling = params_of((0.8, top_k, top_p, 0.0), (1.1, top_k, top_p, 0.0))
     for row, values, p in zip(logits, sampling, probabilities(logits, sampling), strict=True):
-        # 300 terms in float64; log_z below 20, rounded to float32.
+        # Weights are known to 2**-21 + 13 * 2**-23; log_z is at most log 300, rounded to float32.
         np.testing.assert_allclose(p, filtered(row.tolist(), *values.tolist()), atol=2e-6)
 
 
@@ -154,10 +175,10 @@ def test_trap_4_inputs_are_not_written() -> None:
     logits = torch.randn(8, 100)
     logits[2, 3] = INF  # a broken row is replaced, in a copy
     before = logits.clone()
-    sampling = rows_of(*MIXED)
+    sampling = params_of(*MIXED)
     seed, position = torch.arange(8), torch.arange(8)
     sample(logits, sampling, seed, position, TARGET)
-    assert torch.equal(logits, before) and torch.equal(sampling, rows_of(*MIXED))
+    assert torch.equal(logits, before) and torch.equal(sampling, params_of(*MIXED))
     assert torch.equal(seed, torch.arange(8)) and torch.equal(position, torch.arange(8))
 
 
@@ -176,15 +197,17 @@ def test_traps_5_27_28_broken_rows_are_flagged_alone(row: list[float], sampling:
     """log_z is NaN, the token is an id all the same, and the rows beside do not notice."""
     good = [1.0, 0.5, -INF, 2.0, 0.0]
     seed, position = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
-    with_broken = sample(rows_of(good, row, good), rows_of(*[sampling] * 3), seed, position, TARGET)
-    without = sample(rows_of(good, good, good), rows_of(*[sampling] * 3), seed, position, TARGET)
-    token, _, log_z = with_broken
-    assert log_z.isnan().tolist() == [False, True, False]
-    assert 0 <= token[1] < 5
+    with_broken = sample(
+        rows_of(good, row, good), params_of(*[sampling] * 3), seed, position, TARGET
+    )
+    without = sample(rows_of(good, good, good), params_of(*[sampling] * 3), seed, position, TARGET)
+    token, truncation = with_broken
+    assert truncation[:, LOG_Z].isnan().tolist() == [False, True, False]
+    assert truncation[1, [TAU, LARGEST]].tolist() == [0, 0] and token[1] == 0
     for a, b in zip(with_broken, without, strict=True):
         assert a[[0, 2]].tolist() == b[[0, 2]].tolist()
-    _, log_z = filter_logits(rows_of(good, row, good), rows_of(*[sampling] * 3))
-    assert log_z.isnan().tolist() == [False, True, False]
+    filtered_alone = filter_logits(rows_of(good, row, good), params_of(*[sampling] * 3))
+    assert bits_of((filtered_alone,)) == bits_of((truncation,))
 
 
 def test_traps_10_and_23_minus_inf_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,24 +219,24 @@ def test_traps_10_and_23_minus_inf_is_never_drawn(monkeypatch: pytest.MonkeyPatc
         lambda seed, position, token, stream: np.where(np.isin(token, [0, 2, 4]), 44.0, -3.0),
     )
     for sampling in MIXED:
-        token, tau, _ = sample(
-            logits, rows_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET
+        token, truncation = sample(
+            logits, params_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET
         )
-        assert token.item() in (1, 3) and tau.item() in (0.0, 0.5)
+        assert token.item() in (1, 3) and truncation[0, TAU].item() in (0.0, 0.5)
 
 
 def test_trap_12_a_sole_survivor_wins_with_the_least_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling_module, "gumbel", lambda s, p, token, t: np.full(len(token), -2.9))
     logits = rows_of([-INF, -INF, -1e30, -INF])
     for sampling in MIXED:
-        token = sample(logits, rows_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET)[0]
+        token = sample(logits, params_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET)[0]
         assert token.tolist() == [2]
 
 
 def test_trap_13_ties_at_the_kth_place_are_kept_together() -> None:
     """As transformers does, and unlike an order by index, which would keep one of the two .3."""
     logits = rows_of([0.4, 0.3, 0.3, 0.0]).log()
-    p = probabilities(logits, rows_of((1.0, 2, 1.0, 0.0)))
+    p = probabilities(logits, params_of((1.0, 2, 1.0, 0.0)))
     np.testing.assert_allclose(p[0], [0.4, 0.3, 0.3, 0], atol=1e-6)  # float32 logarithms
 
 
@@ -226,21 +249,21 @@ def test_traps_14_19_30_a_row_is_the_same_in_any_batch_and_order(dtype: torch.dt
     generator = torch.Generator().manual_seed(3)
     logits = (torch.randn(64, 1000, generator=generator) * 3).to(dtype)
     logits[5, 10:] = -INF  # a grammar's row: fewer finite logits than k
-    sampling = rows_of(*[MIXED[i * 5 % 8] for i in range(64)])
+    sampling = params_of(*[MIXED[i * 5 % 8] for i in range(64)])
     seed, position = torch.arange(64) % 7, torch.arange(64) % 11
     together = sample(logits, sampling, seed, position, DRAFT)
     for i in range(64):
         row = slice(i, i + 1)
         alone = sample(logits[row], sampling[row], seed[row], position[row], DRAFT)
         assert bits_of(alone) == bits_of(tuple(x[row] for x in together)), i
-        assert bits_of(filter_logits(logits[row], sampling[row])) == bits_of(alone[1:])
+        assert bits_of((filter_logits(logits[row], sampling[row]),)) == bits_of(alone[1:])
     order = torch.randperm(64, generator=generator)
     permuted = sample(logits[order], sampling[order], seed[order], position[order], DRAFT)
     assert bits_of(permuted) == bits_of(tuple(x[order] for x in together))
 
 
 def test_trap_18_repeats_are_equal_to_the_bit() -> None:
-    logits, sampling = torch.randn(8, 5000), rows_of(*MIXED)
+    logits, sampling = torch.randn(8, 5000), params_of(*MIXED)
     arguments = (logits, sampling, torch.arange(8), torch.arange(8), TARGET)
     assert bits_of(sample(*arguments)) == bits_of(sample(*arguments))
 
@@ -251,10 +274,10 @@ def test_trap_21_noise_belongs_to_the_token_id_not_to_its_rank() -> None:
     seed, position = torch.arange(200), torch.arange(200)
 
     def drawn(sampling: tuple) -> Tensor:
-        return sample(logits, rows_of(sampling).expand(200, -1), seed, position, TARGET)[0]
+        return sample(logits, params_of(sampling).expand(200, -1), seed, position, TARGET)[0]
 
     wide, narrow = drawn((1.0, 0, 1.0, 0.0)), drawn((1.0, 5, 1.0, 0.0))
-    tau = filter_logits(logits, rows_of((1.0, 5, 1.0, 0.0)).expand(200, -1))[0]
+    tau = tau_of(logits, (1.0, 5, 1.0, 0.0))
     kept = logits.gather(1, wide[:, None])[:, 0] >= tau
     assert 20 < kept.sum() < 200
     assert torch.equal(wide[kept], narrow[kept])
@@ -267,9 +290,9 @@ def test_trap_22_rows_with_any_stride(dtype: torch.dtype) -> None:
     block[:, 2, :50] = torch.randn(8, 50, generator=torch.Generator().manual_seed(1)).to(dtype)
     view = block[:, 2, :50]
     assert view.stride(0) == 320
-    arguments = (rows_of(*MIXED), torch.arange(8), torch.arange(8), TARGET)
+    arguments = (params_of(*MIXED), torch.arange(8), torch.arange(8), TARGET)
     assert bits_of(sample(view, *arguments)) == bits_of(sample(view.contiguous(), *arguments))
-    assert not sample(view, *arguments)[2].isnan().any()
+    assert not sample(view, *arguments)[1].isnan().any()
 
 
 def test_trap_24_one_token_always_stays() -> None:
@@ -281,8 +304,9 @@ def test_trap_24_one_token_always_stays() -> None:
         (1.0, 0, 1.0, 1.0),
         (1.0, 1, 1.0, 0.0),
     ):
-        assert filter_logits(distinct, rows_of(strict))[0].tolist() == [3.0]
-        np.testing.assert_allclose(filter_logits(equal, rows_of(strict))[1], np.log(4), rtol=2**-23)
+        assert tau_of(distinct, strict).tolist() == [3.0]
+        log_z = filter_logits(equal, params_of(strict))[:, LOG_Z]
+        np.testing.assert_allclose(log_z, np.log(4), rtol=2**-23)
 
 
 def test_trap_24_top_p_keeps_no_token_once_the_mass_is_reached() -> None:
@@ -290,53 +314,111 @@ def test_trap_24_top_p_keeps_no_token_once_the_mass_is_reached() -> None:
     logits = rows_of([0.0, -1.0, 0.0])
     pair = 2 / (2 + np.exp(-1))
     for top_p, kept in ((0.1, 2), (pair - 1e-6, 2), (pair + 1e-6, 3), (1.0, 3)):
-        tau, _ = filter_logits(logits, rows_of((1.0, 0, top_p, 0.0)))
-        assert (logits >= tau).sum() == kept
+        assert (logits >= tau_of(logits, (1.0, 0, top_p, 0.0))).sum() == kept
+
+
+def groups_kept(numerators: tuple[int, ...], top_p: float, top_k: int = 0) -> int:
+    row = shares(*numerators)
+    tau = tau_of(row[None], (HALVING, top_k, top_p, 0.0)).item()
+    return len(row[row >= tau].unique())
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_a_set_of_exactly_the_decimal_is_enough(digits: int) -> None:
+    """0.8 of five fifths is four of them, and so for every decimal: 0.07 * 100 is above 7."""
+    whole = 10**digits
+    for part in range(1, whole):
+        top_p = f"{part / whole:.{digits}f}"
+        assert groups_kept((part, whole - part), float(top_p)) == 1, top_p
+        assert groups_kept((part, whole - part), float(top_p) + 1e-12) == 2, top_p
+        assert groups_kept((part - 1, 1, whole - part), float(top_p) - 1e-12) == 1 + (part > 1)
+    assert [groups_kept((1,) * 5, n / 5) for n in (1, 2, 3, 4)] == [1, 2, 3, 4]
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=2, max_size=6),
+    st.integers(1, 999),
+    st.sampled_from([0, 2**30]),
+)
+def test_top_p_is_decided_as_in_fractions(
+    numerators: list[int], thousandths: int, top_k: int
+) -> None:
+    """At every edge, and at a decimal anywhere; top-k off, and on but keeping all."""
+    total = sum(numerators)
+    edges = [Fraction(sum(numerators[:j]), total) for j in range(1, len(numerators))]
+    for top_p in (Fraction(thousandths, 1000), *edges):
+        expected = kept_groups(numerators, top_p)
+        assert groups_kept(tuple(numerators), float(top_p), top_k) == expected
+
+
+def test_min_p_is_decided_on_the_double_given() -> None:
+    """A weight of exactly min_p is kept, and not one that the next double is above."""
+    row = shares(1, 1, 1)[None]
+    for share, kept in ((0.5, 2), (0.25, 3)):
+        for min_p, groups in (
+            (np.nextafter(share, 0), kept),
+            (share, kept),
+            (np.nextafter(share, 1), kept - 1),
+        ):
+            tau = tau_of(row, (HALVING, 0, 1.0, min_p))
+            assert len(row[row >= tau].unique()) == groups
+
+
+def test_sampling_of_another_dtype_is_refused() -> None:
+    """A float32 has lost the decimal already."""
+    with pytest.raises(TypeError, match="sampling must be float64"):
+        filter_logits(torch.zeros(2, 4), rows_of(OFF, OFF))
 
 
 def test_trap_25_each_filter_renormalises() -> None:
     """top_p = 0.9 of the two that top-k left, not of the whole row, where it would keep both."""
     logits = rows_of([0.38, 0.02] + [0.006] * 100).log()
-    tau, log_z = filter_logits(logits, rows_of((1.0, 2, 0.9, 0.0)))
-    assert (logits >= tau).sum() == 1
-    np.testing.assert_allclose(log_z, np.log(0.38), rtol=1e-6)  # float32 logarithms
+    assert (logits >= tau_of(logits, (1.0, 2, 0.9, 0.0))).sum() == 1
+    assert filter_logits(logits, params_of((1.0, 2, 0.9, 0.0)))[:, LOG_Z].tolist() == [0]
 
 
 @pytest.mark.parametrize("top_k", [2**30, 16_777_216, 5, 6])
 def test_trap_27_top_k_beyond_the_vocabulary_keeps_all(top_k: int) -> None:
     logits = rows_of([1.0, 4.0, 2.0, 3.0, 0.0])
-    assert filter_logits(logits, rows_of((1.0, top_k, 1.0, 0.0)))[0].tolist() == [0.0]
+    assert tau_of(logits, (1.0, top_k, 1.0, 0.0)).tolist() == [0.0]
 
 
 def test_trap_28_fewer_finite_logits_than_k() -> None:
     logits = rows_of([-INF, 1.0, -INF, 0.0, -INF])
     for top_k in (2, 3, 4, 5):
-        p = probabilities(logits, rows_of((1.0, top_k, 1.0, 0.0)))
+        p = probabilities(logits, params_of((1.0, top_k, 1.0, 0.0)))
         np.testing.assert_allclose(p[0], filtered(logits[0].tolist(), 1, 0, 1, 0), atol=1e-6)
 
 
 def test_trap_31_a_flat_wide_row_at_top_p() -> None:
     """262144 nearly equal probabilities of 4e-6: the kept set is float64's, to the token."""
     x = torch.randn(262_144, generator=torch.Generator().manual_seed(2)) * 0.01
-    tau, log_z = filter_logits(x[None], rows_of((1.0, 0, 0.9, 0.0)))
+    tau, _, log_z = filter_logits(x[None], params_of((1.0, 0, 0.9, 0.0)))[0].tolist()
     ordered = np.sort(x.double().numpy())[::-1]
     mass = np.cumsum(np.exp(ordered))
-    kept = 1 + int((mass < np.float64(np.float32(0.9)) * mass[-1]).sum())
+    kept = 1 + int((mass < 0.9 * mass[-1]).sum())
     assert (x >= tau).sum() == kept
-    np.testing.assert_allclose(log_z, np.log(mass[kept - 1]), rtol=2**-23)
+    # Weights are known to 2**-21, and log_z of 12.3 is rounded to float32.
+    np.testing.assert_allclose(log_z, np.log(mass[kept - 1]) - ordered[0], atol=2.0**-20)
     flat = torch.zeros(1, 262_144)
-    assert (flat >= filter_logits(flat, rows_of((1.0, 0, 0.9, 0.0)))[0]).all()  # one great tie
+    assert (flat >= tau_of(flat, (1.0, 0, 0.9, 0.0))).all()  # one great tie
+
+
+@pytest.mark.parametrize("sampling", [OFF, (1.0, 0, 0.9, 0.0)], ids=str)
+def test_the_longest_flat_row_adds_up(sampling: tuple) -> None:
+    log_z = filter_logits(torch.zeros(1, MAX_VOCAB), params_of(sampling))[:, LOG_Z]
+    np.testing.assert_allclose(log_z, np.log(MAX_VOCAB), rtol=2**-23)
 
 
 @pytest.mark.parametrize("sampling", MIXED, ids=str)
 def test_two_tokens_are_vocabulary_enough(sampling: tuple) -> None:
     logits = rows_of([0.25, 0.5])
-    token, tau, log_z = sample(
-        logits, rows_of(sampling), torch.tensor([3]), torch.tensor([1]), TARGET
+    token, truncation = sample(
+        logits, params_of(sampling), torch.tensor([3]), torch.tensor([1]), TARGET
     )
     expected = filtered(logits[0].tolist(), *sampling)
-    assert tau.item() == (0.25 if expected[0] else 0.5)
-    assert expected[token] > 0 and not log_z.isnan()
+    assert truncation[0, TAU].item() == (0.25 if expected[0] else 0.5)
+    assert expected[token] > 0 and not truncation.isnan().any()
 
 
 def test_extreme_logits_do_not_overflow() -> None:
@@ -344,10 +426,22 @@ def test_extreme_logits_do_not_overflow() -> None:
     logits = rows_of([3e34, -3.4e38, 0.0, 3.3e34])
     for sampling in (OFF, QWEN, (1e-3, 2, 0.9, 0.01), (100.0, 0, 1.0, 0.0)):
         with np.errstate(over="raise", invalid="raise", divide="raise"):
-            token, _, log_z = sample(
-                logits, rows_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET
+            token, truncation = sample(
+                logits, params_of(sampling), torch.tensor([0]), torch.tensor([0]), TARGET
             )
-        assert token.item() == 3 and log_z.isfinite().all()
+        assert token.item() == 3 and truncation.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-8, 1e-6, 1e-5, 1e-3, 1e4, 1e38, 3.4e38])
+def test_p_is_the_law_at_every_temperature(temperature: float) -> None:
+    """Ties at the top of a high, a low and an ordinary row, and logits an ulp apart."""
+    near = [1 - i * 2.0**-24 for i in range(4)]
+    rows = rows_of([9, 9, 8, 7], [-3e4, -3e4, -1e5, -INF], [0.5, 0.5, 0.25, 0.5], near, [7e6] * 4)
+    exact = np.float32(temperature).astype(np.float64)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        p = probabilities(rows, params_of(*[(temperature, 0, 1.0, 0.0)] * 5))
+    for row, law in zip(rows.tolist(), p, strict=True):
+        np.testing.assert_allclose(law, filtered(row, exact, 0, 1.0, 0.0), atol=2.0**-20)
 
 
 # Drawing
@@ -361,7 +455,7 @@ def test_draws_follow_the_filtered_law(vocab: int, sampling: tuple) -> None:
     logits[3] = -INF
     count = 40_000 if vocab == 8 else 1_000 if sampling[1] in (0, 1000) else 10_000
     tokens = draws(logits, sampling, count)
-    law = filtered(logits.tolist(), *rows_of(sampling)[0].tolist())
+    law = filtered(logits.tolist(), *params_of(sampling)[0].tolist())
     assert p_value(np.bincount(tokens, minlength=vocab), law) > ACCEPTABLE
 
 
@@ -370,12 +464,12 @@ def test_the_law_of_draws_over_seeds() -> None:
     count = 40_000
     token = sample(
         logits.expand(count, -1),
-        rows_of(QWEN).expand(count, -1),
+        params_of(QWEN).expand(count, -1),
         torch.arange(count),
         torch.full((count,), 9),
         TARGET,
     )[0]
-    law = filtered(logits.tolist(), *rows_of(QWEN)[0].tolist())
+    law = filtered(logits.tolist(), *params_of(QWEN)[0].tolist())
     assert p_value(np.bincount(token, minlength=8), law) > ACCEPTABLE
 
 
@@ -408,7 +502,7 @@ def test_the_same_noise_couples_similar_rows() -> None:
 def test_draws_are_kept_tokens(params: list[tuple], seed: int) -> None:
     rows = len(params)
     logits = torch.randn(rows, 30, generator=torch.Generator().manual_seed(seed))
-    token, tau, _ = sample(
-        logits, rows_of(*params), torch.arange(rows) + seed, torch.arange(rows), TARGET
+    token, truncation = sample(
+        logits, params_of(*params), torch.arange(rows) + seed, torch.arange(rows), TARGET
     )
-    assert (logits.gather(1, token[:, None])[:, 0] >= tau).all()
+    assert (logits.gather(1, token[:, None])[:, 0] >= truncation[:, TAU]).all()

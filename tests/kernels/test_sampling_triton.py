@@ -11,15 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_device import bits, launch
-from sampling_oracle import ACCEPTABLE, filtered, is_clear_cut, p_value
+from sampling_oracle import ACCEPTABLE, HALVING, filtered, is_clear_cut, p_value, shares
 from torch import Tensor
 
 from hybridgen.kernels import candidates_triton
 from hybridgen.kernels.candidates_triton import CAPACITY, COUNT, OPEN, logits_of, sweep
 from hybridgen.kernels.filter_triton import PAIRS
 from hybridgen.kernels.philox import DRAFT, TARGET
-from hybridgen.kernels.sampling import filter_logits, sample
+from hybridgen.kernels.sampling import LOG_Z, TAU, filter_logits, sample
 from hybridgen.kernels.sampling_triton import launch_resolve
+from hybridgen.kernels.weights import MAX_VOCAB
 
 INF, NAN = float("inf"), float("nan")
 OFF = (1.0, 0, 1.0, 0.0)
@@ -49,6 +50,10 @@ def rows_of(*rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
+def params_of(*rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def random_logits(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
 
@@ -56,14 +61,19 @@ def random_logits(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> T
 def arguments(logits: Tensor, params: Any, stream: int = TARGET) -> tuple:
     """Of `sample`; ``params`` are cycled over the rows, which differ in seed and position."""
     row = torch.arange(len(logits))
-    return logits, rows_of(*params)[row % len(params)], 7 + row, 3 * row, stream
+    return logits, params_of(*params)[row % len(params)], 7 + row, 3 * row, stream
 
 
 def assert_same(actual: tuple, expected: tuple) -> None:
-    """Tokens and tau exactly; log_z to a bit: its logarithm is another library's."""
+    """Tokens exactly, and truncations as below."""
     assert torch.equal(actual[0], expected[0])
-    assert torch.equal(actual[1], expected[1])
-    np.testing.assert_allclose(actual[2], expected[2], rtol=2.0**-23, atol=2.0**-24)
+    assert_same_truncation(actual[1], expected[1])
+
+
+def assert_same_truncation(actual: Tensor, expected: Tensor) -> None:
+    """tau and max exactly; log_z to a bit: its logarithm is another library's."""
+    assert torch.equal(actual[:, :LOG_Z], expected[:, :LOG_Z])
+    np.testing.assert_allclose(actual[:, LOG_Z], expected[:, LOG_Z], rtol=2.0**-23, atol=2.0**-24)
 
 
 # Against the reference
@@ -91,9 +101,7 @@ def test_keeps_and_draws_what_the_reference_does(
     logits = (logits * steps).round() / steps if steps else logits
     given = arguments(logits.to(dtype), params)
     assert_same(launch(sample, device, *given), sample(*given))
-    assert_same(
-        (given[3], *launch(filter_logits, device, *given[:2])), (given[3], *sample(*given)[1:])
-    )
+    assert_same_truncation(launch(filter_logits, device, *given[:2]), sample(*given)[1])
 
 
 @settings(max_examples=20)
@@ -103,15 +111,16 @@ def test_keeps_and_draws_what_the_reference_does(
 )
 def test_keeps_what_float64_keeps(device: torch.device, rows: list, params: list) -> None:
     """[13, 24, 25, 26, 30] Ties together, filters in order, renormalising, each row its own."""
-    logits, sampling = rows_of(*rows) / 4, rows_of(*params[: len(rows)])
-    tau, log_z = launch(filter_logits, device, logits, sampling)
+    logits, sampling = rows_of(*rows) / 4, params_of(*params[: len(rows)])
+    truncation = launch(filter_logits, device, logits, sampling)
     for i, (row, values) in enumerate(zip(logits.tolist(), sampling.tolist(), strict=True)):
         if values[0] > 0 and is_clear_cut(row, values, 1e-5):
             law = filtered(row, *values)
-            kept = logits[i] >= tau[i]
+            tau, largest, log_z = truncation[i].tolist()
+            kept = logits[i] >= tau
             assert kept.tolist() == (law > 0).tolist()
-            p = torch.exp(logits[i].double() / values[0] - log_z[i]) * kept
-            # The weights' 2**-21, and log_z, up to 12, rounded to float32.
+            p = torch.exp((logits[i].double() - largest) / values[0] - log_z) * kept
+            # The weights' 2**-21, and log_z, up to log 9, rounded to float32.
             np.testing.assert_allclose(p, law, atol=2e-6)
 
 
@@ -125,14 +134,20 @@ def test_a_large_vocabulary(device: torch.device, params: tuple, dtype: torch.dt
 def test_a_flat_row_of_262144_keeps_nine_tenths(device: torch.device) -> None:
     """[31] Sums of many equal numbers: the nucleus ends where float64 says."""
     logits = torch.linspace(0, 1e-3, 262144)[torch.randperm(262144)][None]
-    tau, log_z = launch(filter_logits, device, logits, rows_of((1.0, 0, 0.9, 0.0)))
+    truncation = launch(filter_logits, device, logits, params_of((1.0, 0, 0.9, 0.0)))
+    tau, largest, log_z = truncation[0].tolist()
     p = logits[0].double().softmax(0).sort(descending=True).values
-    count = int((p.cumsum(0) - p < float(np.float32(0.9))).sum())
+    count = int((p.cumsum(0) - p < 0.9).sum())
     # Weights are known to 2**-21 and their sum is exact: at most 0.9 * 2**-21 * 262144 tokens off.
     assert abs(int((logits >= tau).sum()) - count) <= 1
     kept = logits[0].double().sort(descending=True).values[:count]
     # Half an ulp of 12.4, and the weights' 2**-21.
-    np.testing.assert_allclose(log_z, [kept.logsumexp(0)], atol=2.0**-21 + 2.0**-21)
+    np.testing.assert_allclose(log_z + largest, kept.logsumexp(0), atol=2.0**-21 + 2.0**-21)
+
+
+def test_the_longest_flat_row_adds_up(device: torch.device) -> None:
+    truncation = launch(filter_logits, device, torch.zeros(1, MAX_VOCAB), params_of(OFF))
+    np.testing.assert_allclose(truncation[:, LOG_Z], np.log(MAX_VOCAB), rtol=2.0**-22)
 
 
 # Which way a row takes
@@ -140,7 +155,7 @@ def test_a_flat_row_of_262144_keeps_nine_tenths(device: torch.device) -> None:
 
 def way_of(logits: Tensor, params: tuple, device: torch.device) -> str:
     rows = logits_of(logits.to(device).unsqueeze(1))
-    sampling = rows_of(params).to(device)
+    sampling = params_of(params).to(device)
     scratch = sweep(rows, sampling, None)
     position = torch.zeros(1, dtype=torch.int64, device=device)
     launch_resolve(rows, sampling, scratch, (position, position, TARGET))
@@ -179,18 +194,45 @@ def test_a_token_at_the_edge_itself_is_out(device: torch.device, tail: int, top_
     heat = float(np.float32(1 / np.log(2)))
     logits = torch.tensor([[0.0, -1.0, -2.0, -2.0] + [-100.0] * tail])
     for top_p, kept in ((0.5, 1), (0.5 + 2**-24, 2), (0.75, 2), (0.75 + 2**-24, 4)):
-        given = logits, rows_of((heat, top_k, top_p, 0.0))
-        tau, log_z = launch(filter_logits, device, *given)
-        assert int((logits >= tau).sum()) == kept
-        assert_same((tau, tau, log_z), (tau, *filter_logits(*given)))
+        given = logits, params_of((heat, top_k, top_p, 0.0))
+        truncation = launch(filter_logits, device, *given)
+        assert int((logits >= truncation[:, TAU]).sum()) == kept
+        assert_same_truncation(truncation, filter_logits(*given))
+
+
+@pytest.mark.parametrize("tail", [0, 300, 3000], ids=["pairs", "candidates", "row"])
+@pytest.mark.parametrize("top_k", [0, 120])
+def test_a_set_of_exactly_the_decimal_is_enough(
+    device: torch.device, tail: int, top_k: int
+) -> None:
+    """On every way: the double given decides, and no rounding of a product asks for more."""
+    decimals = (0.07, 0.14, 0.28, 0.29, 0.55, 0.57, 0.8)
+    rows = []
+    for share in decimals:
+        part = round(100 * share)
+        rows.append(torch.full((200 + tail,), -100.0))
+        rows[-1][: 200 - part] = shares(part, 100 - part)
+    logits = torch.stack(rows)
+    for beyond, groups in ((0.0, 1), (1e-12, 2)):
+        params = params_of(*[(HALVING, top_k, share + beyond, 0.0) for share in decimals])
+        truncation = launch(filter_logits, device, logits, params)
+        assert (truncation[:, TAU] == 1 - groups).all()
+        assert_same_truncation(truncation, filter_logits(logits, params))
+
+
+@pytest.mark.parametrize("min_p", [0.25, np.nextafter(0.25, 0), np.nextafter(0.25, 1)])
+def test_min_p_is_decided_on_the_double_given(device: torch.device, min_p: float) -> None:
+    logits = shares(1, 1, 1)[None]
+    truncation = launch(filter_logits, device, logits, params_of((HALVING, 0, 1.0, min_p)))
+    assert truncation[0, TAU] == (-1 if min_p > 0.25 else -2)
 
 
 @pytest.mark.parametrize("tail", [0, 300, 3000], ids=["pairs", "candidates", "row"])
 def test_top_k_counts_exactly(device: torch.device, tail: int) -> None:
     logits = torch.cat([torch.arange(40.0), torch.full((tail,), -100.0)])[None]
     for top_k in (1, 2, 19, 39):
-        tau, _ = launch(filter_logits, device, logits, rows_of((1.0, top_k, 1.0, 0.0)))
-        assert tau == 40 - top_k
+        truncation = launch(filter_logits, device, logits, params_of((1.0, top_k, 1.0, 0.0)))
+        assert truncation[0, TAU] == 40 - top_k
 
 
 @pytest.mark.parametrize("params", [QWEN, GREEDY, OFF, (1.0, 0, 0.5, 0.0)], ids=str)
@@ -256,9 +298,9 @@ def test_noise_belongs_to_the_token_and_not_to_its_rank(device: torch.device) ->
     """[21] Tokens that cannot be drawn change nothing, wherever they stand."""
     logits = random_logits(4, 300)
     padded = torch.cat([logits, torch.full((4, 2000), -INF)], 1)
-    token, tau, _ = launch(sample, device, *arguments(logits, MIXED[2:6]))
-    again, tau_again, _ = launch(sample, device, *arguments(padded, MIXED[2:6]))
-    assert torch.equal(token, again) and torch.equal(tau, tau_again)
+    token, truncation = launch(sample, device, *arguments(logits, MIXED[2:6]))
+    again, padded_truncation = launch(sample, device, *arguments(padded, MIXED[2:6]))
+    assert torch.equal(token, again) and torch.equal(truncation, padded_truncation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -296,7 +338,7 @@ def test_a_broken_row_is_flagged_and_its_token_an_id(
     given = arguments(torch.stack([good, row, good]), [QWEN, OFF, GREEDY])
     result = launch(sample, device, *given)
     assert_same(result, sample(*given))
-    assert result[0][1] == 0 and result[1][1] == 0 and result[2].isnan().tolist() == [0, 1, 0]
+    assert result[0][1] == 0 and result[1][:, LOG_Z].isnan().tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("params", MIXED, ids=str)
@@ -306,8 +348,8 @@ def test_fewer_finite_logits_than_top_k(device: torch.device, params: tuple) -> 
     for i, count in enumerate((1, 2, 7)):
         logits[i, 100 : 100 + count] = torch.arange(count) / 2
     given = arguments(logits, [params])
-    token, tau, log_z = launch(sample, device, *given)
-    assert_same((token, tau, log_z), sample(*given))
+    token, truncation = launch(sample, device, *given)
+    assert_same((token, truncation), sample(*given))
     assert (logits[torch.arange(3), token] > -INF).all()
 
 
@@ -315,18 +357,24 @@ def test_extreme_logits_and_temperatures(device: torch.device) -> None:
     """[15, 23, 28] The search ends, and nothing overflows, at either end of float32."""
     tiny = torch.tensor([1e-45, 2e-45, 0.0, -0.0, -1e-45, 1e-39] * 500)[None]
     huge = torch.tensor([3.3e38, -3.4e38, 0.0, 3.2e38, -3e38, 1.0] * 500)[None]
-    for logits, coldest in ((tiny, 1e-6), (huge, 1.0), (huge / 2, 1.0)):
-        for params in ((coldest, 0, 0.9, 0.0), (2.0, 0, 0.4, 0.0), (1e6, 2000, 0.9, 0.0), GREEDY):
-            given = arguments(logits, [params])
-            assert_same(launch(sample, device, *given), sample(*given))
+    near = (1 - torch.arange(12) * 2.0**-24).repeat(300)[None]
+    for logits in (tiny, huge, huge / 2, near):
+        for temperature in (1e-45, 1e-8, 1e-6, 1e4, 1e38):
+            filters = ((0, 1.0, 0.0), (0, 0.4, 0.0), (2000, 0.9, 0.01))
+            given = arguments(logits.repeat(3, 1), [(temperature, *each) for each in filters])
+            result = launch(sample, device, *given)
+            assert_same(result, sample(*given))
+            assert not result[1].isnan().any()
+        given = arguments(logits, [GREEDY])
+        assert_same(launch(sample, device, *given), sample(*given))
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-30, 1.0])
 def test_top_p_of_0_keeps_one_and_of_1_all(device: torch.device, top_p: float) -> None:
     """[24]"""
     logits = random_logits(1, 2600)
-    tau, _ = launch(filter_logits, device, logits, rows_of((1.0, 0, top_p, 0.0)))
-    assert tau == (logits.min() if top_p == 1 else logits.max())
+    truncation = launch(filter_logits, device, logits, params_of((1.0, 0, top_p, 0.0)))
+    assert truncation[0, TAU] == (logits.min() if top_p == 1 else logits.max())
 
 
 # The law
@@ -337,7 +385,7 @@ def test_draws_follow_the_filtered_law(device: torch.device, params: tuple) -> N
     """[29] Their frequencies, not only the formula."""
     count = 60 if device.type == "cpu" else 200_000
     row = random_logits(1, 8, 1.0, seed=4)
-    sampling, position = rows_of(params).expand(count, -1), torch.arange(count)
+    sampling, position = params_of(params).expand(count, -1), torch.arange(count)
     logits, seed = row.expand(count, -1), torch.full((count,), 77)
     token = launch(sample, device, logits, sampling, seed, position, DRAFT)[0]
     law = filtered(row[0].tolist(), *sampling[0].tolist())

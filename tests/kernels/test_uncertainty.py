@@ -38,15 +38,17 @@ def plain_digamma(x: float) -> float:
 
 
 def plain_logtoku(row: Tensor, k: int, evidence: int) -> tuple[float, float]:
-    """The paper's formulas in Python floats."""
+    """The formulas in Python floats: the paper's, and with probabilities over its maximum."""
     logits = sorted(row.double().tolist(), reverse=True)[:k]
     positive = [max(x, 0.0) for x in logits]
     probs = sorted(row.double().softmax(0).tolist(), reverse=True)[:k]
-    alpha = probs if evidence == PROBS else positive
+    alpha = [p / sum(probs) for p in probs] if evidence == PROBS else positive
     total = sum(alpha)
     au = 0.0
     for a in alpha if total > 0 else []:
         au -= a / total * (plain_digamma(a + 1) - plain_digamma(total + 1))
+    if evidence == PROBS:
+        au = au / (plain_digamma(2) - plain_digamma(1 + 1 / len(alpha))) if k > 1 else 0.0
     return au, len(positive) / (sum(positive) + len(positive))
 
 
@@ -109,18 +111,100 @@ def test_logtoku_without_any_evidence() -> None:
 
 
 def test_logtoku_of_known_evidence() -> None:
-    """One sure token: AU 0. Ten equal probabilities: psi(2) - psi(1.1). Ten equal logits of 9:
-    psi(91) - psi(10), and EU 1 / 10."""
-    sure = torch.full((1, 20), -1000.0)
-    sure[0, 4] = 1000.0
-    np.testing.assert_allclose(logtoku(sure, 10, PROBS)[0], 0, atol=1e-6)
+    """Two of ten equal: psi(2) - psi(1.5) of the most there is. Ten equal logits of 9: psi(91) -
+    psi(10), and EU 1 / 10."""
+    two = torch.full((1, 10), -1000.0)
+    two[0, 3:5] = 1000.0
+    expected = (plain_digamma(2) - plain_digamma(1.5)) / (plain_digamma(2) - plain_digamma(1.1))
+    np.testing.assert_allclose(logtoku(two, 10, PROBS)[0], expected, rtol=1e-6)
     equal = torch.full((1, 10), 9.0)
-    np.testing.assert_allclose(
-        logtoku(equal, 10, PROBS)[0], plain_digamma(2) - plain_digamma(1.1), rtol=1e-6
-    )
     au, eu = logtoku(equal, 10, LOGITS)
     np.testing.assert_allclose(au, plain_digamma(91) - plain_digamma(10), rtol=1e-6)
     np.testing.assert_allclose(eu, 0.1, rtol=1e-6)
+
+
+# Doubt: what the default AU promises
+
+
+@pytest.mark.parametrize("vocab", [2, 3, 10, 100, 151_936])
+@pytest.mark.parametrize("k", [2, 10, 40])
+def test_any_flat_row_is_all_doubt(vocab: int, k: int) -> None:
+    """1 whatever the vocabulary and the level: the candidates are equal."""
+    for level in (-1e4, 0.0, 3e4):
+        assert logtoku(torch.full((1, vocab), level), k, PROBS)[0].tolist() == [1]
+
+
+def test_one_hot_rows_are_no_doubt() -> None:
+    """So is a row of one candidate: k = 1, a vocabulary of 1, everything else at -inf."""
+    hot = torch.full((2, 50), -1000.0)
+    hot[:, 4] = 1000.0
+    hot[1, torch.arange(50) != 4] = -INF
+    assert logtoku(hot, 10, PROBS)[0].tolist() == [0, 0]
+    assert logtoku(torch.zeros(1, 50), 1, PROBS)[0].tolist() == [0]
+    assert logtoku(torch.zeros(1, 1), 10, PROBS)[0].tolist() == [0]
+
+
+def moved(probs: list[float], source: int, target: int, share: float) -> list[float]:
+    """``probs`` with mass moved from the likelier ``source`` to ``target``, their order kept."""
+    least = probs[source + 1] if source + 1 < len(probs) else 0.0
+    room = min(probs[source] - least, probs[target - 1] - probs[target])
+    if target == source + 1:
+        room /= 2  # both sides close the same gap
+    after = list(probs)
+    after[source] -= share * room
+    after[target] += share * room
+    return after
+
+
+@given(
+    st.lists(st.floats(0.01, 1), min_size=2, max_size=15),
+    st.sampled_from([2, 3, 10]),
+    st.data(),
+)
+def test_doubt_grows_as_mass_moves_to_the_tail(
+    values: list[float], k: int, data: st.DataObject
+) -> None:
+    """At a fixed order, among the candidates; float32 logarithms know a probability to 1e-6."""
+    probs = sorted((v / sum(values) for v in values), reverse=True)
+    last = min(k, len(probs)) - 1
+    source = data.draw(st.integers(0, last - 1))
+    after = moved(
+        probs, source, data.draw(st.integers(source + 1, last)), data.draw(st.floats(0, 1))
+    )
+    assert sorted(after, reverse=True) == pytest.approx(after, abs=1e-12)
+    rows = torch.tensor([probs, after], dtype=torch.float64).log().float()
+    before, now = logtoku(rows, k, PROBS)[0].tolist()
+    assert now >= before - 1e-6
+
+
+def test_doubt_grows_all_the_way_from_sure_to_flat() -> None:
+    """By mass that leaves the first for all others, seen in 151,936 tokens too."""
+    for vocab in (10, 151_936):
+        rows = torch.zeros(40, vocab)
+        rows[:, 0] = torch.linspace(30, 0, 40)
+        doubt = logtoku(rows, 10, PROBS)[0]
+        assert (doubt.diff() > 0).all() and doubt[0] < 1e-10 and doubt[-1] == 1
+
+
+@pytest.mark.parametrize("evidence", [PROBS, LOGITS])
+def test_the_tail_below_the_candidates_does_not_matter(evidence: int) -> None:
+    """Not its mass, nor its length: what is below the k-th may be anything."""
+    row = torch.linspace(4, 1, 10)
+    tails = ([], [-INF] * 90, [0.5] * 90, [1.0] * 90, [0.9] * 100_000)
+    results = [
+        [x.item() for x in logtoku(torch.cat([row, torch.tensor(tail)])[None], 10, evidence)]
+        for tail in tails
+    ]
+    assert all(result == results[0] for result in results)
+
+
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32) | st.just(-INF), min_size=1, max_size=30),
+    st.integers(1, 40),
+)
+def test_doubt_is_between_0_and_1(row: list[float], k: int) -> None:
+    value = logtoku(torch.tensor([[0.0, *row]]), k, PROBS)[0].item()
+    assert 0 <= value <= 1
 
 
 def test_k_beyond_the_vocabulary_takes_all_of_it() -> None:

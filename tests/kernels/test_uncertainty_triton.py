@@ -9,7 +9,7 @@ from on_device import bits, launch
 from torch import Tensor
 
 from hybridgen.kernels.philox import TARGET
-from hybridgen.kernels.sampling import sample
+from hybridgen.kernels.sampling import LARGEST, LOG_Z, sample
 from hybridgen.kernels.uncertainty import (
     ALEATORIC,
     ENTROPY,
@@ -48,18 +48,27 @@ def plain_logtoku(logits: Tensor, k: int, evidence: int) -> tuple[np.ndarray, np
     top = x.sort(1, descending=True).values[:, :k]
     alpha = x.softmax(1).sort(1, descending=True).values[:, :k]
     strength = top.clamp_min(0).sum(1)
-    alpha = alpha if evidence == PROBS else top.clamp_min(0)
+    alpha = alpha / alpha.sum(1, keepdim=True) if evidence == PROBS else top.clamp_min(0)
     total = alpha.sum(1, keepdim=True)
     share = alpha / torch.where(total > 0, total, 1)
     au = -(share * (torch.digamma(alpha + 1) - torch.digamma(total + 1))).sum(1)
+    if evidence == PROBS:
+        candidates = torch.tensor(top.shape[1], dtype=torch.float64)
+        most = torch.digamma(torch.tensor(2.0).double()) - torch.digamma(1 + 1 / candidates)
+        au = au / most if top.shape[1] > 1 else 0 * au
     return au.numpy(), (top.shape[1] / (strength + top.shape[1])).numpy()
 
 
 # An entropy is a sum of p * x with weights known to 2**-21 and x up to 12 where p counts, and a
 # logarithm of float32: 12 * 2**-21 and 2**-23 of its size.
 ENTROPY_ERROR = {"atol": 12 * 2.0**-21, "rtol": 2.0**-22}
-# digamma is 7 float32 terms up to 1.5 and a logarithm, up to 8: 2**-22 for each of the two.
-LOGTOKU_ERROR = {"atol": 2.0**-20, "rtol": 2.0**-20}
+# In units of 2**-22, what a GPU's division (2 ulp) and logarithm or exponential (relative) may be
+# off. LOGITS: digamma is six quotients, 2.5 in all, and their sums: 6; a logarithm of up to 8.5,
+# rounded twice more: 13; three differences: 6. Once at S + 1, once at alpha + 1, whose logarithm is
+# up to 5: 17; the shares times an AU of up to 4: 12. PROBS: a share is 3 off, and 0.4 for each nat
+# below the maximum, of which shares have 3.7 on average at most; the polynomial and the maximum of
+# AU 2; divided by a maximum of at least 0.85 (for k = 2 it is 0.39, but then 0.7 nats at most).
+LOGTOKU_ERROR = {LOGITS: {"atol": 54 * 2.0**-22}, PROBS: {"atol": 14 * 2.0**-22}}
 
 
 @settings(max_examples=20)
@@ -71,6 +80,15 @@ def test_entropy(
     temperature = torch.tensor([0.7, 0.0, 2.0])
     actual = launch(entropy, device, logits, temperature)
     np.testing.assert_allclose(actual, plain_entropy(logits, temperature), **ENTROPY_ERROR)
+
+
+def test_entropy_at_any_temperature(device: torch.device) -> None:
+    """Of two equals, one token below and one that cannot be; then numbers beyond float32."""
+    logits = torch.tensor([[3.0, 3.0, 1.0, -INF]]).expand(4, -1)
+    temperature = torch.tensor([1e-60, 1e-38, 3e38, 1e60], dtype=torch.float64)
+    expected = np.log([2, 2, 3, 3])
+    for actual in (launch(entropy, device, logits, temperature), entropy(logits, temperature)):
+        np.testing.assert_allclose(actual, expected, **ENTROPY_ERROR)
 
 
 @settings(max_examples=20)
@@ -94,7 +112,7 @@ def test_logtoku(
     logits = random_logits(2, vocab, scale, seed, dtype)
     au, eu = launch(logtoku, device, logits, k, evidence)
     plain_au, plain_eu = plain_logtoku(logits, k, evidence)
-    np.testing.assert_allclose(au, plain_au, **LOGTOKU_ERROR)
+    np.testing.assert_allclose(au, plain_au, **LOGTOKU_ERROR[evidence])
     np.testing.assert_allclose(eu, plain_eu, rtol=2.0**-20)  # a float32 sum of up to 40 terms
 
 
@@ -105,8 +123,46 @@ def test_equal_logits_each_count(device: torch.device, distinct: int, evidence: 
     logits = (torch.arange(2600) % distinct).float()[None] + 1
     au, eu = launch(logtoku, device, logits, 10, evidence)
     plain_au, plain_eu = plain_logtoku(logits, 10, evidence)
-    np.testing.assert_allclose(au, plain_au, **LOGTOKU_ERROR)
+    np.testing.assert_allclose(au, plain_au, **LOGTOKU_ERROR[evidence])
     np.testing.assert_allclose(eu, plain_eu, rtol=2.0**-20)
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32) | st.just(-INF), min_size=2, max_size=20),
+    st.sampled_from([1, 2, 3, 10, 40]),
+)
+def test_doubt_is_between_0_and_1(device: torch.device, row: list[float], k: int) -> None:
+    """After every rounding."""
+    au = launch(logtoku, device, torch.tensor([[0.0, *row]]), k, PROBS)[0]
+    assert 0 <= au.item() <= 1
+
+
+@pytest.mark.parametrize("vocab", [2, 10, 2600])
+@pytest.mark.parametrize("k", [1, 2, 7, 10, 40])
+def test_a_flat_row_is_all_doubt_and_a_one_hot_row_none(
+    device: torch.device, vocab: int, k: int
+) -> None:
+    """One candidate alone is none either; of a sure token nothing is left to rounding."""
+    logits = torch.full((2, vocab), -3.0)
+    logits[1, 1] = 1000.0
+    flat, hot = launch(logtoku, device, logits, k, PROBS)[0].tolist()
+    assert hot == 0
+    if k == 1:
+        assert flat == 0
+    else:
+        np.testing.assert_allclose(flat, 1, **LOGTOKU_ERROR[PROBS])
+
+
+def test_the_tail_below_the_candidates_does_not_matter(device: torch.device) -> None:
+    """Not a bit, in mass or in length."""
+    row = torch.linspace(4, 1, 10)
+    tails = ([], [-INF] * 90, [0.5] * 90, [1.0] * 90, [0.9] * 2590)
+    results = [
+        launch(logtoku, device, torch.cat([row, torch.tensor(tail)])[None], 10, PROBS)[0]
+        for tail in tails
+    ]
+    assert all(torch.equal(bits(result), bits(results[0])) for result in results)
 
 
 @pytest.mark.parametrize("k", [150, 1000], ids=["candidates", "more than there are candidates"])
@@ -116,8 +172,8 @@ def test_many_of_the_largest(device: torch.device, k: int) -> None:
     for evidence in (PROBS, LOGITS):
         au, eu = launch(logtoku, device, logits, k, evidence)
         plain_au, plain_eu = plain_logtoku(logits, k, evidence)
-        # Sums of k float32 terms, pairwise: log2(1024) roundings more.
-        np.testing.assert_allclose(au, plain_au, atol=2.0**-19, rtol=2.0**-19)
+        # Sums of k float32 terms, pairwise: log2(1024) roundings of 2**-24 more, of up to 7.
+        np.testing.assert_allclose(au, plain_au, atol=2.0**-16 + 70 * 2.0**-24)
         np.testing.assert_allclose(eu, plain_eu, rtol=2.0**-19)
 
 
@@ -128,13 +184,13 @@ def test_a_measured_draw_is_the_draw_and_its_measures(
     device: torch.device, dtype: torch.dtype, vocab: int, k: int
 ) -> None:
     logits = random_logits(4, vocab, 3.0, 1, dtype)
-    sampling, row = torch.tensor(PARAMS), torch.arange(4)
+    sampling, row = torch.tensor(PARAMS, dtype=torch.float64), torch.arange(4)
     draw = (logits, sampling, 5 + row, 9 * row, TARGET)
-    token, tau, log_z, measures = launch(sample_measured, device, *draw, k, PROBS)
-    for got, want in zip((token, tau, log_z), launch(sample, device, *draw), strict=True):
+    token, truncation, measures = launch(sample_measured, device, *draw, k, PROBS)
+    for got, want in zip((token, truncation), launch(sample, device, *draw), strict=True):
         assert torch.equal(bits(got), bits(want))
-    x, heat = logits.double(), sampling[:, 0].double()
-    logprob = x[row, token] / heat - log_z.double()
+    x, heat = logits.double(), sampling[:, 0]
+    logprob = (x[row, token] - truncation[:, LARGEST]) / heat - truncation[:, LOG_Z].double()
     logprob[1] = 0  # greedy
     np.testing.assert_allclose(measures[:, LOGPROB], logprob, rtol=2.0**-23, atol=2.0**-24)
     full = x.log_softmax(1)[row, token]
@@ -146,17 +202,17 @@ def test_a_measured_draw_is_the_draw_and_its_measures(
         assert measures[:, [ALEATORIC, EPISTEMIC]].isnan().all()
     else:
         au, eu = plain_logtoku(logits, k, PROBS)
-        np.testing.assert_allclose(measures[:, ALEATORIC], au, **LOGTOKU_ERROR)
+        np.testing.assert_allclose(measures[:, ALEATORIC], au, **LOGTOKU_ERROR[PROBS])
         np.testing.assert_allclose(measures[:, EPISTEMIC], eu, rtol=2.0**-20)
 
 
 def test_the_reference_measures_the_same() -> None:
     logits = random_logits(4, 500, 3.0, 2, torch.float32)
     logits[3, 7] = NAN
-    sampling, row = torch.tensor(PARAMS), torch.arange(4)
+    sampling, row = torch.tensor(PARAMS, dtype=torch.float64), torch.arange(4)
     draw = (logits, sampling, 5 + row, 9 * row, TARGET)
-    token, tau, log_z, measures = sample_measured(*draw, 10, LOGITS)
-    for got, want in zip((token, tau, log_z), sample(*draw), strict=True):
+    token, truncation, measures = sample_measured(*draw, 10, LOGITS)
+    for got, want in zip((token, truncation), sample(*draw), strict=True):
         assert torch.equal(bits(got), bits(want))
     whole = logits[:3]
     np.testing.assert_array_equal(measures[:, ENTROPY], entropy(logits, torch.ones(4)))

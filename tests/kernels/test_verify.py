@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybridgen.kernels import verify
 from hybridgen.kernels.philox import ACCEPT, DRAFT, LARGEST, RESIDUAL, SMALLEST, TARGET
-from hybridgen.kernels.sampling import filter_logits, sample
+from hybridgen.kernels.sampling import LOG_Z, filter_logits, sample
 from hybridgen.kernels.verify import verify_coupled, verify_rejection
 
 INF, NAN = float("inf"), float("nan")
@@ -44,8 +44,7 @@ class Round(NamedTuple):
     target_logits: Tensor  # [B, K + 1, V]
     draft_logits: Tensor  # [B, K, V']
     drafts: Tensor  # [B, K]
-    draft_tau: Tensor  # [B, K]
-    draft_log_z: Tensor  # [B, K]
+    draft_truncation: Tensor  # [B, K, 3]
     sampling: Tensor  # [B, 4]
     seed: Tensor  # [B]
     length: Tensor  # [B]
@@ -54,7 +53,7 @@ class Round(NamedTuple):
         return verify_rejection(*self)
 
     def coupled(self) -> tuple[Tensor, Tensor, Tensor]:
-        return verify_coupled(self.target_logits, self.drafts, *self[5:])
+        return verify_coupled(self.target_logits, self.drafts, *self[4:])
 
     def rows(self, index: Tensor) -> "Round":
         return Round(*(field[index] for field in self))
@@ -72,23 +71,21 @@ def draft(
     models: World, drafts: int, rows: int, sampling: tuple = PLAIN, stream: int = DRAFT
 ) -> Round:
     """Draft from the token 0 at position 10, as the loop does: one seed a row, 0, 1, 2, ..."""
-    params = torch.tensor([sampling], dtype=torch.float32).expand(rows, -1)
+    params = torch.tensor([sampling], dtype=torch.float64).expand(rows, -1)
     seed, length = torch.arange(rows), torch.full((rows,), 10)
     last = torch.zeros(rows, dtype=torch.int64)
-    tokens, logits, taus, log_zs = [last], [], [], []
+    tokens, logits, truncations = [last], [], []
     for i in range(drafts):
         logits.append(models.slm[tokens[-1]])
-        token, tau, log_z = sample(logits[-1], params, seed, length + i, stream)
+        token, truncation = sample(logits[-1], params, seed, length + i, stream)
         tokens.append(token)
-        taus.append(tau)
-        log_zs.append(log_z)
+        truncations.append(truncation)
     read = torch.stack(tokens, 1)
     return Round(
         models.llm[read],
         torch.stack(logits, 1) if logits else torch.empty(rows, 0, models.slm.shape[1]),
         read[:, 1:],
-        torch.stack(taus, 1) if taus else torch.empty(rows, 0),
-        torch.stack(log_zs, 1) if log_zs else torch.empty(rows, 0),
+        torch.stack(truncations, 1) if truncations else torch.empty(rows, 0, 3),
         params,
         seed,
         length,
@@ -98,10 +95,9 @@ def draft(
 def tables(models: World, sampling: tuple) -> tuple[np.ndarray, np.ndarray]:
     """p and q [V, max(V, V')] in float64, by the token before."""
     width = max(models.llm.shape[1], models.slm.shape[1])
-    values = np.float32(sampling).tolist()
     p, q = (
         np.array([np.pad(r, (0, width - len(r))) for r in rows])
-        for rows in ([filtered(row.tolist(), *values) for row in table] for table in models)
+        for rows in ([filtered(row.tolist(), *sampling) for row in table] for table in models)
     )
     return p, q
 
@@ -161,6 +157,29 @@ def test_a_round_follows_the_enumerated_law(drafts: int, sampling: tuple) -> Non
 
 def test_a_round_follows_the_enumerated_law_over_many_rows() -> None:
     assert fit(world(vocab=8, seed=1), 2, (0.8, 5, 0.95, 0.02), rows=200_000) > ACCEPTABLE
+
+
+def stepped(models: World, level: float, step: float) -> World:
+    """Logits of few values, ``step`` apart around ``level``: most rows have equals at the top."""
+    return World(*(level + table.round() * step for table in models))
+
+
+@pytest.mark.parametrize("temperature", [1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 0.1, 10.0, 1e4])
+def test_a_round_follows_the_enumerated_law_at_every_temperature(temperature: float) -> None:
+    """Of equals, of logits an ulp apart, and of large ones, whose quotients are beyond float32."""
+    for level, step in ((0, 1), (1, 2.0**-23), (-3e4, 0.5), (1e30, 1e24)):
+        models = stepped(world(seed=5), level, step)
+        assert fit(models, 2, (temperature, 0, 1.0, 0.0), rows=10_000) > ACCEPTABLE
+
+
+@pytest.mark.parametrize("temperature", [1e-8, 1e-5])
+def test_two_equals_are_as_likely_at_any_temperature(temperature: float) -> None:
+    """Both as drafts and as the LLM's tokens: each half of 20,000, within four deviations."""
+    models = World(torch.tensor([[30.0, 30.0, 7.0]] * 3), torch.tensor([[30.0, 30.0, 7.0]] * 3))
+    tokens, count, _ = draft(models, 1, 20_000, (temperature, 0, 1.0, 0.0)).rejection()
+    assert (count == 2).all()
+    for column in (0, 1):
+        assert abs((tokens[:, column] == 0).float().mean() - 0.5) < 4 * 0.5 / 20_000**0.5
 
 
 @pytest.mark.parametrize("draft_vocab", [3, 6])
@@ -233,14 +252,12 @@ def one_draft(p: list[float], q: list[float], token: int) -> Round:
     target, drafted = (
         torch.tensor(x, dtype=torch.float64).log().float()[None, None] for x in (p, q)
     )
-    params = torch.tensor([PLAIN])
-    tau, log_z = filter_logits(drafted[0], params)
+    params = torch.tensor([PLAIN], dtype=torch.float64)
     return Round(
         target.expand(1, 2, -1),
         drafted,
         torch.tensor([[token]]),
-        tau[None],
-        log_z[None],
+        filter_logits(drafted[0], params)[None],
         params,
         torch.tensor([3]),
         torch.tensor([0]),
@@ -272,13 +289,13 @@ def test_denormal_probabilities() -> None:
     assert count.tolist() == [1] and tokens[0, 0] == 0
 
 
-@pytest.mark.parametrize("damage", ["log_z", "logits", "both"])
+@pytest.mark.parametrize("damage", ["truncation", "logits", "both"])
 def test_trap_6_nan_in_the_draft_means_drawn_from_the_llm(damage: str) -> None:
     """Never the rejected token over again: p's law, and nothing flagged."""
     case = draft(world(seed=4), 2, 20_000)
     if damage != "logits":
-        case = case._replace(draft_log_z=torch.full_like(case.draft_log_z, NAN))
-    if damage != "log_z":
+        case = case._replace(draft_truncation=torch.full_like(case.draft_truncation, NAN))
+    if damage != "truncation":
         case = case._replace(draft_logits=torch.full_like(case.draft_logits, NAN))
     tokens, count, broken = case.rejection()
     assert (count == 1).all() and not broken.any()
@@ -290,7 +307,8 @@ def test_a_residual_without_mass_means_drawn_from_the_llm(monkeypatch: pytest.Mo
     """q above p everywhere, by an error of its normaliser: p - q is nowhere positive."""
     monkeypatch.setattr(verify, "uniform", lambda seed, *_: np.full((len(seed), 1), LARGEST))
     case = draft(world(noise=0.0), 1, 20_000)
-    tokens, count, _ = case._replace(draft_log_z=case.draft_log_z - 0.01).rejection()
+    case.draft_truncation[..., LOG_Z] -= 0.01
+    tokens, count, _ = case.rejection()
     assert (count == 1).all()
     law = tables(world(), PLAIN)[0][0]
     assert p_value(np.bincount(tokens[:, 0], minlength=4), law) > ACCEPTABLE
@@ -313,11 +331,11 @@ def mixed(rows: int = 12, drafts: int = 3, vocab: int = 40) -> Round:
     target = torch.randn(rows, drafts + 1, vocab, generator=generator) * 2
     logits = target[:, :drafts] + 0.4 * torch.randn(rows, drafts, vocab, generator=generator)
     kinds = [*SAMPLINGS, GREEDY, (0.6, 20, 0.95, 0.0)]
-    sampling = torch.tensor([kinds[i % len(kinds)] for i in range(rows)], dtype=torch.float32)
+    sampling = torch.tensor([kinds[i % len(kinds)] for i in range(rows)], dtype=torch.float64)
     seed, length = torch.arange(rows) * 31, torch.arange(rows) + 5
     steps = [sample(logits[:, i], sampling, seed, length + i, DRAFT) for i in range(drafts)]
-    drawn, tau, log_z = (torch.stack(x, 1) for x in zip(*steps, strict=True))
-    return Round(target, logits, drawn, tau, log_z, sampling, seed, length)
+    drawn, truncation = (torch.stack(x, 1) for x in zip(*steps, strict=True))
+    return Round(target, logits, drawn, truncation, sampling, seed, length)
 
 
 def emitted(result: tuple[Tensor, Tensor, Tensor]) -> list[list[int]]:
@@ -358,7 +376,7 @@ def test_broken_rows_are_flagged_where_they_are_read(mode: str, value: float) ->
 def test_no_drafts_is_a_plain_step(mode: str, sampling: tuple) -> None:
     case = draft(world(vocab=9), 0, 20, sampling)
     tokens, count, _ = getattr(case, mode)()
-    alone = sample(case.target_logits[:, 0], *case[5:], TARGET)[0]
+    alone = sample(case.target_logits[:, 0], *case[4:], TARGET)[0]
     assert tokens.shape == (20, 1) and torch.equal(tokens[:, 0], alone) and (count == 1).all()
 
 
@@ -371,15 +389,15 @@ def test_greedy_accepts_the_leading_argmaxes(mode: str) -> None:
         target,
         torch.zeros(4, 3, 6),
         drafts,
-        torch.zeros(4, 3),
-        torch.zeros(4, 3),
-        torch.tensor([GREEDY]).expand(4, -1),
+        torch.zeros(4, 3, 3),
+        torch.tensor([GREEDY], dtype=torch.float64).expand(4, -1),
         torch.arange(4),
         torch.arange(4),
     )
     assert emitted(getattr(case, mode)()) == [[3, 1, 4, 1], [3, 1, 4], [3, 1], [3]]
     # Beside a sampled row greedy rows take another way to the same end.
-    beside = case._replace(sampling=torch.tensor([GREEDY, GREEDY, GREEDY, PLAIN]))
+    mixture = torch.tensor([GREEDY, GREEDY, GREEDY, PLAIN], dtype=torch.float64)
+    beside = case._replace(sampling=mixture)
     assert emitted(getattr(beside, mode)())[:3] == [[3, 1, 4, 1], [3, 1, 4], [3, 1]]
 
 
@@ -389,9 +407,8 @@ def test_greedy_takes_the_first_of_equals() -> None:
         target,
         torch.zeros(2, 1, 4),
         torch.tensor([[1], [2]]),
-        torch.zeros(2, 1),
-        torch.zeros(2, 1),
-        torch.tensor([GREEDY, GREEDY]),
+        torch.zeros(2, 1, 3),
+        torch.tensor([GREEDY, GREEDY], dtype=torch.float64),
         torch.arange(2),
         torch.arange(2),
     )
@@ -406,9 +423,8 @@ def test_greedy_takes_the_first_of_equals_beside_a_sampled_row() -> None:
         target,
         torch.tensor([[[4.0, 0, 0, 0]]]).expand(2, -1, -1),
         torch.tensor([[2], [2]]),
-        torch.zeros(2, 1),
-        torch.zeros(2, 1),
-        torch.tensor([GREEDY, PLAIN]),
+        torch.zeros(2, 1, 3),
+        torch.tensor([GREEDY, PLAIN], dtype=torch.float64),
         torch.arange(2),
         torch.arange(2),
     )
@@ -424,7 +440,7 @@ def test_coupled_tokens_are_the_llms_own_whatever_is_drafted(sampling: tuple) ->
     """Good drafts, random drafts, constant drafts, drafts beyond the vocabulary: one text."""
     models = world(vocab=12, noise=0.5, seed=6)
     rows, drafts = 40, 4
-    params = torch.tensor([sampling]).expand(rows, -1)
+    params = torch.tensor([sampling], dtype=torch.float64).expand(rows, -1)
     seed, text = torch.arange(rows), [torch.zeros(rows, dtype=torch.int64)]
     for i in range(drafts + 1):  # the LLM alone
         position = torch.full((rows,), 10 + i)

@@ -15,7 +15,7 @@ from sampling_oracle import ACCEPTABLE, filtered, p_value
 from torch import Tensor
 
 from hybridgen.kernels.philox import DRAFT
-from hybridgen.kernels.sampling import sample
+from hybridgen.kernels.sampling import LOG_Z, sample
 from hybridgen.kernels.verify import (
     SOURCE_LLM,
     SOURCE_SLM,
@@ -38,8 +38,7 @@ class Block(NamedTuple):
     target: Tensor  # [B, K + 1, V]
     draft: Tensor  # [B, K, V']
     drafts: Tensor  # [B, K]
-    tau: Tensor
-    log_z: Tensor
+    truncation: Tensor
     sampling: Tensor
     seed: Tensor
     length: Tensor
@@ -67,19 +66,17 @@ def block(
     target = logits[..., :vocab].to(dtype)
     draft = (logits[:, :num_drafts] + noise)[..., :draft_vocab].to(dtype)
     row = torch.arange(batch)
-    sampling = torch.tensor(params)[row % len(params)]
+    sampling = torch.tensor(params, dtype=torch.float64)[row % len(params)]
     return drawn(target, draft, sampling, 11 + row, 3 + 7 * row)
 
 
 def drawn(target: Tensor, draft: Tensor, sampling: Tensor, seed: Tensor, length: Tensor) -> Block:
     batch, num_drafts, _ = draft.shape
     drafts = torch.zeros(batch, num_drafts, dtype=torch.int64)
-    tau, log_z = torch.zeros(batch, num_drafts), torch.zeros(batch, num_drafts)
+    truncation = torch.zeros(batch, num_drafts, 3)
     for i in range(num_drafts):
-        drafts[:, i], tau[:, i], log_z[:, i] = sample(
-            draft[:, i], sampling, seed, length + i, DRAFT
-        )
-    return Block(target, draft, drafts, tau, log_z, sampling, seed, length)
+        drafts[:, i], truncation[:, i] = sample(draft[:, i], sampling, seed, length + i, DRAFT)
+    return Block(target, draft, drafts, truncation, sampling, seed, length)
 
 
 def assert_same(actual: tuple, expected: tuple) -> None:
@@ -121,6 +118,20 @@ def test_judges_as_the_reference_does(
     assert_same(launch(verify_rejection, device, *b), verify_rejection(*b))
     coupled = [t if t is not b.drafts else t.clamp_max(vocabs[0] - 1) for t in b.coupled]
     assert_same(launch(verify_coupled, device, *coupled), verify_coupled(*coupled))
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-8, 1e-7, 1e-5, 1e4])
+def test_judges_as_the_reference_does_at_every_temperature(
+    device: torch.device, temperature: float
+) -> None:
+    """Of equals, of logits an ulp apart, and of those whose differences are beyond float32."""
+    b = block(6, 3, 20, 20, [(temperature, 0, 1.0, 0.0)], distance=0.7)
+    for level, step in ((0, 1), (1, 2.0**-23), (-3e4, 0.5), (0, 3e37)):
+        target, draft = (level + logits.round() * step for logits in (b.target, b.draft))
+        case = drawn(target, draft, b.sampling, b.seed, b.length)
+        result = launch(verify_rejection, device, *case)
+        assert_same(result, verify_rejection(*case))
+        assert not result[2].any()
 
 
 def test_all_numbers_of_accepted_drafts_occur(device: torch.device) -> None:
@@ -184,7 +195,7 @@ def test_a_row_keeps_its_verdict_in_any_batch(device: torch.device) -> None:
 def test_a_rejected_draft_is_not_emitted_when_q_is_nan(device: torch.device) -> None:
     """[6] The token comes from p instead, from all of it: not only from what q never drew."""
     b = block(16, 1, 12, 12, [OFF, (1.0, 5, 1.0, 0.0)])
-    b.log_z.fill_(NAN)
+    b.truncation[..., LOG_Z] = NAN
     result = launch(verify_rejection, device, *b)
     assert_same(result, verify_rejection(*b))
     assert (result[1] == 1).all() and len(set(result[0][:, 0].tolist())) > 3
@@ -210,9 +221,8 @@ def test_a_draft_of_tiny_probability_is_compared_and_not_divided_by(device: torc
         target,
         draft,
         torch.tensor([[1]]),
-        torch.tensor([[-95.0]]),
-        torch.tensor([[0.1]]),
-        torch.tensor([OFF]),
+        torch.tensor([[[-95.0, 0.0, 0.1]]]),
+        torch.tensor([OFF], dtype=torch.float64),
         row,
         row,
     )
@@ -249,7 +259,7 @@ def test_emitted_tokens_follow_the_target(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(5)
     target = torch.randn(1, 2, 6, generator=generator).expand(count, -1, -1)
     draft = torch.randn(1, 1, 6, generator=generator).expand(count, -1, -1)
-    sampling = torch.tensor([(0.8, 4, 0.95, 0.0)]).expand(count, -1)
+    sampling = torch.tensor([(0.8, 4, 0.95, 0.0)], dtype=torch.float64).expand(count, -1)
     b = drawn(target, draft, sampling, torch.full((count,), 3), torch.arange(count) * 2)
     tokens, _, _ = launch(verify_rejection, device, *b)
     law = filtered(target[0, 0].tolist(), *sampling[0].tolist())

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridgen.kernels.weights import ONE, UNDERFLOW, rate, weights
-from hybridgen.kernels.weights_triton import key_of, logit_of, rate_of
+from hybridgen.kernels.weights_triton import heat_of, key_of, logit_of, rate_of
 from hybridgen.kernels.weights_triton import weights as triton_weights
 
 INF = float("inf")
-temperatures = st.floats(2.0**-20, 2.0**20, width=32)
+temperatures = st.floats(2.0**-20, 2.0**20, width=32) | st.floats(
+    min_value=0, exclude_min=True, allow_infinity=False, width=32
+)
 logits = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
@@ -21,8 +23,8 @@ logits = st.floats(-(2.0**100), 2.0**100, width=32)
 def weights_kernel(x_ptr, temperature_ptr, out_ptr, N: tl.constexpr):
     i = tl.arange(0, N)
     x = tl.load(x_ptr + i)
-    heat = 1.0 / tl.load(temperature_ptr).to(tl.float64)
-    tl.store(out_ptr + i, triton_weights(x, tl.max(x, 0), rate_of(heat)))
+    rate = rate_of(heat_of(tl.load(temperature_ptr)))
+    tl.store(out_ptr + i, triton_weights(x, tl.max(x, 0), rate))
 
 
 @triton.jit

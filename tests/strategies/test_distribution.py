@@ -83,6 +83,21 @@ def test_every_filter_writes_the_llms_law(sampling: tuple, rejection: bool) -> N
     assert speculative_p_value(3, rejection, sampling) > BOUND
 
 
+@pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
+@pytest.mark.parametrize("temperature", [1e-8, 1e-7, 1e-5, 1e4])
+def test_every_temperature_writes_the_llms_law(temperature: float, rejection: bool) -> None:
+    """Of two to five equals at the top, and of logits an ulp apart."""
+    for level, step in ((30.0, 1.0), (1.0, 2.0**-23)):
+        slm, llm = decoders(5)
+        for decoder in (slm, llm):
+            decoder.table = level + decoder.table.round().clamp_max(1) * step
+        sampling = (temperature, 0, 1.0, 0.0)
+        state = loaded_state(5, 3, sampling)
+        program = Program(partial(speculative.speculative_round, state, slm, llm, 3, rejection))
+        observed = sample_law(state, program, PROMPT, DEPTH, 5)
+        assert p_value(observed, enumerate_law(llm.table, PROMPT, DEPTH, sampling)) > BOUND
+
+
 @pytest.mark.parametrize("vocab, depth", [(2, 6), (3, 4), (8, 3)])
 def test_every_vocabulary_writes_the_llms_law(vocab: int, depth: int) -> None:
     assert speculative_p_value(4, True, PLAIN, vocab, depth) > BOUND
@@ -132,6 +147,11 @@ def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
         sample_law(state, program, PROMPT, 1, 5)
         texts.append(state.tokens[:, : len(PROMPT) + 8])
     assert all(torch.equal(text, texts[0]) for text in texts[1:])
+
+
+def test_the_state_holds_the_numbers_given() -> None:
+    sampling = (0.7, 16_777_217, 0.8, 0.1)
+    assert loaded_state(5, 1, sampling).sampling.unique(dim=0).tolist() == [[*sampling]]
 
 
 class ShiftDecoder:
