@@ -286,12 +286,15 @@ def _check_length(tokenizer: Any, text: str, name: str, room: Room) -> None:
 
     A beginning of the text is tokenised. Where the text is cut the tokens may be others than those
     of the whole, but these are few: if the beginning has twice the tokens that fit and some more,
-    the whole does not fit. Spaces at the cut are left out: a special token may swallow them.
+    the whole does not fit. Spaces at the cut are left out if a token after them swallows them.
     """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    swallowing = tuple(token.content for token in added if token.lstrip)
     enough = 2 * room.tokens + CUT
     cut = CHARACTERS * enough
     while cut < len(text):
-        beginning = text[:cut].rstrip()
+        swallowed = text[cut:].lstrip().startswith(swallowing)
+        beginning = text[:cut].rstrip() if swallowed else text[:cut]
         count = len(tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"])
         if count > enough:
             room.refuse(name, f"more than {count} tokens", f"more than {count + room.new_tokens}")

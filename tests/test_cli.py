@@ -22,6 +22,7 @@ import hybridgen.generator
 from hybridgen.cli import STRATEGIES, main
 from hybridgen.result import GenerationResult, format_stats
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 STATS = {"strategy": "speculative", "total_tokens": 3, "slm_tokens": 2, "llm_tokens": 1, "seed": 5}
 
 
@@ -241,7 +242,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tiny_pair: TinyPair) -
             [sys.executable, "-m", "hybridgen", *models, "p", "--stats", "none"],
             stdout=gone,
             stderr=subprocess.PIPE,
-            env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+            env=BUFFERED,
             text=True,
         )
     assert (done.returncode, done.stderr) == (141, "")
@@ -252,7 +253,10 @@ def shell(tiny_pair: TinyPair, redirection: str, *arguments: str) -> Any:
     models = ["--slm", str(tiny_pair.slm), "--llm", str(tiny_pair.llm), "--device", "cpu"]
     words = [sys.executable, "-m", "hybridgen", *models, "--max-new-tokens", "5", *arguments]
     return subprocess.run(
-        ["bash", "-c", f"{shlex.join(words)} {redirection}"], capture_output=True, text=True
+        ["bash", "-c", f"{shlex.join(words)} {redirection}"],
+        capture_output=True,
+        env=BUFFERED,
+        text=True,
     )
 
 

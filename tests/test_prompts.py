@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import train_tokenizer
+from tokenizers import AddedToken
 from transformers import BatchEncoding
 
 from hybridgen.prompts import Prompt, Room
@@ -261,6 +262,16 @@ def test_a_text_of_few_long_tokens_is_never_refused_by_its_length() -> None:
             return {"input_ids": [7] * (1 + len(text) // 10**6)}
 
     assert Prompt(Spaces(), "x" * 5_000_000).token_ids(Room(20, 10)) == [[7] * 6]
+
+
+def test_spaces_are_counted_unless_a_token_after_them_swallows_them() -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.add_tokens([AddedToken("<mask>", lstrip=True)])
+    room, many = Room(20, 10), " " * 10**5
+    assert len(Prompt(tokenizer, "a" + many + "<mask>").token_ids(room)[0]) == 2
+    for text in (many, many + "<b>", many + "b<mask>"):
+        with pytest.raises(ValueError, match=r"^prompt has more than"):
+            Prompt(tokenizer, text).token_ids(room)
 
 
 def test_a_cut_through_a_long_token_refuses_nothing() -> None:
