@@ -69,6 +69,8 @@ class Found:
         with named(self.argument, self.name):
             model, is_ours = self._build(place, dtype or self.dtype(place))
             decoder = Decoder.from_model(model, batch_invariant)
+            if not decoder.weights.norm.any():
+                raise ValueError("its final norm is all zeros: every logit would be 0")
             if is_ours:
                 del model
                 decoder.pack()
