@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hybridgen.checks import check_float, check_int, shown
-from hybridgen.engine.rope import check_rope
+from hybridgen.engine.rope import rope_type
 
 WIDEST = 2**31 - 1
 
@@ -128,7 +128,7 @@ def refusal(config: PretrainedConfig) -> str | None:
         return f"{kind} with hidden_act={shown(config.hidden_act)}: only silu is supported"
     try:
         _check_layers(config, FAMILIES[kind])
-        check_rope(config)
+        rope_type(config)
     except (ValueError, TypeError) as error:
         return str(error)
     return None
@@ -149,7 +149,7 @@ def _check_layers(config: PretrainedConfig, family: Family) -> None:
             f"{kind} with {' and '.join(other)} in layer_types: only {' and '.join(known)} "
             "is supported there"
         )
-    if kinds and len(kinds) != layers:
+    if kinds and len(kinds) < layers:
         raise ValueError(f"{kind}: layer_types has {len(kinds)} entries for {layers} layers")
     for layer in range(layers):
         family.window(config, layer)
