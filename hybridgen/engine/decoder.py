@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from hybridgen.engine.cache import CacheLayout
-from hybridgen.engine.families import Weights, check, fuse
+from hybridgen.engine.families import Weights, fuse
 from hybridgen.engine.rope import context, head_dim, rope_table
 from hybridgen.kernels.attention import Plan, attention, make_plan
 from hybridgen.kernels.layers import embed
@@ -40,6 +40,7 @@ def cache_layout(config: PretrainedConfig, device: torch.device, dtype: torch.dt
 class Decoder:
     """A llama, mistral, qwen2 or qwen3 model over a bound cache.
 
+    config            one that `families.check` lets through, as `families.fuse` makes sure
     batch_invariant   a token's logits have the same bits however many rows and tokens are computed
                       with it; on CPU this may pad rows, so a draft model turns it off
     """
@@ -51,7 +52,6 @@ class Decoder:
         generation_config: GenerationConfig | None = None,
         batch_invariant: bool = True,
     ) -> None:
-        check(config)
         self.config = config
         self.generation_config = generation_config
         self.batch_invariant = batch_invariant

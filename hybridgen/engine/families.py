@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hybridgen.checks import check_float, check_int, shown
-from hybridgen.engine.rope import check_rope
+from hybridgen.engine.rope import rope_type
 
 WIDEST = 2**31 - 1
 
@@ -128,7 +128,7 @@ def refusal(config: PretrainedConfig) -> str | None:
         return f"{kind} with hidden_act={shown(config.hidden_act)}: only silu is supported"
     try:
         _check_layers(config, FAMILIES[kind])
-        check_rope(config)
+        rope_type(config)
     except (ValueError, TypeError) as error:
         return str(error)
     return None
@@ -149,7 +149,7 @@ def _check_layers(config: PretrainedConfig, family: Family) -> None:
             f"{kind} with {' and '.join(other)} in layer_types: only {' and '.join(known)} "
             "is supported there"
         )
-    if kinds and len(kinds) != layers:
+    if kinds and len(kinds) < layers:
         raise ValueError(f"{kind}: layer_types has {len(kinds)} entries for {layers} layers")
     for layer in range(layers):
         family.window(config, layer)
@@ -173,8 +173,7 @@ def fuse(model: PreTrainedModel) -> Weights:
 
     The model's own parameters become views of the fused tensors, layer by layer, so it still works
     and shares its memory with the decoder. ValueError for models the native forward cannot run
-    (see `check`), quantised or adapted layers, weights spread over several devices, and a final
-    norm of zeros, with which every logit is 0.
+    (see `check`), quantised or adapted layers, and weights spread over several devices.
     """
     family = check(model.config)
     _check_modules(model)
@@ -195,8 +194,6 @@ def _check_modules(model: PreTrainedModel) -> None:
                 f"{name}: {path} is {type(module).__name__}, not a plain Linear (quantised or "
                 "adapted layers are not supported: merge adapters, load unquantised)"
             )
-    if not model.model.norm.weight.any():
-        raise ValueError(f"{name}: its weights are all zeros (the final norm is)")
     places = {(parameter.device, parameter.dtype) for parameter in model.parameters()}
     if len(places) != 1:
         raise ValueError(f"{name}: all parameters must share one device and dtype, not {places}")

@@ -30,7 +30,7 @@ from hybridgen.engine.decoder import Decoder, cache_layout
 from hybridgen.engine.dtypes import default_dtype
 from hybridgen.engine.families import check
 from hybridgen.engine.keys import check_headers, check_keys
-from hybridgen.engine.rope import context
+from hybridgen.engine.rope import check_rope, context
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Found:
         with named(self.argument, self.name):
             model, is_ours = self._build(place, dtype or self.dtype(place))
             decoder = Decoder.from_model(model, batch_invariant)
+            if not decoder.weights.norm.any():
+                raise ValueError("its final norm is all zeros: every logit would be 0")
             if is_ours:
                 del model
                 decoder.pack()
@@ -87,7 +89,7 @@ def look(
     if isinstance(model, PreTrainedModel):
         return _look_at_loaded(model, argument)
     with named(argument, model):
-        plan = _plan(model, trust_remote_code, check)
+        plan = _plan(model, trust_remote_code, _check_native)
         return Found(
             argument, str(model), plan.config, plan.dtype, lambda *place: (plan.build(*place), True)
         )
@@ -97,7 +99,7 @@ def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
     name = model.name_or_path or type(model).__name__
     with named(argument, name):
         checkpoint.check_quantization(getattr(model.config, "quantization_config", None))
-        check(model.config)
+        _check_native(model.config)
         if not hasattr(model, "lm_head"):
             raise ValueError(f"{type(model).__name__} is no causal language model: it has no head")
         for parameter_name, parameter in model.named_parameters():
@@ -110,6 +112,11 @@ def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
     return Found(
         argument, name, model.config, lambda _: dtype, lambda *place: (_place(model, *place), False)
     )
+
+
+def _check_native(config: PretrainedConfig) -> None:
+    check(config)
+    check_rope(config)
 
 
 def load(

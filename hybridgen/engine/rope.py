@@ -55,7 +55,10 @@ def context(config: PretrainedConfig) -> int:
 
 
 def check_rope(config: PretrainedConfig) -> None:
-    """Raise ValueError for position scaling that is not supported or makes no sense."""
+    """Raise ValueError for position scaling that is not supported or makes no sense.
+
+    It computes, so it has no place where tensors are fakes.
+    """
     name, parameters = config.model_type, config.rope_parameters
     if not isinstance(parameters, dict):
         raise ValueError(f"{name}: rope_parameters must be a dict, got {shown(parameters)}")

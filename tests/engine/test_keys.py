@@ -170,7 +170,10 @@ def test_floats_of_every_size_are_cast(tmp_path: Path, dtype: torch.dtype) -> No
     assert torch.equal(norm, wanted)
 
 
-def test_weights_of_nothing_but_zeros_are_refused(tmp_path: Path) -> None:
-    edit_weights(save_random(tmp_path, "llama"), lambda t: {k: v * 0 for k, v in t.items()})
-    with pytest.raises(ValueError, match=r"llm_model_id: .*all zeros"):
-        load(tmp_path, "llm_model_id", "cpu")
+@pytest.mark.parametrize("as_object", [False, True])
+def test_weights_of_nothing_but_zeros_are_refused(tmp_path: Path, as_object: bool) -> None:
+    model = random_model("llama")
+    torch.nn.init.zeros_(model.model.norm.weight)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"llm_model_id: .*final norm is all zeros"):
+        load(model if as_object else tmp_path, "llm_model_id", "cpu")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import edit_json
 from tiny_models import at, random_model, random_tokens, reference_logits
 from transformers import GPT2Config, LlamaModel
 
@@ -153,3 +154,13 @@ def test_a_model_without_weights_or_head_is_refused() -> None:
     body = LlamaModel(random_model("llama").config)
     with pytest.raises(ValueError, match=r"llm_model_id: .*LlamaModel is no causal language"):
         load(body, "llm_model_id", CPU)
+
+
+def test_positions_without_sense_are_refused(folder: Path) -> None:
+    odd = {"rope_type": "linear", "rope_theta": 0.0, "factor": 2.0}
+    edit_json(folder, rope_parameters=odd)
+    model = random_model("llama")
+    model.config.rope_parameters = odd
+    for source in (folder, model):
+        with pytest.raises(ValueError, match=r"slm_model_id: .*rotary positions are not finite"):
+            look(source, "slm_model_id")

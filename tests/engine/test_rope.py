@@ -8,8 +8,7 @@ import torch
 from tiny_models import bound, random_model, random_tokens
 from transformers import LlamaConfig, Qwen3Config
 
-from hybridgen.engine.families import check
-from hybridgen.engine.rope import context
+from hybridgen.engine.rope import check_rope, context
 
 THETA = {"rope_theta": 1e4}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -51,7 +50,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 def test_the_context_of_a_config(stated: int, scaling: dict[str, Any], expected: int) -> None:
     config = LlamaConfig(max_position_embeddings=stated, rope_parameters={**THETA, **scaling})
     assert context(config) == expected
-    check(config)
+    check_rope(config)
 
 
 def test_a_config_of_older_transformers() -> None:
@@ -112,7 +111,7 @@ def test_scaling_that_makes_no_sense_is_refused_or_unused(
     expected = bound(random_model("llama", rope_parameters=dict(parameters)))._rope_table
     config.rope_parameters.update(change)
     try:
-        check(config)
+        check_rope(config)
     except ValueError as error:
         assert "rotary positions" in str(error)
         return
