@@ -3,7 +3,7 @@
 import os
 
 # Workers share the cores: more threads would only contend.
-THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 
@@ -32,7 +32,7 @@ TRAINING_TEXT = [
     "größe straße façade naïve Ελλάδα Ελλάδα Москва Москва 日本語 日本語 中文 中文 😀 😀 👩‍💻 👩‍💻",
 ]
 
-torch.set_num_threads(int(THREADS))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 if find_spec("triton") is None:  # there is none for this system: no kernel of its own to test
     collect_ignore_glob = [
