@@ -228,11 +228,27 @@ def _stack(linears: list[Any]) -> tuple[Tensor, Tensor | None]:
 
 
 def _stack_parameters(parameters: list[nn.Parameter]) -> Tensor:
+    made = _made_before(parameters)
+    if made is not None:
+        return made
     fused = torch.cat([parameter.data for parameter in parameters])
     parts = torch.split(fused, [len(parameter) for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.data = part
     return fused
+
+
+def _made_before(parameters: list[nn.Parameter]) -> Tensor | None:
+    """The tensor that another decoder of this model made, of which the parameters are the parts."""
+    first = parameters[0].data
+    place, end = first.untyped_storage().data_ptr(), first.storage_offset()
+    for parameter in parameters:
+        here = parameter.untyped_storage().data_ptr(), parameter.storage_offset()
+        if here != (place, end) or not parameter.is_contiguous():
+            return None
+        end += parameter.numel()
+    shape = sum(len(parameter) for parameter in parameters), *first.shape[1:]
+    return first.as_strided(shape, first.stride(), first.storage_offset())
 
 
 def _qk_norm(attention: Any, config: PretrainedConfig) -> Tensor:

@@ -64,6 +64,23 @@ def test_fusing_twice_is_harmless() -> None:
     assert torch.equal(first(tokens, at(0)), second(tokens, at(0)))
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_decoders_of_one_model_share_its_weights(kind: str) -> None:
+    model = random_model(kind, **({"attention_bias": True} if kind == "llama" else {}))
+    first, second = fuse(model), fuse(model)
+    small = {layer.qk_norm.data_ptr() for layer in second.layers if layer.qk_norm is not None}
+    for ours, theirs in zip(first.tensors(), second.tensors(), strict=True):
+        assert ours.shape == theirs.shape and torch.equal(ours, theirs)
+        assert ours.data_ptr() == theirs.data_ptr() or theirs.data_ptr() in small
+    # Parts that only lie in one memory, in another order or with a gap, are not the whole.
+    attention = model.model.layers[0].self_attn
+    q, k = attention.q_proj.weight.data, attention.k_proj.weight.data
+    attention.k_proj.weight.data = k[: len(k) // 2].repeat(2, 1)
+    third = fuse(model)
+    assert torch.equal(third.layers[0].qkv[len(q) : len(q) + len(k) // 2], k[: len(k) // 2])
+    assert third.layers[0].qkv.data_ptr() != first.layers[0].qkv.data_ptr()
+
+
 def test_map_changes_every_tensor_once() -> None:
     weights = fuse(random_model("qwen3", tie_word_embeddings=True))
     halves = weights.map(lambda tensor: tensor.half())

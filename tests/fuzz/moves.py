@@ -208,11 +208,6 @@ def check_text(
     assert text == new
 
 
-def refused(error: BaseException) -> bool:
-    """Whether an error names an argument of `generate`."""
-    return isinstance(error, (ValueError, TypeError)) and any(n in str(error) for n in ARGUMENTS)
-
-
 # --- moves ---
 
 
@@ -227,14 +222,14 @@ def valid_call(generator: HybridGenerator, draw: random.Random) -> None:
 
 
 def hostile_argument(generator: HybridGenerator, draw: random.Random) -> None:
-    """A ValueError or TypeError that names an argument, or a result."""
+    """A ValueError or TypeError that names the argument, or a result."""
     call = random_call(draw)
     name = draw.choice(ARGUMENTS)
     call[name] = draw.choice(HOSTILE)()
     try:
         result = generator.generate(**call)
     except (ValueError, TypeError) as error:
-        assert refused(error), error
+        assert name in str(error), error
         assert len(str(error)) < 2000
     else:
         json.dumps(result.stats, allow_nan=False)
