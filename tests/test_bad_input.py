@@ -269,7 +269,7 @@ def test_arguments_of_the_constructor(
 def test_a_cache_that_does_not_fit_says_the_bytes_before_anything_is_allocated(
     tiny_pair: TinyPair,
 ) -> None:
-    with pytest.raises(ValueError, match=r"needs [\d,]+ bytes.*lower max_batch_size"):
+    with pytest.raises(ValueError, match=r"need [\d,]+ bytes.*lower max_batch_size"):
         make(tiny_pair, max_batch_size=10**9)
 
 
