@@ -11,7 +11,7 @@ those of the cache up to p, once for all query heads of a key head.
 
 On CPU all of it is float32, the cache too: half precision products of this shape are five times
 slower there. A row's bits do not depend on the tokens and rows computed with it: the queries of a
-key head (tokens x group) are padded to `QUERY_TILE` rows, each chunk of `KEY_CHUNK` keys is a
+key head (tokens x group) are taken in tiles (`query_tile`), each chunk of `KEY_CHUNK` keys is a
 product of its own, and chunks are combined in order by their log-sum-exp (as in Dao 2023,
 "Flash-Decoding"): the chunks that a longer batch mate adds have weights of exactly zero.
 """
@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridgen.kernels.layers import rms_norm
+from hybridgen.kernels.query_tile import attend, query_tile
 from hybridgen.kernels.registry import define
 
 KEY_CHUNK = 256
-QUERY_TILE = 8
 MASKED = -1e30  # finite, so that a chunk without a visible key has a weight of 0 and not 0 / 0
 
 
@@ -78,7 +78,9 @@ def make_plan(
     keys = min(-(-longest // KEY_CHUNK) * KEY_CHUNK, positions)
     if batch > 1:
         at.add_(_arange(batch, positions).unsqueeze(1))
-    tile, chunk = (QUERY_TILE, KEY_CHUNK) if batch_invariant else (1, keys)
+    tile, chunk = 1, keys
+    if batch_invariant:
+        tile, chunk = query_tile(rope.shape[3], torch.get_num_threads())[0], KEY_CHUNK
     reversed_query = _reversed_queries(tokens, group, tile, positions)
     band = (reversed_query - column).clamp_max_(positions - 1).view(-1)
     masks: dict[int, Tensor | None] = {}
@@ -169,7 +171,8 @@ def attention_reference(
     group = q_heads // kv_heads
     if index is None or mask is None:
         tokens = cos.shape[0] // start.shape[0]
-        plan = make_plan(start, tokens, cos.new_zeros(2, positions, 1, 1), (window,), group)
+        rope = cos.new_zeros(1).expand(2, positions, 1, dim)
+        plan = make_plan(start, tokens, rope, (window,), group)
         index, mask = plan.index, plan.masks[window]
         assert index is not None and mask is not None
     chunks, batch, _, queries, chunk = mask.shape
@@ -203,6 +206,15 @@ def attention_reference(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float) -> Tensor:
     """softmax(q k / sqrt(D) + mask) v, float32; mask [chunks, B, 1, queries, keys of a chunk]."""
+    _, block = query_tile(q.shape[3], torch.get_num_threads())
+    if q.shape[2] <= block:
+        return _attend_block(q, k, v, mask, softcap)
+    parts = zip(q.split(block, 2), mask.split(block, 3), strict=True)
+    return torch.cat([_attend_block(part, k, v, seen, softcap) for part, seen in parts], 2)
+
+
+def _attend_block(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float) -> Tensor:
+    """`_attend` for as many queries as may be taken together."""
     scale = q.shape[3] ** -0.5
     chunks, chunk = mask.shape[0], mask.shape[4]
     if chunks == 1 and softcap == 0:
@@ -211,9 +223,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float) -> Te
     for i in range(chunks):
         keys, values = k.narrow(2, i * chunk, chunk), v.narrow(2, i * chunk, chunk)
         if softcap == 0:
-            output, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-                q, keys, values, 0.0, False, attn_mask=mask[i], scale=scale
-            )
+            output, total = attend(q, keys, values, mask[i])
         else:
             output, total = _capped(q, keys, values, mask[i], scale, softcap)
         outputs.append(output)
@@ -235,9 +245,10 @@ def _capped(
     has the same shape whatever the number of rows and queries.
     """
     outputs, logsumexp = torch.empty_like(q), q.new_empty(q.shape[:3])
+    size, _ = query_tile(q.shape[3], torch.get_num_threads())
     for b in range(q.shape[0]):
-        for first in range(0, q.shape[2], QUERY_TILE):
-            tile = slice(first, first + QUERY_TILE)
+        for first in range(0, q.shape[2], size):
+            tile = slice(first, first + size)
             scores = torch.matmul(q[b, :, tile], keys[b].mT).mul_(scale / softcap)
             scores = scores.tanh_().mul_(softcap).add_(mask[b, :, tile])
             highest = scores.amax(-1, keepdim=True)

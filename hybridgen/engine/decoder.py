@@ -27,6 +27,7 @@ from hybridgen.kernels.linear import (
     norm_linear,
     pack,
 )
+from hybridgen.kernels.query_tile import query_tile
 from hybridgen.kernels.row_tile import row_tile
 
 
@@ -219,7 +220,10 @@ class Decoder:
         if self._threads == threads:
             return
         self._threads, self._tile, self._block = threads, 1, 1 << 30
-        if not self.batch_invariant or self.device.type != "cpu":
+        if self.device.type != "cpu":
+            return
+        query_tile(self.head_dim, threads)  # remembered, for the first forward
+        if not self.batch_invariant:
             return
         layer, head = self.weights.layers[0], self.weights.head
         self._tile, self._block = row_tile(
