@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,6 +100,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.fail("the interpreter was chosen: ask for the GPU tests with -m gpu alone")
     return torch.device("cuda")
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many threads torch uses: libraries share their sums out by it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -19,7 +19,7 @@ STRATEGIES = ["speculative", "uncertainty", "entropy", "llm", "slm", "custom"]
 class LlmAlone(GenerationStrategy):
     """Reads the arena as a strategy of a user's own does."""
 
-    def generate(self, llm: Any, max_new_tokens: int, request: Any, **rest: Any) -> Any:  # type: ignore[override]
+    def generate(self, llm: Any, max_new_tokens: int, request: Any, **rest: Any) -> Any:
         ids, tokens = list(request.prompt_ids[0]), []
         for position in range(len(ids), len(ids) + max_new_tokens):
             known = ids + tokens
@@ -109,7 +109,7 @@ def test_a_call_from_inside_its_own_stream_is_refused(
 
 def test_a_call_from_inside_a_custom_strategy_is_refused(generator: HybridGenerator) -> None:
     class Nested(GenerationStrategy):
-        def generate(self, **everything: Any) -> Any:  # type: ignore[override]
+        def generate(self, **everything: Any) -> Any:
             return generator.generate("def", "llm", print_stats=False)
 
     generator.strategies["nested"] = Nested()

@@ -1,7 +1,6 @@
 """The native decoder computes transformers' logits, and its rows do not depend on each other."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -241,14 +240,6 @@ def test_a_stale_cache_is_never_seen() -> None:
 
 
 # --- bits: a token's logits do not depend on what is computed with it ---
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 # Widths at which the libraries do switch kernels with the number of rows.

@@ -108,7 +108,7 @@ INNOCENT = [50, 60, 70]  # shorter than what the broken calls below wrote
 
 
 class ReadsAnything(GenerationStrategy):
-    def generate(self, slm: Any, llm: Any, **rest: Any) -> Any:  # type: ignore[override]
+    def generate(self, slm: Any, llm: Any, **rest: Any) -> Any:
         for model in (slm, llm):
             model(torch.tensor([[BROKEN] * 16]), torch.tensor([200]))
         return "", {}

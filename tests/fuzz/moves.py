@@ -26,7 +26,7 @@ Call = dict[str, Any]
 class LlmAlone(GenerationStrategy):
     """A user's own strategy; now and then it fails half-way."""
 
-    def generate(self, llm: Any, max_new_tokens: int, request: Any, **rest: Any) -> Any:  # type: ignore[override]
+    def generate(self, llm: Any, max_new_tokens: int, request: Any, **rest: Any) -> Any:
         ids = [*request.prompt_ids[0]]
         first = len(ids)
         for position in range(first, first + max_new_tokens):

@@ -1,7 +1,7 @@
 """The search for row counts whose products agree to the bit, and what it finds."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,14 +21,6 @@ SHAPES = {
     "Qwen3-0.6B": [(4096, 1024), (1024, 2048), (1024, 3072)],
     "Llama-3.2-1B": [(2048, 2048), (2048, 8192)],
 }
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def layer(
