@@ -83,7 +83,7 @@ def test_the_installed_metadata() -> None:
     about = metadata("hybridgen")
     assert about["Version"] == hybridgen.__version__
     assert about["Requires-Python"] == ">=3.10"
-    assert set(about.get_all("Provides-Extra")) == {"flash", "plot", "test", "bench", "dev"}
+    assert set(about.get_all("Provides-Extra")) == {"flash", "plot", "test", "bench", "dev", "real"}
     (command,) = entry_points(group="console_scripts", name="hybridgen")
     assert command.value == "hybridgen.cli:main"
 
