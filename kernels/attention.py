@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridgen.kernels.layers import rms_norm
-from hybridgen.kernels.query_tile import attend, query_tile
+from hybridgen.kernels.query_tile import KEYS, attend, query_tile
 from hybridgen.kernels.registry import define
 
-KEY_CHUNK = 256
+KEY_CHUNK = KEYS
 MASKED = -1e30  # finite, so that a chunk without a visible key has a weight of 0 and not 0 / 0
 
 

@@ -52,7 +52,7 @@ class Arena:
         check_room(layouts, rows, positions, device, workspace)
         self.layouts = tuple(layouts)
         self.rows = rows
-        self.positions = _round_up(positions, KEY_CHUNK)
+        self.positions = round_up(positions, KEY_CHUNK)
         sizes = [layout.nbytes(rows, self.positions) for layout in self.layouts]
         offsets = _offsets(sizes)
         self.nbytes = offsets[-1] + workspace
@@ -91,7 +91,7 @@ def check_room(
     """Raise ValueError unless ``device`` has memory for the arena of these arguments."""
     if rows < 1 or positions < 1:
         raise ValueError(f"the cache needs at least one row and position, not {rows}, {positions}")
-    positions = _round_up(positions, KEY_CHUNK)
+    positions = round_up(positions, KEY_CHUNK)
     needed = _offsets([layout.nbytes(rows, positions) for layout in layouts])[-1] + workspace
     available = available_bytes(torch.device(device))
     if available is not None and needed > available:
@@ -106,7 +106,7 @@ def _offsets(sizes: Sequence[int]) -> list[int]:
     """Where each part begins, aligned, and where the last one ends."""
     offsets = [0]
     for size in sizes:
-        offsets.append(_round_up(offsets[-1] + size, ALIGNMENT))
+        offsets.append(round_up(offsets[-1] + size, ALIGNMENT))
     return offsets
 
 
@@ -128,5 +128,5 @@ def available_bytes(device: torch.device) -> int | None:
         return None
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

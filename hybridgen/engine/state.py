@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridgen.engine.cache import ALIGNMENT, round_up
+
 QUANTILE_WINDOW = 128
 MAX_EOS = 16
 MAX_DRAFTS = 15
-ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class State:
             if memory is None:
                 return torch.zeros(shape, dtype=dtype, device=device)
             first, size = used, math.prod(shape) * dtype.itemsize
-            used += round_up(size)
+            used += round_up(size, ALIGNMENT)
             return memory[first : first + size].view(dtype).view(shape)
 
         f32, flag = torch.float32, torch.bool
@@ -99,7 +100,9 @@ class State:
     @property
     def nbytes(self) -> int:
         """Bytes of ``memory`` that `allocate` needs for this shape; the device may be "meta"."""
-        return sum(round_up(t.nbytes) for t in vars(self).values() if isinstance(t, Tensor))
+        return sum(
+            round_up(t.nbytes, ALIGNMENT) for t in vars(self).values() if isinstance(t, Tensor)
+        )
 
     def load(
         self,
@@ -132,7 +135,3 @@ class State:
 
 def integers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device="cpu")
-
-
-def round_up(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
