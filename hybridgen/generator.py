@@ -12,9 +12,9 @@ from hybridgen.checks import check_bool, check_choice, check_int, check_no_more,
 from hybridgen.engine.cache import check_room
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.loading import look
+from hybridgen.engine.loading import NAMES, choose_sources, look
 from hybridgen.engine.pair import SLACK, Pair
-from hybridgen.pairing import NAMES, choose_sources, choose_tokenizer
+from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import SOURCE, not_applied, sampling_defaults
 from hybridgen.request import Request, is_streamer, make_request

@@ -1,4 +1,4 @@
-"""Read models and tokenizers from a folder or the hub: the one place that does.
+"""Read models from a folder or the hub: the one place that does; tokenizers: tokenizers.py.
 
 A model is first looked at (`look`): its config, its files' headers, and its parameters on the meta
 device say whether it can be run, at no cost. Then it is loaded. The weights are handed to
@@ -16,11 +16,9 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from hybridgen.checks import shown
@@ -31,6 +29,24 @@ from hybridgen.engine.dtypes import default_dtype
 from hybridgen.engine.families import check
 from hybridgen.engine.keys import check_headers, check_keys
 from hybridgen.engine.rope import check_rope, context
+from hybridgen.pair import LLM_PATH, SLM_PATH
+
+NAMES = ("slm_model_id", "llm_model_id")
+
+
+def choose_sources(slm: Any, llm: Any) -> tuple[Any, Any]:
+    """The two models to load; the embedded pair when neither is named."""
+    if slm is None and llm is None:
+        return str(SLM_PATH), str(LLM_PATH)
+    for name, given, other in zip(NAMES, (slm, llm), reversed(NAMES), strict=True):
+        if given is None:
+            raise ValueError(f"{name} is None but {other} is not: name both models, or neither")
+        if not isinstance(given, (str, PathLike, PreTrainedModel)):
+            raise TypeError(
+                f"{name} must be a hub id, a local folder or a loaded transformers model, "
+                f"got {shown(given)}"
+            )
+    return slm, llm
 
 
 @dataclass(frozen=True)
@@ -146,21 +162,6 @@ def load_model(
     with named(argument, model):
         plan = _plan(model, trust_remote_code, lambda config: None)
         return plan.build(place, dtype or plan.dtype(place))
-
-
-def load_tokenizer(
-    model: str | PathLike[str], argument: str, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. ValueError, naming ``argument``, when there is none to read."""
-    with named(argument, model, "the tokenizer of "):
-        checkpoint.find(model)
-        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
-        assert isinstance(tokenizer, PreTrainedTokenizerBase)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, where no file is
-            raise ValueError("it has no tokenizer with a vocabulary")
-        tokenizer.decode(tokenizer("a")["input_ids"])  # what is damaged shows here
-        checkpoint.end_ids(tokenizer.eos_token_id, "the tokenizer's eos_token_id")
-    return tokenizer
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Models come from folders, ids or memory; what cannot be loaded says which argument is wrong."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,8 @@ from transformers import GPT2Config, LlamaModel
 
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.loading import load, load_model, load_tokenizer, look
+from hybridgen.engine.loading import load, load_model, look
+from hybridgen.engine.tokenizers import load_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -139,11 +139,6 @@ def test_code_in_a_checkpoint_does_not_run(folder: Path) -> None:
     (folder / "evil.py").write_text("raise SystemExit('this code must not run')")
     with pytest.raises(ValueError, match="trust_remote_code"):
         load(folder, "llm_model_id", CPU)
-
-
-def test_a_tokenizer(tiny_pair: Any) -> None:
-    tokenizer = load_tokenizer(tiny_pair.llm, "llm_model_id")
-    assert tokenizer.decode(tokenizer("hello there")["input_ids"]) == "hello there"
 
 
 def test_a_model_without_weights_or_head_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Which tokenizer a pair has: a given one is compared with the models' own."""
+"""A model's tokenizer, and which one a pair has: a given one is compared with the models' own."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from conftest import TinyPair, random_model, save, train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridgen import HybridGenerator
+from hybridgen.engine.tokenizers import load_tokenizer
 
 
 def make(slm: Any, llm: Any, **options: Any) -> HybridGenerator:
@@ -22,6 +23,11 @@ def loaded(folder: Path) -> Any:
 def other(tmp_path: Path) -> Path:
     """A model of fewer tokens."""
     return save(random_model(300, 1, 32, seed=1), train_tokenizer(300), tmp_path / "other")
+
+
+def test_a_tokenizer(tiny_pair: TinyPair) -> None:
+    tokenizer = load_tokenizer(tiny_pair.llm, "llm_model_id")
+    assert tokenizer.decode(tokenizer("hello there")["input_ids"]) == "hello there"
 
 
 @pytest.mark.parametrize("as_object", [False, True])

@@ -1,31 +1,28 @@
-"""Choose two models that can write one text, or say why these two cannot."""
+"""Read tokenizers from a folder or the hub, and choose the one that a pair of models has."""
 
 from os import PathLike
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hybridgen import pair as embedded_pair
 from hybridgen.checks import shown
-from hybridgen.engine.checkpoint import end_ids
-from hybridgen.engine.loading import load_tokenizer
-
-NAMES = ("slm_model_id", "llm_model_id")
+from hybridgen.engine import checkpoint
+from hybridgen.engine.loading import NAMES, named
 
 
-def choose_sources(slm: Any, llm: Any) -> tuple[Any, Any]:
-    """The two models to load; the embedded pair when neither is named."""
-    if slm is None and llm is None:
-        return str(embedded_pair.SLM_PATH), str(embedded_pair.LLM_PATH)
-    for name, given, other in zip(NAMES, (slm, llm), reversed(NAMES), strict=True):
-        if given is None:
-            raise ValueError(f"{name} is None but {other} is not: name both models, or neither")
-        if not isinstance(given, (str, PathLike, PreTrainedModel)):
-            raise TypeError(
-                f"{name} must be a hub id, a local folder or a loaded transformers model, "
-                f"got {shown(given)}"
-            )
-    return slm, llm
+def load_tokenizer(
+    model: str | PathLike[str], argument: str, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. ValueError, naming ``argument``, when there is none to read."""
+    with named(argument, model, "the tokenizer of "):
+        checkpoint.find(model)
+        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, where no file is
+            raise ValueError("it has no tokenizer with a vocabulary")
+        tokenizer.decode(tokenizer("a")["input_ids"])  # what is damaged shows here
+        checkpoint.end_ids(tokenizer.eos_token_id, "the tokenizer's eos_token_id")
+    return tokenizer
 
 
 def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool) -> Any:
@@ -36,7 +33,7 @@ def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool
     if tokenizer is not None:
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(f"tokenizer must be a transformers tokenizer, got {shown(tokenizer)}")
-        end_ids(tokenizer.eos_token_id, "tokenizer: eos_token_id")
+        checkpoint.end_ids(tokenizer.eos_token_id, "tokenizer: eos_token_id")
     own = {}
     for source, name in zip((slm, llm), NAMES, strict=True):
         try:
