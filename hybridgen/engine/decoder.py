@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from hybridgen.engine.cache import CacheLayout
-from hybridgen.engine.families import Weights, fuse
+from hybridgen.engine.families import Family, Weights, fuse
 from hybridgen.engine.rope import context, head_dim, rope_table
 from hybridgen.kernels.attention import Plan, attention, make_plan
 from hybridgen.kernels.layers import embed
@@ -65,10 +65,15 @@ class Decoder:
         self._threads = 0  # for which the row counts were found
 
     @classmethod
-    def from_model(cls, model: PreTrainedModel, batch_invariant: bool = True) -> "Decoder":
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        batch_invariant: bool = True,
+        family: Family | None = None,
+    ) -> "Decoder":
         """A decoder that shares the weights of a loaded model (see `families.fuse`)."""
         generation_config = getattr(model, "generation_config", None)
-        return cls(model.config, fuse(model), generation_config, batch_invariant)
+        return cls(model.config, fuse(model, family), generation_config, batch_invariant)
 
     def pack(self) -> None:
         """Lay the weights out for CPU products, layer by layer, so that no second copy is held.

@@ -168,14 +168,16 @@ def check(config: PretrainedConfig) -> Family:
 
 
 @torch.no_grad()
-def fuse(model: PreTrainedModel) -> Weights:
+def fuse(model: PreTrainedModel, family: Family | None = None) -> Weights:
     """The fused weights of ``model``, without a second copy of them.
+
+    family   of the model, where `check` has let its config through; None: it is checked here
 
     The model's own parameters become views of the fused tensors, layer by layer, so it still works
     and shares its memory with the decoder. ValueError for models the native forward cannot run
     (see `check`), quantised or adapted layers, and weights spread over several devices.
     """
-    family = check(model.config)
+    family = family or check(model.config)
     _check_modules(model)
     body: Any = model.model
     used = body.layers[: model.config.num_hidden_layers]  # transformers runs no more of them

@@ -26,7 +26,7 @@ from hybridgen.engine import checkpoint
 from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.decoder import Decoder, cache_layout
 from hybridgen.engine.dtypes import default_dtype
-from hybridgen.engine.families import check
+from hybridgen.engine.families import FAMILIES, Family, check
 from hybridgen.engine.keys import check_headers, check_keys
 from hybridgen.engine.rope import check_rope, context
 from hybridgen.pair import LLM_PATH, SLM_PATH
@@ -55,7 +55,7 @@ class Found:
 
     argument   the name of the caller's argument, for messages ("slm_model_id")
     name       what the caller gave, for messages
-    config     the model's, whose family has a native decoder
+    config     the model's, which `families.check` has let through
     dtype      what it is loaded in on a device if the caller names none
     """
 
@@ -64,6 +64,11 @@ class Found:
     config: PretrainedConfig
     dtype: Callable[[torch.device], torch.dtype]
     _build: Callable[[torch.device, torch.dtype], tuple[PreTrainedModel, bool]]
+
+    @property
+    def family(self) -> Family:
+        """What the native decoder must know of the model's type."""
+        return FAMILIES[self.config.model_type]
 
     @property
     def max_positions(self) -> int:
@@ -84,7 +89,7 @@ class Found:
         place = torch.device(device)
         with named(self.argument, self.name):
             model, is_ours = self._build(place, dtype or self.dtype(place))
-            decoder = Decoder.from_model(model, batch_invariant)
+            decoder = Decoder.from_model(model, batch_invariant, self.family)
             if not decoder.weights.norm.any():
                 raise ValueError("its final norm is all zeros: every logit would be 0")
             if is_ours:

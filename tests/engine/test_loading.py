@@ -1,6 +1,7 @@
 """Models come from folders, ids or memory; what cannot be loaded says which argument is wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from checkpoints import edit_json
 from tiny_models import at, random_model, random_tokens, reference_logits
 from transformers import GPT2Config, LlamaModel
 
+from hybridgen.engine import families
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.families import refusal
 from hybridgen.engine.loading import load, load_model, look
 from hybridgen.engine.tokenizers import load_tokenizer
 
@@ -65,6 +68,22 @@ def test_looking_costs_no_weights_and_says_what_they_will_be(folder: Path) -> No
     assert found.dtype(CPU) == torch.float32
     model = random_model("qwen3", torch.bfloat16)
     assert look(model, "slm_model_id").dtype(CPU) == torch.bfloat16
+
+
+def test_a_config_is_checked_once_a_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(config: Any) -> str | None:
+        calls.append(config)
+        return refusal(config)
+
+    monkeypatch.setattr(families, "refusal", counted)
+    for source in (folder, random_model("qwen3")):
+        load(source, "llm_model_id", CPU)
+        assert len(calls) == 1
+        calls.clear()
+    Decoder.from_model(random_model("qwen3"))  # nobody has looked at this one
+    assert len(calls) == 1
 
 
 def test_a_model_that_was_cut_by_hand_runs_as_in_transformers() -> None:
