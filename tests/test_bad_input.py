@@ -1,7 +1,6 @@
 """Whatever is wrong with a call, the error names it, and the generator goes on as before."""
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bad_values import OUT_OF_RANGE, WRONG_TYPE
 from conftest import TinyPair
 
 from hybridgen import GenerationStrategy, HybridGenerator, verify_exactness
@@ -46,75 +46,21 @@ def generator(loaded: HybridGenerator, expected: list[int]) -> Iterator[HybridGe
     assert generate(loaded, seed=5).tokens == expected
 
 
-NOT_INT = [True, 2.5, "2", [2], {}, torch.tensor(2)]
-NOT_NUMBER = [True, "0.5", [0.5], {}, torch.tensor(0.5), 1j]
-WRONG_TYPE = [
-    *(("max_new_tokens", value) for value in [*NOT_INT, None]),
-    *(("temperature", value) for value in NOT_NUMBER),
-    *(("top_k", value) for value in NOT_INT),
-    *(("top_p", value) for value in NOT_NUMBER),
-    *(("min_p", value) for value in NOT_NUMBER),
-    *(("num_drafts", value) for value in [*NOT_INT, None]),
-    *(("threshold", value) for value in NOT_NUMBER),
-    *(("llm_fraction", value) for value in NOT_NUMBER),
-    *(("llm_consecutive_tokens", value) for value in [*NOT_INT, None]),
-    *(("verification", value) for value in [None, 1, ["rejection"]]),
-    *(("evidence", value) for value in [None, 1, ["probs"]]),
-    *(("strategy", value) for value in [None, 1, ["llm"], GenerationStrategy]),
-    *(("seed", value) for value in [True, 1.5, "1", [1.5], torch.tensor(1)]),
-    *(("stop", value) for value in [1, b"end", [1], {"end": 1}]),
-    *(("eos_token_id", value) for value in [True, 1.5, "eos", [None]]),
-    *(("ignore_eos", value) for value in [None, 1, "yes"]),
-    *(("stream", value) for value in [1, "stdout", [], print.__class__]),
-    *(("print_stats", value) for value in [None, 1, "no"]),
-]
+WRONG_PRINT_STATS = [("print_stats", value) for value in (None, 1, "no")]
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG_TYPE)
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPE + WRONG_PRINT_STATS)
 def test_a_wrong_type(generator: HybridGenerator, name: str, value: object) -> None:
     with pytest.raises(TypeError, match=rf"^{name}\b"):
         generate(generator, **{name: value})
 
 
-OUT_OF_RANGE = [
-    ("max_new_tokens", 0),
-    ("max_new_tokens", -1),
-    ("temperature", -0.5),
-    ("temperature", math.inf),
-    ("temperature", math.nan),
-    ("top_k", -1),
-    ("top_p", 0.0),
-    ("top_p", 1.5),
-    ("top_p", math.nan),
-    ("min_p", -0.1),
-    ("min_p", 1.1),
-    ("num_drafts", 0),
-    ("num_drafts", 16),
-    ("threshold", -1.0),
-    ("threshold", math.nan),
-    ("llm_fraction", -0.1),
-    ("llm_fraction", 1.1),
-    ("llm_consecutive_tokens", 0),
-    ("llm_consecutive_tokens", 17),
-    ("verification", "exact"),
-    ("evidence", "entropy"),
-    ("strategy", "speculation"),
-    ("strategy", ""),
-    ("seed", -1),
-    ("seed", 2**63),
-    ("seed", [1, 2]),
-    ("stop", ""),
-    ("stop", ["a", ""]),
-    ("eos_token_id", -1),
-    ("eos_token_id", 10**6),
-]
-
-
-@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
-def test_out_of_range(generator: HybridGenerator, name: str, value: object) -> None:
+@pytest.mark.parametrize(("name", "value", "accepted"), OUT_OF_RANGE)
+def test_out_of_range(generator: HybridGenerator, name: str, value: object, accepted: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name}\b") as caught:
         generate(generator, **{name: value})
-    got = value[-1] if name == "stop" and isinstance(value, list) else value
+    got = value[-1] if isinstance(value, list) and value else value
+    assert accepted in str(caught.value)
     assert name == "seed" or name == "stop" or str(got) in str(caught.value)
 
 
@@ -230,40 +176,6 @@ def test_a_custom_strategy_that_is_none(generator: HybridGenerator, strategy: An
 def make(pair: TinyPair, **changes: Any) -> HybridGenerator:
     options = {"slm_model_id": pair.slm, "llm_model_id": pair.llm, "device": "cpu"}
     return HybridGenerator(**{**options, **changes})
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        *(("max_batch_size", value, TypeError) for value in NOT_INT),
-        *(("max_seq_len", value, TypeError) for value in NOT_INT),
-        ("max_batch_size", 0, ValueError),
-        ("max_seq_len", 0, ValueError),
-        ("trust_remote_code", 1, TypeError),
-        ("trust_remote_code", "yes", TypeError),
-        ("device", "gpu", ValueError),
-        ("device", 1.5, ValueError),
-        ("device", "meta", ValueError),
-        ("device", "cuda:99", ValueError),
-        ("dtype", "int4", ValueError),
-        ("dtype", torch.int8, ValueError),
-        ("dtype", 32, ValueError),
-        ("slm_model_id", 5, TypeError),
-        ("llm_model_id", b"model", TypeError),
-        ("llm_model_id", ["model"], TypeError),
-        ("slm_model_id", None, ValueError),
-        ("llm_model_id", None, ValueError),
-        ("llm_model_id", "", ValueError),
-        ("slm_model_id", "./no such folder", ValueError),
-        ("llm_model_id", Path("/no/such/folder"), ValueError),
-        ("tokenizer", "gpt2", TypeError),
-    ],
-)
-def test_arguments_of_the_constructor(
-    tiny_pair: TinyPair, name: str, value: object, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=rf"^{name}\b"):
-        make(tiny_pair, **{name: value})
 
 
 def test_a_cache_that_does_not_fit_says_the_bytes_before_anything_is_allocated(

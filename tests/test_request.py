@@ -1,18 +1,14 @@
 """A request is checked once, and every refusal names the argument, its value and what is right."""
 
 import re
-from decimal import Decimal
-from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import GenerationConfig
+from bad_values import HUGE, ODD, OUT_OF_RANGE, WRONG_TYPE, Items, Nothing, Number, Word
 
 from hybridgen.prompts import Prompt
-from hybridgen.recommendations import not_applied, sampling_defaults
 from hybridgen.request import MAX_STOPS, Request, make_request
 
 VOCAB = 100
@@ -90,47 +86,7 @@ def test_numpy_scalars_become_python_numbers(name: str, value: Any) -> None:
     assert type(kept) in (int, float, bool)
 
 
-WRONG_TYPE = [
-    (name, value)
-    for name in (
-        "max_new_tokens",
-        "top_k",
-        "num_drafts",
-        "llm_consecutive_tokens",
-    )
-    for value in (True, 2.0, "2", None, [2], torch.tensor(2), float("nan"))
-] + [
-    (name, value)
-    for name in ("temperature", "top_p", "min_p", "threshold", "llm_fraction")
-    for value in (True, "0.5", [0.5], torch.tensor(0.5), 1j, np.bool_(True))
-]
-WRONG_TYPE += [
-    ("seed", True),
-    ("seed", 1.0),
-    ("seed", "1"),
-    ("seed", [1.0]),
-    ("seed", torch.tensor(1)),
-    ("eos_token_id", "eos"),
-    ("eos_token_id", True),
-    ("eos_token_id", [1, 2.0]),
-    ("stop", 5),
-    ("stop", b"end"),
-    ("stop", ["end", 5]),
-    ("stop", {"end"}),
-    ("ignore_eos", 1),
-    ("ignore_eos", None),
-    ("stream", "stdout"),
-    ("stream", 1),
-    ("stream", SimpleNamespace(put=print)),
-    ("stream", list),
-    ("strategy", None),
-    ("strategy", 3),
-    ("verification", None),
-    ("evidence", 0),
-]
-
-
-@pytest.mark.parametrize(("name", "value"), WRONG_TYPE)
+@pytest.mark.parametrize(("name", "value"), [*WRONG_TYPE, ("top_k", None)])
 def test_a_wrong_type_is_a_type_error_that_names_the_argument(name: str, value: object) -> None:
     with pytest.raises(TypeError, match=f"^{re.escape(name)}") as caught:
         request(**{name: value})
@@ -138,43 +94,10 @@ def test_a_wrong_type_is_a_type_error_that_names_the_argument(name: str, value: 
     assert any(f"({type(culprit).__name__})" in str(caught.value) for culprit in culprits)
 
 
-OUT_OF_RANGE = [
-    ("max_new_tokens", 0, ">= 1"),
-    ("max_new_tokens", -5, ">= 1"),
-    ("temperature", -0.1, ">= 0"),
-    ("temperature", float("inf"), "finite"),
-    ("temperature", float("nan"), "finite"),
-    ("top_k", -1, ">= 0"),
-    ("top_p", 0.0, "above 0 and at most 1"),
-    ("top_p", 1.0001, "above 0 and at most 1"),
-    ("top_p", float("nan"), "above 0 and at most 1"),
-    ("min_p", -0.1, "from 0"),
-    ("min_p", 1.1, "to 1"),
-    ("num_drafts", 0, "from 1 to 15"),
-    ("num_drafts", 16, "from 1 to 15"),
-    ("threshold", -0.1, ">= 0"),
-    ("threshold", float("inf"), "finite"),
-    ("llm_fraction", 1.1, "from 0 to 1"),
-    ("llm_fraction", -0.1, "from 0 to 1"),
-    ("llm_consecutive_tokens", 0, "from 1 to 16"),
-    ("llm_consecutive_tokens", 17, "from 1 to 16"),
-    ("seed", -1, "from 0"),
-    ("seed", 2**63, "from 0"),
-    ("seed", [2**63], "from 0"),
-    ("seed", [1, 2], "one integer a row"),
-    ("seed", [], "one integer a row"),
-    ("eos_token_id", -1, "from 0 to 99"),
-    ("eos_token_id", VOCAB, "from 0 to 99"),
-    ("eos_token_id", [1, VOCAB], "from 0 to 99"),
-    ("eos_token_id", list(range(17)), "at most 16"),
-    ("stop", "", "empty string"),
-    ("stop", ["end", ""], "empty string"),
-    ("verification", "exact", "'rejection', 'coupled'"),
-    ("evidence", "prob", "'probs', 'logits'"),
-]
+NO_TOKENS = [("eos_token_id", value, "from 0 to 99") for value in (-1, VOCAB, [1, VOCAB])]
 
 
-@pytest.mark.parametrize(("name", "value", "accepted"), OUT_OF_RANGE)
+@pytest.mark.parametrize(("name", "value", "accepted"), OUT_OF_RANGE + NO_TOKENS)
 def test_out_of_range_is_a_value_error_that_says_what_is_accepted(
     name: str, value: object, accepted: str
 ) -> None:
@@ -286,66 +209,6 @@ def test_options_are_checked_before_the_prompt_is_tokenised() -> None:
             )
 
 
-HUGE = 10**5000
-LONG = "x" * 10**6
-
-
-class Word(str):
-    """Equal to its text; nothing else works."""
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-    def __len__(self) -> int:
-        raise RuntimeError("no len")
-
-    def __iter__(self) -> Any:
-        raise RuntimeError("no iter")
-
-
-class Number(int):
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-
-class Items(list[Any]):
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-    def __len__(self) -> int:
-        raise RuntimeError("no len")
-
-    def __iter__(self) -> Any:
-        raise RuntimeError("no iter")
-
-
-class Nothing:
-    def __getattr__(self, name: str) -> Any:
-        raise RuntimeError("no attributes")
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-
-ODD = [
-    HUGE,
-    -HUGE,
-    Fraction(HUGE, 3),
-    LONG,
-    [LONG],
-    [HUGE],
-    list(range(10**6)),
-    Word("word"),
-    Items([1, "a"]),
-    Nothing(),
-    [Nothing()],
-    np.array(3),
-    np.array("a"),
-    np.str_("text"),
-    {"a": Nothing()},
-    torch.zeros(3, device="meta"),
-    Decimal("0.5"),
-]
 OPTIONS = [
     "max_new_tokens",
     "temperature",
@@ -425,133 +288,3 @@ def test_max_new_tokens_that_leave_no_room_are_refused_before_the_prompt_is_read
     for value in (CONTEXT, HUGE):
         with pytest.raises(ValueError, match=r"^max_new_tokens must leave room"):
             request(max_new_tokens=value)
-
-
-def test_sampling_defaults_come_from_the_generation_config() -> None:
-    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    assert sampling_defaults(None) == off
-    qwen = SimpleNamespace(do_sample=True, temperature=0.6, top_k=20, top_p=0.95, min_p=None)
-    assert sampling_defaults(qwen) == {**off, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
-    assert sampling_defaults(qwen, top_k=0, temperature=0) == {
-        **off,
-        "temperature": 0,
-        "top_p": 0.95,
-    }
-    assert sampling_defaults(SimpleNamespace(do_sample=None, temperature=None)) == off
-    greedy = SimpleNamespace(do_sample=False, temperature=1.0)
-    assert sampling_defaults(greedy)["temperature"] == 0.0
-    assert sampling_defaults(greedy, temperature=0.7)["temperature"] == 0.7
-
-
-def config(**fields: Any) -> SimpleNamespace:
-    return SimpleNamespace(**fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "name", "value"),
-    [
-        ({"temperature": None}, "temperature", 1.0),
-        ({"temperature": 1}, "temperature", 1.0),
-        ({"do_sample": False, "temperature": 0.7}, "temperature", 0.0),
-        ({"do_sample": 0}, "temperature", 0.0),
-        ({"top_k": None}, "top_k", 0),
-        ({"top_k": 0}, "top_k", 0),
-        ({"top_k": -1}, "top_k", 0),
-        ({"top_k": 20.0}, "top_k", 20),
-        ({"top_p": None}, "top_p", 1.0),
-        ({"top_p": 1}, "top_p", 1.0),
-        ({"top_p": 2.5}, "top_p", 1.0),
-        ({"min_p": None}, "min_p", 0.0),
-        ({"min_p": 0}, "min_p", 0.0),
-    ],
-)
-def test_off_values_and_odd_types_of_the_generation_config(
-    fields: dict[str, Any], name: str, value: object
-) -> None:
-    taken = sampling_defaults(config(**fields))[name]
-    assert taken == value
-    assert type(taken) is type(value)
-
-
-def test_top_p_0_of_the_generation_config_keeps_the_likeliest_token() -> None:
-    assert 0 < request(top_p=sampling_defaults(config(top_p=0.0))["top_p"]).top_p < 1e-37
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("temperature", "0.7"),
-        ("temperature", -1.0),
-        ("temperature", 1e39),
-        ("top_k", -2),
-        ("top_k", 20.5),
-        ("top_k", "20"),
-        ("top_p", -0.1),
-        ("top_p", [0.9]),
-        ("min_p", 1.5),
-        ("min_p", True),
-    ],
-)
-def test_an_error_about_the_generation_config_says_so(name: str, value: object) -> None:
-    source = rf"^{name} \(from the LLM's generation config\) must be"
-    with pytest.raises((TypeError, ValueError), match=source):
-        sampling_defaults(config(**{name: value}))
-    assert sampling_defaults(config(**{name: value}), **{name: 0.5})[name] == 0.5
-
-
-SILENT = {
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "suppress_tokens": [],
-    "min_new_tokens": 0,
-    "min_length": 0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "guidance_scale": 1,
-    "remove_invalid_values": False,
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-    "num_return_sequences": 1,
-    "encoder_repetition_penalty": 1.5,
-    "max_length": 4096,
-    "max_new_tokens": 2048,
-    "length_penalty": 2.0,
-    "renormalize_logits": True,
-}
-LOUD = {
-    "repetition_penalty": 1.05,
-    "no_repeat_ngram_size": 3,
-    "bad_words_ids": [[5]],
-    "suppress_tokens": [5],
-    "begin_suppress_tokens": [5],
-    "forced_bos_token_id": 0,
-    "forced_eos_token_id": 0,
-    "sequence_bias": {(5,): 1.0},
-    "exponential_decay_length_penalty": (5, 1.1),
-    "min_new_tokens": 5,
-    "min_length": 5,
-    "max_time": 1.0,
-    "stop_strings": ["end"],
-    "typical_p": 0.9,
-    "top_h": 0.5,
-    "epsilon_cutoff": 1e-4,
-    "eta_cutoff": 1e-4,
-    "guidance_scale": 1.5,
-    "num_beams": 4,
-    "num_return_sequences": 2,
-    "penalty_alpha": 0.6,
-}
-
-
-def test_recommendations_that_are_not_applied_are_found_and_off_values_are_not() -> None:
-    assert not_applied(None) == not_applied(config(**SILENT)) == {}
-    assert not_applied(GenerationConfig()) == {}
-    defaults = GenerationConfig._get_default_generation_params()
-    assert not_applied(config(**defaults)) == {}, "what transformers fills in"
-    assert not_applied(config(**LOUD)) == LOUD
-    assert not_applied(GenerationConfig(**LOUD)) == LOUD
-    odd = {"no_repeat_ngram_size": "3", "repetition_penalty": "1.0"}
-    assert not_applied(config(**odd)) == odd
