@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from transformers.utils.import_utils import is_kernels_available
 
 ROOT = Path(__file__).parent.parent
+PAPERS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 PROBE = "from transformers.utils.import_utils import is_kernels_available as f; print(f())"
 
 
@@ -89,18 +91,32 @@ def test_the_installed_metadata() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `pip install .` installs, built from a copy by the same backend."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of all that an archive may be made of."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", *PAPERS):
         shutil.copy(ROOT / name, copy)
     unwanted = shutil.ignore_patterns("__pycache__")
-    for name in ("hybridgen", "kernels"):
+    for name in ("hybridgen", "kernels", "tests"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=unwanted)
-    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
-    python("-c", build, cwd=copy)
-    (built,) = (copy / "dist").glob("hybridgen-*.whl")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    """What `pip install .` installs, built by the same backend."""
+    python("-c", "from setuptools.build_meta import build_wheel as b; b('dist')", cwd=source)
+    (built,) = (source / "dist").glob("hybridgen-*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path) -> dict[str, tarfile.TarInfo]:
+    """Name within the archive of sources -> what it holds there."""
+    python("-c", "from setuptools.build_meta import build_sdist as b; b('dist')", cwd=source)
+    (built,) = (source / "dist").glob("hybridgen-*.tar.gz")
+    with tarfile.open(built) as archive:
+        return {entry.name.partition("/")[2]: entry for entry in archive}
 
 
 def files(folder: Path, *patterns: str) -> set[str]:
@@ -126,6 +142,23 @@ def test_the_wheel_has_every_module_the_kernels_and_the_pair(wheel: Path) -> Non
     assert "hybridgen/py.typed" in names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"hybridgen"}, "nothing but hybridgen may be installed, above all not kernels"
+
+
+def test_the_sources_make_the_same_wheel(wheel: Path, sdist: dict[str, tarfile.TarInfo]) -> None:
+    """They hold its files, the kernels too, and no link: where it leads would not be there."""
+    installed = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    assert installed <= sdist.keys()
+    assert not [name for name, entry in sdist.items() if not (entry.isfile() or entry.isdir())]
+    assert {"LICENSE", *PAPERS} <= sdist.keys()
+    assert not [name for name in sdist if name.startswith("tests")], "a part of them is of no use"
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    import hybridgen
+
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "\n## [Unreleased]\n" in changelog
+    assert hybridgen.__version__ in changelog
 
 
 def test_the_wheel_works_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
