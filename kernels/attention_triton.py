@@ -51,7 +51,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridgen.kernels import attention as definition
+from hybridgen.kernels.attention_plan import MASKED
 from hybridgen.kernels.triton_utils import blocks, interpreted
 
 KEYS = 128
@@ -73,7 +73,7 @@ _TILES = tl.constexpr(TILES)
 _PARTS = tl.constexpr(PARTS)
 _COLUMNS = tl.constexpr(COLUMNS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
-_MASKED = tl.constexpr(definition.MASKED)
+_MASKED = tl.constexpr(MASKED)
 
 
 def attention(
@@ -86,10 +86,8 @@ def attention(
     eps: float,
     window: int,
     softcap: float,
-    index: Tensor | None,
-    mask: Tensor | None,
 ) -> Tensor:
-    """Launch both kernels; see `attention.attention_reference`. index and mask are not used."""
+    """Launch both kernels; see `attention.attention_reference`."""
     _, kv_heads, _, positions, dim = cache.shape
     rows, width = qkv.shape
     batch, count = len(start), len(cos)

@@ -18,7 +18,7 @@ from conftest import TinyPair, random_model
 import hybridgen
 from hybridgen import HybridGenerator, verify_exactness
 from hybridgen.engine.decoder import Decoder
-from hybridgen.kernels import attention, layers
+from hybridgen.kernels import attention, attention_plan, layers
 from hybridgen.utils import calculate_token_entropy, compute_logu, sample_token
 
 ROOT = Path(hybridgen.__file__).parent
@@ -59,7 +59,7 @@ def other_defaults(dtype: torch.dtype) -> Iterator[None]:
 
 
 def empty_caches() -> None:
-    for module in (attention, layers):
+    for module in (attention, attention_plan, layers):
         for member in vars(module).values():
             if hasattr(member, "cache_clear"):
                 member.cache_clear()

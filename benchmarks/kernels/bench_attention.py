@@ -45,7 +45,7 @@ def bench_attention(run: Run, device: torch.device, keys: int, queries: int) -> 
         cache = normal(seed + 1000, 2, KV_HEADS, 1, keys, DIM, device=device).to(cache_dtype)
         norm = torch.ones(HEADS + KV_HEADS, DIM, dtype=cache_dtype, device=device)
         cos, sin = angles.cos(), angles.sin()
-        return qkv, cache, start, cos, sin, norm, 1e-6, 0, 0.0, None, None
+        return qkv, cache, start, cos, sin, norm, 1e-6, 0, 0.0
 
     inputs = copies(make, device)
     mask = torch.arange(keys, device=device) <= torch.arange(

@@ -18,7 +18,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Family, Weights, fuse
 from hybridgen.engine.rope import context, head_dim, rope_table
-from hybridgen.kernels.attention import Plan, attention, make_plan
+from hybridgen.kernels.attention import attention
+from hybridgen.kernels.attention_plan import prepare
 from hybridgen.kernels.layers import embed
 from hybridgen.kernels.linear import (
     can_pack,
@@ -181,7 +182,7 @@ class Decoder:
 
     def _hidden(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         """The residual stream [rows padded to the tile, hidden] after the last layer."""
-        x, plan = self._embed(tokens, start)
+        x, cos, sin = self._embed(tokens, start)
         eps = self.eps
         for layer, layer_cache in zip(self.weights.layers, cache, strict=True):
             qkv = norm_linear(x, layer.input_norm, eps, layer.qkv, layer.qkv_bias)
@@ -189,32 +190,31 @@ class Decoder:
                 qkv,
                 layer_cache,
                 start,
-                plan.cos,
-                plan.sin,
+                cos,
+                sin,
                 layer.qk_norm,
                 eps,
                 layer.window,
                 0.0,  # no family here caps its scores
-                plan.index,
-                plan.masks[layer.window],
             )
             x = linear_residual(seen, layer.output, layer.output_bias, x)
             inner = norm_gated_linear(x, layer.mlp_norm, eps, layer.gate_up, layer.gate_up_bias)
             x = linear_residual(inner, layer.down, layer.down_bias, x)
         return x
 
-    def _embed(self, tokens: Tensor, start: Tensor) -> tuple[Tensor, Plan]:
-        """The residual stream before the first layer, and what the layers share."""
-        embedding, rope, windows = self.weights.embedding, self._rope_table, self.windows
+    def _embed(self, tokens: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The residual stream before the first layer, and the cosines and sines of all layers."""
+        embedding, rope = self.weights.embedding, self._rope_table
         if not tokens.is_cpu:
             x, cos, sin = embed(tokens, start, embedding, rope)
-            return x, Plan(start, cos, sin, None, dict.fromkeys(windows))
-        plan = make_plan(start, tokens.shape[1], rope, windows, self.group, self.batch_invariant)
+            return x, cos, sin
+        count, windows = tokens.shape[1], self.windows
+        cos, sin = prepare(start, count, rope, windows, self.group, self.batch_invariant)
         ids = tokens.reshape(-1)
         padding = -len(ids) % self._tile
         if padding:
             ids = F.pad(ids, (0, padding))
-        return embedding.index_select(0, ids), plan
+        return embedding.index_select(0, ids), cos, sin
 
     def _fit_threads(self) -> None:
         """Find the row counts that keep a row's bits, anew when the number of threads has changed.

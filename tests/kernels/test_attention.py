@@ -1,13 +1,18 @@
 """The attention op against a plain float64 attention, token by token."""
 
 import math
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hybridgen.kernels.attention import KEY_CHUNK, attention, make_plan
+from hybridgen.kernels import attention_plan
+from hybridgen.kernels.attention import KEY_CHUNK, attention
+from hybridgen.kernels.attention_plan import prepare
 
 EPS = 1e-6
 
@@ -89,10 +94,9 @@ def run(
     """Output and written cache."""
     cache = c["cache"].clone()
     at = torch.tensor(start)
-    plan = make_plan(at, len(c["qkv"]) // len(start), c["table"], (window,), c["group"], invariant)
+    angles = prepare(at, len(c["qkv"]) // len(start), c["table"], (window,), c["group"], invariant)
     weight = c["norm"] if norm else None
-    rest = (plan.cos, plan.sin, weight, EPS, window, softcap, plan.index, plan.masks[window])
-    return attention(c["qkv"], cache, at, *rest), cache
+    return attention(c["qkv"], cache, at, *angles, weight, EPS, window, softcap), cache
 
 
 CASES = [
@@ -134,15 +138,95 @@ def test_the_definition(
     assert torch.equal(written[untouched], c["cache"][untouched])
 
 
-def test_the_plan_is_made_where_none_is_given() -> None:
+def plans_made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows with every plan that is made from now on."""
+    made: list[Any] = []
+    make = attention_plan._plan
+
+    def counted(*arguments: Any) -> Any:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(attention_plan, "_plan", counted)
+    return made
+
+
+@pytest.mark.parametrize("path", [attention, torch.ops.hybridgen.attention])
+def test_all_layers_share_the_plan_of_their_forward(
+    path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two forwards, too, whose layers take turns; one of them on tiles of its own."""
+    made = plans_made(monkeypatch)
+    cases = [case(2, 3, (4, 2), 16), case(1, 2, (4, 2), 16)]
+    starts = [torch.tensor([5, 400]), torch.tensor([77])]
+    angles = [
+        prepare(at, tokens, c["table"], (0, 4), 2, invariant)
+        for c, at, tokens, invariant in zip(cases, starts, (3, 2), (True, False), strict=True)
+    ]
+    for window in (0, 4, 0):
+        for c, at, rows in zip(cases, starts, angles, strict=True):
+            path(c["qkv"], c["cache"], at, *rows, c["norm"], EPS, window, 0.0)
+    assert len(made) == 2
+
+
+def test_forwards_in_many_threads_keep_their_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers of all run in turns: each waits for the others after every step."""
+    made = plans_made(monkeypatch)
+    starts = [[5, 400], [0, 17], [300, 301], [511, 256]]
+    cases = [case(2, 1, (4, 2), 16) for _ in starts]
+    expected = [run(c, start)[0] for c, start in zip(cases, starts, strict=True)]
+    made.clear()
+    turn = Barrier(len(starts))
+
+    def forward(c: dict[str, Any], start: list[int]) -> list[Tensor]:
+        at = torch.tensor(start)
+        angles = prepare(at, 1, c["table"], (0,), 2)
+        outputs = []
+        for _ in range(5):
+            turn.wait()
+            outputs.append(attention(c["qkv"], c["cache"], at, *angles, c["norm"], EPS, 0, 0.0))
+        return outputs
+
+    with ThreadPoolExecutor(len(starts)) as pool:
+        layers = list(pool.map(forward, cases, starts))
+    assert len(made) == len(starts)
+    for outputs, output in zip(layers, expected, strict=True):
+        assert all(torch.equal(layer, output) for layer in outputs)
+
+
+def test_a_plan_goes_with_its_cosines() -> None:
+    c = case(2, 3, (4, 2), 16)
+    cos, _ = prepare(torch.tensor([5, 400]), 3, c["table"], (0,), 2)
+    mask = weakref.ref(getattr(cos, attention_plan._PLAN).masks[0])
+    del cos
+    assert mask() is None
+
+
+@pytest.mark.parametrize("other", ["cosines", "start", "window", "group", "positions"])
+def test_a_plan_is_made_where_none_fits(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whatever layer the plan at hand was made for."""
     c = case(2, 3, (4, 2), 16)
     at = torch.tensor([5, 400])
-    plan = make_plan(at, 3, c["table"], (4,), 2)
-    cache = c["cache"].clone()
-    ours = attention(c["qkv"], cache, at, plan.cos, plan.sin, c["norm"], EPS, 4, 0.0, None, None)
     expected, written = run(c, [5, 400], window=4)
+    table, group = c["table"], c["group"]
+    if other == "positions":
+        table = rope_table(3 * KEY_CHUNK, 16)
+    cos, sin = prepare(
+        torch.tensor([5, 99]) if other == "start" else at,
+        3,
+        table,
+        (9,) if other == "window" else (4,),
+        1 if other == "group" else group,
+    )
+    plan = getattr(cos, attention_plan._PLAN)
+    cos, sin = (rows.clone() for rows in prepare(at, 3, table, (4,), group))
+    if other != "cosines":
+        setattr(cos, attention_plan._PLAN, plan)
+    made = plans_made(monkeypatch)
+    ours = attention(c["qkv"], c["cache"], at, cos, sin, c["norm"], EPS, 4, 0.0)
+    assert len(made) == 1
     assert torch.equal(ours, expected)
-    assert torch.equal(cache, written)
+    assert torch.equal(c["cache"], written)
 
 
 def test_a_start_of_minus_one_counts_as_zero() -> None:
@@ -159,10 +243,9 @@ def test_padding_rows_are_kept_apart(dtype: torch.dtype) -> None:
     c["qkv"] = c["qkv"].to(dtype)
     expected, _ = run(c, [5, 70])
     at = torch.tensor([5, 70])
-    plan = make_plan(at, 3, c["table"], (0,), 2)
+    angles = prepare(at, 3, c["table"], (0,), 2)
     padded = torch.cat((c["qkv"], c["qkv"].new_full((2, c["qkv"].shape[1]), float("nan"))))
-    rest = (plan.cos, plan.sin, c["norm"], EPS, 0, 0.0, plan.index, plan.masks[0])
-    ours = attention(padded, c["cache"], at, *rest)
+    ours = attention(padded, c["cache"], at, *angles, c["norm"], EPS, 0, 0.0)
     assert ours.shape == (8, 64)
     assert ours.dtype == dtype
     assert torch.equal(ours[:6], expected)
@@ -173,20 +256,18 @@ def test_padding_rows_are_kept_apart(dtype: torch.dtype) -> None:
 def test_the_schema_and_the_fake_shape_hold(invariant: bool) -> None:
     c = case(2, 3, (4, 2), 16)
     at = torch.tensor([5, 70])
-    plan = make_plan(at, 3, c["table"], (0,), 2, invariant)
-    rest = (plan.cos, plan.sin, c["norm"], EPS, 0, 0.0, plan.index, plan.masks[0])
+    angles = prepare(at, 3, c["table"], (0,), 2, invariant)
     torch.library.opcheck(
         torch.ops.hybridgen.attention.default,
-        (c["qkv"], c["cache"], at, *rest),
+        (c["qkv"], c["cache"], at, *angles, c["norm"], EPS, 0, 0.0),
         test_utils=("test_schema", "test_faketensor"),
     )
 
 
 def test_no_key_is_masked_for_the_wrong_window() -> None:
     """Each window has its own mask in one plan."""
-    plan = make_plan(torch.tensor([300]), 2, rope_table(512, 8), (0, 10, 100), 1, False)
-    for window, mask in plan.masks.items():
-        assert mask is not None
+    cos, _ = prepare(torch.tensor([300]), 2, rope_table(512, 8), (0, 10, 100), 1, False)
+    for window, mask in getattr(cos, attention_plan._PLAN).masks.items():
         seen = (mask[0, 0, 0] == 0).sum(-1).tolist()
         assert seen == ([window, window] if window else [301, 302])
 

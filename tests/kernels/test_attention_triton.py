@@ -13,7 +13,8 @@ from test_attention import rope_table, rotate
 from torch import Tensor
 
 from hybridgen.kernels import attention_triton
-from hybridgen.kernels.attention import attention, make_plan
+from hybridgen.kernels.attention import attention
+from hybridgen.kernels.attention_plan import prepare
 
 NAN = float("nan")
 EPS = 0.1  # large enough that leaving it out shows
@@ -94,10 +95,10 @@ def make_case(
 def run(device: torch.device, c: Case) -> tuple[Tensor, Tensor]:
     """Output and written cache, on the CPU; raises where the kernels wrote to anything else."""
     start = torch.tensor(c.start)
-    plan = make_plan(start, c.tokens, c.table, (c.window,), c.q_heads // c.kv_heads)
-    tensors = (c.qkv, c.cache, start, plan.cos, plan.sin, c.norm)
+    angles = prepare(start, c.tokens, c.table, (c.window,), c.q_heads // c.kv_heads)
+    tensors = (c.qkv, c.cache, start, *angles, c.norm)
     given = [None if t is None else move(t, device) for t in tensors]
-    arguments: Any = (*given, EPS, c.window, c.softcap, None, None)
+    arguments: Any = (*given, EPS, c.window, c.softcap)
     with poisoned():
         op = attention.launcher() if device.type == "cpu" else attention
         output = op(*arguments)
@@ -215,9 +216,8 @@ def test_the_reference_computes_the_same(device: torch.device) -> None:
     c = make_case((125, -1, 60), 5, window=70, softcap=2.0)
     output, _ = run(device, c)
     start, cache = torch.tensor(c.start), c.cache.nan_to_num()
-    plan = make_plan(start, c.tokens, c.table, (c.window,), 2)
-    rest = (plan.cos, plan.sin, c.norm, EPS, c.window, c.softcap, plan.index)
-    expected = attention(c.qkv, cache, start, *rest, plan.masks[c.window])
+    angles = prepare(start, c.tokens, c.table, (c.window,), 2)
+    expected = attention(c.qkv, cache, start, *angles, c.norm, EPS, c.window, c.softcap)
     # Both are within 1e-5 of float64, see the tests of the reference.
     assert (output - expected).abs().max() < 2e-5
 
@@ -389,11 +389,10 @@ def test_caches_beyond_two_to_the_31_elements(device: torch.device, far: str) ->
     cache = storage.as_strided(c.cache.shape, (*strides, 32, 1))
     cache[:, :, :, :16].copy_(c.cache[:, :, :, :16])
     start = torch.tensor(c.start)
-    plan = make_plan(start, 1, c.table, (0,), 1)
-    tensors = [t.to(device) for t in (start, plan.cos, plan.sin)]
+    tensors = [t.to(device) for t in (start, *prepare(start, 1, c.table, (0,), 1))]
     op = attention.launcher() if device.type == "cpu" else attention
     norm = None if c.norm is None else c.norm.to(device)
-    output = op(c.qkv.to(device), cache, *tensors, norm, EPS, 0, 0.0, None, None)
+    output = op(c.qkv.to(device), cache, *tensors, norm, EPS, 0, 0.0)
     expected, written = run(device, c)
     assert torch.equal(output.cpu(), expected)
     assert torch.equal(bits(cache[:, :, :, :16].cpu()), bits(written[:, :, :, :16]))
@@ -403,14 +402,14 @@ def test_caches_beyond_two_to_the_31_elements(device: torch.device, far: str) ->
 def test_a_replayed_graph_reads_the_lengths_anew() -> None:
     device = torch.device("cuda")
     first, then = make_case((200, 7), 5), make_case((30, 140), 5)
-    plans = [make_plan(torch.tensor(c.start), 5, c.table, (0,), 2) for c in (first, then)]
-    inputs = [
-        [t.to(device) for t in (c.qkv, c.cache, plan.start, plan.cos, plan.sin)]
-        for c, plan in zip((first, then), plans, strict=True)
-    ]
+    inputs = []
+    for c in (first, then):
+        start = torch.tensor(c.start)
+        angles = prepare(start, 5, c.table, (0,), 2)
+        inputs.append([t.to(device) for t in (c.qkv, c.cache, start, *angles)])
     fixed = [t.clone() for t in inputs[0]]
     assert first.norm is not None
-    arguments = (*fixed, first.norm.to(device), EPS, 0, 0.0, None, None)
+    arguments = (*fixed, first.norm.to(device), EPS, 0, 0.0)
     attention(*arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

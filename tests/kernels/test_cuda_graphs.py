@@ -64,8 +64,6 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
             1e-6,
             0,
             0.0,
-            None,
-            None,
         ),
         "filter_logits": lambda: (row, sampling),
         "sample": lambda: (row, sampling, *draws, TARGET),
