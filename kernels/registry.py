@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = torch.library.Library("hybridgen", "DEF")
 
@@ -32,18 +33,18 @@ class Op:
         self.__doc__ = reference.__doc__
         self._packet = getattr(torch.ops.hybridgen, name).default
 
-    def __call__(self, first: torch.Tensor, *rest: Any) -> Any:
+    def __call__(self, first: Tensor, *rest: Any) -> Any:
         if type(first) in _PLAIN and first.is_cpu:
             return self.reference(first, *rest)
         return self._packet(first, *rest)
 
-    def launch(self, first: torch.Tensor, *rest: Any) -> Any:
+    def launch(self, first: Tensor, *rest: Any) -> Any:
         """Triton launches on the current device, whatever the device of the arguments."""
         with torch.cuda.device(first.device):
             return self.launcher()(first, *rest)
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _load(path: str) -> Callable[..., Any]:

@@ -44,6 +44,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from hybridgen.kernels.philox import gumbel
 from hybridgen.kernels.registry import define
@@ -68,7 +69,7 @@ _NO_TOKEN = np.iinfo(np.int64).max
 _SMALL = 128
 
 
-def float_rows(logits: torch.Tensor) -> Floats:
+def float_rows(logits: Tensor) -> Floats:
     """The rows as float32 in numpy: a view where they are float32 already."""
     rows: Floats = logits.detach().float().numpy()
     return rows
@@ -90,7 +91,7 @@ class Parameters(NamedTuple):
     has_min_p: bool
 
 
-def parameters(sampling: torch.Tensor, repeat: int = 1) -> Parameters:
+def parameters(sampling: Tensor, repeat: int = 1) -> Parameters:
     """`sampling` [R, 4], each row `repeat` times over."""
     if sampling.dtype != torch.float64:
         raise TypeError(f"sampling must be float64, got {sampling.dtype}")
@@ -249,22 +250,22 @@ def sample_rows(
     return filtered.draw(seed, position, stream), filtered.truncation
 
 
-def _filter_logits(logits: torch.Tensor, sampling: torch.Tensor) -> torch.Tensor:
+def filter_logits_reference(logits: Tensor, sampling: Tensor) -> Tensor:
     """The truncation, float32 [R, 3], of logits [R, V] filtered by sampling [R, 4]."""
     return torch.from_numpy(FilteredRows(float_rows(logits), parameters(sampling)).truncation)
 
 
-def _filter_logits_fake(logits: torch.Tensor, sampling: torch.Tensor) -> torch.Tensor:
+def _filter_logits_fake(logits: Tensor, sampling: Tensor) -> Tensor:
     return logits.new_empty((logits.shape[0], 3), dtype=torch.float32)
 
 
-def _sample(
-    logits: torch.Tensor,
-    sampling: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
+def sample_reference(
+    logits: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    position: Tensor,
     stream: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """One token a row, int64 [R], and the truncation it was drawn from, float32 [R, 3]."""
     token, truncation = sample_rows(
         float_rows(logits), parameters(sampling), seed.numpy(), position.numpy(), stream
@@ -273,26 +274,26 @@ def _sample(
 
 
 def _sample_fake(
-    logits: torch.Tensor,
-    sampling: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
+    logits: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    position: Tensor,
     stream: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     token = logits.new_empty(logits.shape[0], dtype=torch.int64)
     return token, _filter_logits_fake(logits, sampling)
 
 
 filter_logits = define(
     "filter_logits(Tensor logits, Tensor sampling) -> Tensor",
-    _filter_logits,
+    filter_logits_reference,
     _filter_logits_fake,
     "sampling_triton:filter_logits",
 )
 sample = define(
     "sample(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream)"
     " -> (Tensor, Tensor)",
-    _sample,
+    sample_reference,
     _sample_fake,
     "sampling_triton:sample",
 )

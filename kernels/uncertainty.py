@@ -34,6 +34,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hybridgen.kernels.registry import define
 from hybridgen.kernels.sampling import (
@@ -78,7 +79,7 @@ def _entropy_and_mass(x: Floats) -> tuple[Floats, Floats]:
     return np.log(mass) - np.einsum("rv,rv->r", weight, x) / mass, mass
 
 
-def _entropy(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+def entropy_reference(logits: Tensor, temperature: Tensor) -> Tensor:
     """Entropy in nats, float32 [R], of softmax(logits [R, V] / temperature [R], of any dtype)."""
     rows, largest, broken = _usable(float_rows(logits))
     t = temperature.numpy()
@@ -90,7 +91,7 @@ def _entropy(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.where((t > 0) | broken, entropy, 0).astype(np.float32))
 
 
-def _entropy_fake(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+def _entropy_fake(logits: Tensor, temperature: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=torch.float32)
 
 
@@ -135,7 +136,7 @@ def _logtoku_of(rows: Floats, k: int, evidence: int) -> tuple[Doubles, Doubles]:
     return au, (k / (total + k))[:, 0]
 
 
-def _logtoku(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor, torch.Tensor]:
+def logtoku_reference(logits: Tensor, k: int, evidence: int) -> tuple[Tensor, Tensor]:
     """AU and EU, float32 [R], of logits [R, V] from the k largest; evidence is PROBS or LOGITS."""
     rows, _, broken = _usable(float_rows(logits))
     au, eu = _logtoku_of(rows, k, evidence)
@@ -144,20 +145,20 @@ def _logtoku(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor,
     return torch.from_numpy(au.astype(np.float32)), torch.from_numpy(eu.astype(np.float32))
 
 
-def _logtoku_fake(logits: torch.Tensor, k: int, evidence: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _logtoku_fake(logits: Tensor, k: int, evidence: int) -> tuple[Tensor, Tensor]:
     au = logits.new_empty(logits.shape[0], dtype=torch.float32)
     return au, torch.empty_like(au)
 
 
-def _sample_measured(
-    logits: torch.Tensor,
-    sampling: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
+def sample_measured_reference(
+    logits: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    position: Tensor,
     stream: int,
     k: int,
     evidence: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Token and truncation as of `sample`, and measures float32 [R, MEASURES].
 
     AU and EU are of the k largest logits and ``evidence``; k = 0 leaves them NaN. The token of a
@@ -186,14 +187,14 @@ def _logprob(below: Doubles, params: Parameters, log_z: Floats) -> Doubles:
 
 
 def _sample_measured_fake(
-    logits: torch.Tensor,
-    sampling: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
+    logits: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    position: Tensor,
     stream: int,
     k: int,
     evidence: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = logits.shape[0]
     token = logits.new_empty(rows, dtype=torch.int64)
     truncation = logits.new_empty((rows, 3), dtype=torch.float32)
@@ -202,20 +203,20 @@ def _sample_measured_fake(
 
 entropy = define(
     "entropy(Tensor logits, Tensor temperature) -> Tensor",
-    _entropy,
+    entropy_reference,
     _entropy_fake,
     "uncertainty_triton:entropy",
 )
 logtoku = define(
     "logtoku(Tensor logits, int k, int evidence) -> (Tensor, Tensor)",
-    _logtoku,
+    logtoku_reference,
     _logtoku_fake,
     "uncertainty_triton:logtoku",
 )
 sample_measured = define(
     "sample_measured(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream,"
     " int k, int evidence) -> (Tensor, Tensor, Tensor)",
-    _sample_measured,
+    sample_measured_reference,
     _sample_measured_fake,
     "uncertainty_triton:sample_measured",
 )

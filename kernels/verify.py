@@ -30,6 +30,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET, uniform
 from hybridgen.kernels.registry import define
@@ -52,7 +53,7 @@ from hybridgen.kernels.sampling import (
 SOURCE_PROMPT, SOURCE_SLM, SOURCE_LLM = 0, 1, 2
 """Who wrote a token."""
 
-Verdict: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Verdict: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 def _leading(match: Bools) -> Integers:
@@ -73,12 +74,12 @@ def _verdict(tokens: Integers, accepted: Integers, log_z: Floats) -> Verdict:
     )
 
 
-def _verify_coupled(
-    target_logits: torch.Tensor,
-    drafts: torch.Tensor,
-    sampling: torch.Tensor,
-    seed: torch.Tensor,
-    length: torch.Tensor,
+def verify_coupled_reference(
+    target_logits: Tensor,
+    drafts: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    length: Tensor,
 ) -> Verdict:
     """The LLM's own tokens [B, K + 1], how many of them stand [B], and the broken rows [B]."""
     batch, columns, vocab = target_logits.shape
@@ -96,11 +97,11 @@ def _verify_coupled(
 
 
 def _verify_coupled_fake(
-    target_logits: torch.Tensor,
-    drafts: torch.Tensor,
-    sampling: torch.Tensor,
-    seed: torch.Tensor,
-    length: torch.Tensor,
+    target_logits: Tensor,
+    drafts: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    length: Tensor,
 ) -> Verdict:
     batch, columns, _ = target_logits.shape
     count = length.new_empty(batch)
@@ -122,14 +123,14 @@ def _at(logits: Floats, row: Integers, column: Integers, token: Integers) -> Flo
     return np.where(token < vocab, value, np.float32(-np.inf))
 
 
-def _verify_rejection(
-    target_logits: torch.Tensor,
-    draft_logits: torch.Tensor,
-    drafts: torch.Tensor,
-    draft_truncation: torch.Tensor,
-    sampling: torch.Tensor,
-    seed: torch.Tensor,
-    length: torch.Tensor,
+def verify_rejection_reference(
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    drafts: Tensor,
+    draft_truncation: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    length: Tensor,
 ) -> Verdict:
     """Accepted drafts and the token after them [B, K + 1], their count [B], broken rows [B].
 
@@ -138,7 +139,7 @@ def _verify_rejection(
     batch, columns, vocab = target_logits.shape
     params = parameters(sampling, columns)
     if columns == 1 or params.all_greedy:
-        return _verify_coupled(target_logits, drafts, sampling, seed, length)
+        return verify_coupled_reference(target_logits, drafts, sampling, seed, length)
     rows = float_rows(target_logits.reshape(-1, vocab))
     p = FilteredRows(rows, params)
     q = _Draft(float_rows(draft_logits), draft_truncation.numpy())
@@ -209,29 +210,29 @@ def _scores(
 
 
 def _verify_rejection_fake(
-    target_logits: torch.Tensor,
-    draft_logits: torch.Tensor,
-    drafts: torch.Tensor,
-    draft_truncation: torch.Tensor,
-    sampling: torch.Tensor,
-    seed: torch.Tensor,
-    length: torch.Tensor,
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    drafts: Tensor,
+    draft_truncation: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    length: Tensor,
 ) -> Verdict:
     return _verify_coupled_fake(target_logits, drafts, sampling, seed, length)
 
 
-def _commit(
-    tokens: torch.Tensor,
-    length: torch.Tensor,
-    done: torch.Tensor,
-    source: torch.Tensor,
-    broken_flag: torch.Tensor,
-    new_tokens: torch.Tensor,
-    count: torch.Tensor,
+def commit_reference(
+    tokens: Tensor,
+    length: Tensor,
+    done: Tensor,
+    source: Tensor,
+    broken_flag: Tensor,
+    new_tokens: Tensor,
+    count: Tensor,
     writer: int,
-    broken: torch.Tensor,
-    limit: torch.Tensor,
-    eos: torch.Tensor,
+    broken: Tensor,
+    limit: Tensor,
+    eos: Tensor,
 ) -> None:
     """Append new_tokens[b, :count[b]] to tokens[b] at length[b], in place.
 
@@ -265,17 +266,17 @@ def _commit(
 
 
 def _commit_fake(
-    tokens: torch.Tensor,
-    length: torch.Tensor,
-    done: torch.Tensor,
-    source: torch.Tensor,
-    broken_flag: torch.Tensor,
-    new_tokens: torch.Tensor,
-    count: torch.Tensor,
+    tokens: Tensor,
+    length: Tensor,
+    done: Tensor,
+    source: Tensor,
+    broken_flag: Tensor,
+    new_tokens: Tensor,
+    count: Tensor,
     writer: int,
-    broken: torch.Tensor,
-    limit: torch.Tensor,
-    eos: torch.Tensor,
+    broken: Tensor,
+    limit: Tensor,
+    eos: Tensor,
 ) -> None:
     return None
 
@@ -283,7 +284,7 @@ def _commit_fake(
 verify_coupled = define(
     "verify_coupled(Tensor target_logits, Tensor drafts, Tensor sampling, Tensor seed,"
     " Tensor length) -> (Tensor, Tensor, Tensor)",
-    _verify_coupled,
+    verify_coupled_reference,
     _verify_coupled_fake,
     "verify_triton:verify_coupled",
 )
@@ -291,7 +292,7 @@ verify_rejection = define(
     "verify_rejection(Tensor target_logits, Tensor draft_logits, Tensor drafts,"
     " Tensor draft_truncation, Tensor sampling, Tensor seed, Tensor length)"
     " -> (Tensor, Tensor, Tensor)",
-    _verify_rejection,
+    verify_rejection_reference,
     _verify_rejection_fake,
     "verify_triton:verify_rejection",
 )
@@ -299,7 +300,7 @@ commit = define(
     "commit(Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) done, Tensor(d!) source,"
     " Tensor(e!) broken_flag, Tensor new_tokens, Tensor count, int writer, Tensor broken,"
     " Tensor limit, Tensor eos) -> ()",
-    _commit,
+    commit_reference,
     _commit_fake,
     "commit_triton:commit",
 )
