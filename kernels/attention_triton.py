@@ -87,7 +87,7 @@ def attention(
     window: int,
     softcap: float,
 ) -> Tensor:
-    """Launch both kernels; see `attention.attention_reference`."""
+    """See `hybridgen.kernels.attention.attention_reference`."""
     _, kv_heads, _, positions, dim = cache.shape
     rows, width = qkv.shape
     batch, count = len(start), len(cos)
@@ -154,22 +154,22 @@ def attention(
     return output
 
 
-@triton.jit(do_not_specialize=["tokens", "chunks"], do_not_specialize_on_alignment=["start"])
+@triton.jit(do_not_specialize=["tokens", "chunks"], do_not_specialize_on_alignment=["start_ptr"])
 def _partials(
-    qkv,
-    cache,
-    start,
-    cos,
-    sin,
-    qk_norm,
-    stats,
-    sums,
+    qkv_ptr,
+    cache_ptr,
+    start_ptr,
+    cos_ptr,
+    sin_ptr,
+    qk_norm_ptr,
+    stats_ptr,
+    sums_ptr,
     tokens,
     chunks,
-    row_stride,
-    value_stride,
-    head_stride,
-    batch_stride,
+    stride_row,
+    stride_values,
+    stride_heads,
+    stride_batch,
     eps,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -182,20 +182,22 @@ def _partials(
 ):
     """What each query sees of each chunk: stats (m, l) and sums o.
 
-    Grid: a row and key head; every n-th of its chunks; `TILES` tiles of its queries.
+    Grid: a row and key head; every n-th of its chunks; `TILES` tiles of its queries. Reads the new
+    tokens' q, k and v with their angles, and the chunks of the cache that they see; writes stats
+    and sums, and the new keys and values that fall into its chunks.
     """
     pair = tl.program_id(0)
     batch = (pair // KV_HEADS).to(tl.int64)
     kv_head = pair % KV_HEADS
-    qkv += batch * tokens * row_stride
-    cos += batch * tokens * DIM
-    sin += batch * tokens * DIM
-    cache += batch * batch_stride + kv_head.to(tl.int64) * head_stride
+    qkv_ptr += batch * tokens * stride_row
+    cos_ptr += batch * tokens * DIM
+    sin_ptr += batch * tokens * DIM
+    cache_ptr += batch * stride_batch + kv_head.to(tl.int64) * stride_heads
     queries = tokens * GROUP
     tile_0 = tl.program_id(2) * _TILES
     tile_end = tl.minimum(tile_0 + _TILES, tl.cdiv(queries, _ROWS))
 
-    first = tl.load(start + batch).to(tl.int32)
+    first = tl.load(start_ptr + batch).to(tl.int32)
     new = tl.maximum(first, 0)  # the first position that this call writes
     last = tl.maximum(first + tokens - 1, 0)
     lowest = 0 if WINDOW == 0 else tl.maximum(new - WINDOW + 1, 0)
@@ -216,29 +218,29 @@ def _partials(
                 mine = (i < tokens) & ((at >= 0) | (i == tokens - 1))
                 at = tl.maximum(at, 0)
                 mine &= at // KEYS == chunk
-                x = qkv + i.to(tl.int64) * row_stride
-                k = _rotated(x, qk_norm, cos, sin, head, i, mine, eps, DIM, PADDED)
+                x_ptr = qkv_ptr + i.to(tl.int64) * stride_row
+                k = _rotated(x_ptr, qk_norm_ptr, cos_ptr, sin_ptr, head, i, mine, eps, DIM, PADDED)
                 mask = mine[:, None] & in_head
-                x += (head + KV_HEADS) * DIM
-                v = tl.load(x[:, None] + d, mask=mask, other=0.0)
-                to = cache + at.to(tl.int64)[:, None] * DIM + d
-                tl.store(to, k.to(cache.dtype.element_ty), mask=mask)
-                tl.store(to + value_stride, v.to(cache.dtype.element_ty), mask=mask)
+                x_ptr += (head + KV_HEADS) * DIM
+                v = tl.load(x_ptr[:, None] + d, mask=mask, other=0.0)
+                to = cache_ptr + at.to(tl.int64)[:, None] * DIM + d
+                tl.store(to, k.to(cache_ptr.dtype.element_ty), mask=mask)
+                tl.store(to + stride_values, v.to(cache_ptr.dtype.element_ty), mask=mask)
             tl.debug_barrier()  # other threads of this program read what this one wrote
 
         seen = ((position >= lowest) & (position <= last))[:, None] & in_head
-        place = cache + position.to(tl.int64)[:, None] * DIM + d
+        place = cache_ptr + position.to(tl.int64)[:, None] * DIM + d
         # Of a key that no query sees the score is masked, NaN or not; a mask here costs registers.
         k = tl.load(place) if DIM == PADDED else tl.load(place, mask=in_head, other=0.0)
-        v = tl.load(place + value_stride, mask=seen, other=0.0)
+        v = tl.load(place + stride_values, mask=seen, other=0.0)
 
         for tile in range(tile_0, tile_end):
             query = tile * _ROWS + row
             inside = query < queries
             i = query // GROUP
             head = kv_head * GROUP + query % GROUP
-            x = qkv + i.to(tl.int64) * row_stride
-            q = _rotated(x, qk_norm, cos, sin, head, i, inside, eps, DIM, PADDED)
+            x_ptr = qkv_ptr + i.to(tl.int64) * stride_row
+            q = _rotated(x_ptr, qk_norm_ptr, cos_ptr, sin_ptr, head, i, inside, eps, DIM, PADDED)
             s = _dot(q.to(k.dtype), tl.trans(k), INTERPRETED)
             s = _base_2(s, DIM, SOFTCAP)
             at = tl.maximum(first + i, 0)[:, None]
@@ -250,17 +252,27 @@ def _partials(
             weights = tl.exp2(s - m[:, None])
             o = _dot(weights.to(v.dtype), v, INTERPRETED)
             to = (pair.to(tl.int64) * queries + query) * chunks + chunk
-            tl.store(stats + 2 * to, m, mask=inside)
-            tl.store(stats + 2 * to + 1, tl.sum(weights, 1), mask=inside)
-            tl.store(sums + to[:, None] * DIM + d, o, mask=inside[:, None] & in_head)
+            tl.store(stats_ptr + 2 * to, m, mask=inside)
+            tl.store(stats_ptr + 2 * to + 1, tl.sum(weights, 1), mask=inside)
+            tl.store(sums_ptr + to[:, None] * DIM + d, o, mask=inside[:, None] & in_head)
 
 
 @triton.jit
-def _rotated(x, qk_norm, cos, sin, head, token, mask, eps, DIM: tl.constexpr, PADDED: tl.constexpr):
+def _rotated(
+    x_ptr,
+    qk_norm_ptr,
+    cos_ptr,
+    sin_ptr,
+    head,
+    token,
+    mask,
+    eps,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+):
     """float32 [ROWS, PADDED]: head ``head`` of ``token``, normalised and rotated.
 
-    x  pointers to the tokens' rows of qkv; rows that ``mask`` leaves out are zero, as are columns
-    from DIM on
+    x_ptr  the tokens' rows of qkv; rows that ``mask`` leaves out are zero, and columns from DIM on
     """
     HALF: tl.constexpr = DIM // 2
     d = tl.arange(0, PADDED)
@@ -268,17 +280,17 @@ def _rotated(x, qk_norm, cos, sin, head, token, mask, eps, DIM: tl.constexpr, PA
     if HALF % 8 == 0:
         pair = tl.max_contiguous(tl.multiple_of(pair, 8), 8)
     mask = mask[:, None] & (d < DIM)[None, :]
-    x = (x + head * DIM)[:, None]
-    a = tl.load(x + d[None, :], mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(x + pair[None, :], mask=mask, other=0.0).to(tl.float32)
-    if qk_norm is not None:
+    x_ptr = (x_ptr + head * DIM)[:, None]
+    a = tl.load(x_ptr + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + pair[None, :], mask=mask, other=0.0).to(tl.float32)
+    if qk_norm_ptr is not None:
         scale = tl.rsqrt(tl.sum(a * a, 1) / DIM + eps)[:, None]
-        weight = (qk_norm + head * DIM)[:, None]
+        weight = (qk_norm_ptr + head * DIM)[:, None]
         a *= scale * tl.load(weight + d[None, :], mask=mask, other=0.0).to(tl.float32)
         b *= scale * tl.load(weight + pair[None, :], mask=mask, other=0.0).to(tl.float32)
     at = (token * DIM)[:, None] + d[None, :]
-    a *= tl.load(cos + at, mask=mask, other=0.0)
-    return a + b * tl.load(sin + at, mask=mask, other=0.0)
+    a *= tl.load(cos_ptr + at, mask=mask, other=0.0)
+    return a + b * tl.load(sin_ptr + at, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -295,19 +307,20 @@ def _base_2(products, DIM: tl.constexpr, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _dot(a, b, INTERPRETED: tl.constexpr):
+    """a @ b in float32; the interpreter's bfloat16 products are wrong."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit(
-    do_not_specialize=["tokens", "count", "chunks"], do_not_specialize_on_alignment=["start"]
+    do_not_specialize=["tokens", "count", "chunks"], do_not_specialize_on_alignment=["start_ptr"]
 )
 def _combine(
-    stats,
-    sums,
-    start,
-    output,
+    stats_ptr,
+    sums_ptr,
+    start_ptr,
+    output_ptr,
     tokens,
     count,
     chunks,
@@ -317,19 +330,23 @@ def _combine(
     KEYS: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
-    """``output`` [R, q_heads * D]; zeros from row ``count`` on. Grid: row, query head, columns."""
+    """Merge the chunks of a query.
+
+    Grid: rows of the output [R, q_heads * D], query heads, `COLUMNS` columns of a head. Reads the
+    stats and sums of the chunks that the query sees; writes zeros from row ``count`` on.
+    """
     row = tl.program_id(0)
     head = tl.program_id(1)
     d = tl.program_id(2) * _COLUMNS + tl.arange(0, _COLUMNS)
     in_head = d < DIM
-    output += (row.to(tl.int64) * (KV_HEADS * GROUP) + head) * DIM + d
+    output_ptr += (row.to(tl.int64) * (KV_HEADS * GROUP) + head) * DIM + d
     if row >= count:
-        tl.store(output, tl.zeros([_COLUMNS], output.dtype.element_ty), mask=in_head)
+        tl.store(output_ptr, tl.zeros([_COLUMNS], output_ptr.dtype.element_ty), mask=in_head)
         return
 
     batch = row // tokens
     i = row % tokens
-    position = tl.maximum(tl.load(start + batch).to(tl.int32) + i, 0)
+    position = tl.maximum(tl.load(start_ptr + batch).to(tl.int32) + i, 0)
     last = position // KEYS
     lowest = 0 if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0) // KEYS
     pair = (batch * KV_HEADS + head // GROUP).to(tl.int64)
@@ -342,14 +359,14 @@ def _combine(
         chunk = part * _PARTS + tl.arange(0, _PARTS)
         seen = (chunk >= lowest) & (chunk <= last)
         at = place + chunk
-        m = tl.load(stats + 2 * at, mask=seen, other=-float("inf"))
-        mass = tl.load(stats + 2 * at + 1, mask=seen, other=0.0)
+        m = tl.load(stats_ptr + 2 * at, mask=seen, other=-float("inf"))
+        mass = tl.load(stats_ptr + 2 * at + 1, mask=seen, other=0.0)
         mask = seen[:, None] & in_head[None, :]
-        o = tl.load(sums + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
+        o = tl.load(sums_ptr + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
         higher = tl.maximum(highest, tl.max(m, 0))
         kept = tl.exp2(highest - higher)
         weight = tl.exp2(m - higher)
         total = total * kept + tl.sum(weight * mass, 0)
         acc = acc * kept + tl.sum(weight[:, None] * o, 0)
         highest = higher
-    tl.store(output, (acc / total).to(output.dtype.element_ty), mask=in_head)
+    tl.store(output_ptr, (acc / total).to(output_ptr.dtype.element_ty), mask=in_head)

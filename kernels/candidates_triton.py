@@ -10,8 +10,11 @@ Between the two lies the maximum of the row, so the second sweep also adds up in
 of the filter where no top-k stands before it, and for the entropy. Sums, minima and slots of the
 list are atomic operations on integers: their order is not fixed, and no result depends on it.
 
-Grid: (rows, blocks of BLOCK logits). Row r of the grid is row r % COLUMNS of batch row
-r // COLUMNS, whose parameters it uses.
+Row r of a grid is row r % COLUMNS of batch row r // COLUMNS, whose parameters it uses.
+
+What belongs together is one argument of a kernel, a named tuple with the same fields as on the
+host. Triton compiles a binary for each alignment of what is in one, so addresses of single numbers,
+whose alignment is of no matter, stay outside.
 """
 
 from typing import NamedTuple
@@ -67,6 +70,30 @@ _TOP_P = tl.constexpr(TOP_P)
 _MIN_P = tl.constexpr(MIN_P)
 
 
+class Address(NamedTuple):
+    """Where a kernel finds logits [B, COLUMNS, V], the last stride 1."""
+
+    ptr: Tensor
+    stride_batch: int
+    stride_column: int
+
+
+class Scratch(NamedTuple):
+    """What the sweeps leave for the kernels after them."""
+
+    maxima: Tensor  # float32 [rows, chunks]; +inf for a chunk with a NaN
+    record: Tensor  # int64 [rows, FIELDS]
+    threshold: Tensor  # float32 [rows]
+    candidates: Tensor  # float32 [rows, CAPACITY], in any order
+    ids: Tensor  # int32 [rows, CAPACITY], theirs
+
+
+@triton.jit
+def row_of(logits, batch, column):
+    """The address of an `Address`' row: pointer to its first logit."""
+    return logits.ptr + batch * logits.stride_batch + column * logits.stride_column
+
+
 @triton.jit
 def filter_of(sampling_ptr, vocab):
     """1 / T, how many top-k keeps, the share for top-p, min-p's least weight (int64), greedy.
@@ -86,24 +113,27 @@ def filter_of(sampling_ptr, vocab):
 
 @triton.jit
 def load_logits(row_ptr, i, vocab):
+    """float32 logits ``i`` of a row, -inf beyond its ``vocab``."""
     return tl.load(row_ptr + i, mask=i < vocab, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["chunks"])
 def chunk_maxima(
-    logits_ptr,
-    stride_batch,
-    stride_column,
-    maxima_ptr,  # float32 [rows, chunks]; +inf for a chunk with a NaN
-    record_ptr,  # int64 [rows, FIELDS]
+    logits,
+    maxima_ptr,
+    record_ptr,
     vocab,
     chunks,
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """The maximum of each chunk of CHUNK logits; and an empty record of the row.
+
+    Grid: rows, blocks of BLOCK logits. Reads ``logits``, writes `Scratch`' maxima and record.
+    """
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row_ptr = logits_ptr + row // COLUMNS * stride_batch + row % COLUMNS * stride_column
+    row_ptr = row_of(logits, row // COLUMNS, row % COLUMNS)
     chunk = block * (BLOCK // CHUNK) + tl.arange(0, BLOCK // CHUNK)
     x = load_logits(row_ptr, chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :], vocab)
     largest = tl.max(tl.where(x == x, x, float("inf")), 1)
@@ -116,13 +146,14 @@ def chunk_maxima(
 
 @triton.jit
 def load_maxima(maxima_ptr, row, chunks):
+    """The maxima of a row's chunks, [MAX_CHUNKS] padded with -inf."""
     chunk = tl.arange(0, _MAX_CHUNKS)
     return tl.load(maxima_ptr + row * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
 
 
 @triton.jit
 def _add(field_ptr, value):
-    """What the field was. No fence: the next launch reads the sums, this one orders nothing."""
+    """Add to a field and return what it was. No fence: the next launch reads the sums."""
     return tl.atomic_add(field_ptr, value, sem="relaxed")
 
 
@@ -134,17 +165,11 @@ def is_broken(largest):
 
 @triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=["sampling_ptr"])
 def collect(
-    logits_ptr,
-    stride_batch,
-    stride_column,
+    logits,
     sampling_ptr,
     stride_sampling,
     temperature_ptr,  # [rows], of the entropy; None for temperature 1
-    maxima_ptr,
-    record_ptr,
-    threshold_ptr,  # float32 [rows]
-    values_ptr,  # float32 [rows, CAPACITY], candidates in any order
-    ids_ptr,  # int32 [rows, CAPACITY]
+    scratch,
     vocab,
     chunks,
     COLUMNS: tl.constexpr,
@@ -153,13 +178,18 @@ def collect(
     ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """List the logits that reach the row's threshold, and add up what its record holds.
+
+    Grid: rows, blocks of BLOCK logits; a broken row's programs leave at once. Reads ``logits``,
+    the parameters and the maxima, writes the rest of ``scratch``.
+    """
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    maxima = load_maxima(maxima_ptr, row, chunks)
+    maxima = load_maxima(scratch.maxima, row, chunks)
     largest = tl.max(maxima, 0)
     if is_broken(largest):
         return
-    record_ptr += row * FIELDS
-    row_ptr = logits_ptr + row // COLUMNS * stride_batch + row % COLUMNS * stride_column
+    record_ptr = scratch.record + row * FIELDS
+    row_ptr = row_of(logits, row // COLUMNS, row % COLUMNS)
     i = block * BLOCK + tl.arange(0, BLOCK)
     x = load_logits(row_ptr, i, vocab)
     finite = x >= LOWEST
@@ -185,10 +215,10 @@ def collect(
         spread = tl.sum(tl.where(finite, (power * -y).to(tl.int64), 0), 0)
         _add(record_ptr + ENTROPY_SUM, spread)
     if FILTER or LEAST > 0:
-        threshold = _threshold(maxima, maxima_ptr, row, rank, chunks, vocab)
+        threshold = _threshold(maxima, scratch.maxima, row, rank, chunks, vocab)
         if block == 0:
-            tl.store(threshold_ptr + row, threshold)
-        _list(x, i, finite & (x >= threshold), row, record_ptr, values_ptr, ids_ptr)
+            tl.store(scratch.threshold + row, threshold)
+        _list(x, i, finite & (x >= threshold), row, scratch)
 
 
 @triton.jit
@@ -205,21 +235,22 @@ def _threshold(maxima, maxima_ptr, row, rank, chunks, vocab):
 
 
 @triton.jit
-def _list(x, i, chosen, row, record_ptr, values_ptr, ids_ptr):
+def _list(x, i, chosen, row, scratch):
     """Append the chosen logits and their ids to the row's candidates."""
     count = tl.sum(chosen.to(tl.int32), 0)
     if count > 0:
-        first = _add(record_ptr + COUNT, count.to(tl.int64))
+        first = _add(scratch.record + row * FIELDS + COUNT, count.to(tl.int64))
         slot = first + tl.cumsum(chosen.to(tl.int32), 0) - 1
         chosen = chosen & (slot < _CAPACITY)
-        tl.store(values_ptr + row * _CAPACITY + slot, x, mask=chosen)
-        tl.store(ids_ptr + row * _CAPACITY + slot, i, mask=chosen)
+        tl.store(scratch.candidates + row * _CAPACITY + slot, x, mask=chosen)
+        tl.store(scratch.ids + row * _CAPACITY + slot, i, mask=chosen)
 
 
 class Logits(NamedTuple):
     """Rows of logits and how they are cut up: what the launches of one call share."""
 
     tensor: Tensor  # [B, COLUMNS, V], the last stride 1
+    address: Address  # its own
     rows: int  # B * COLUMNS
     chunk: int
     chunks: int
@@ -239,10 +270,6 @@ class Logits(NamedTuple):
         return self.rows, blocks(self.vocab, self.block)
 
     @property
-    def address(self) -> tuple[Tensor, int, int]:
-        return self.tensor, self.tensor.stride(0), self.tensor.stride(1)
-
-    @property
     def shift(self) -> int:
         """Low bits of a float32 that no logit of this dtype has."""
         return {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}[self.tensor.dtype]
@@ -250,6 +277,11 @@ class Logits(NamedTuple):
 
 PROGRAMS = 512
 """About how many programs fill a large GPU: four on each of its multiprocessors."""
+
+
+def address_of(tensor: Tensor) -> Address:
+    """Of logits [B, M, V] whose last stride is 1."""
+    return Address(tensor, tensor.stride(0), tensor.stride(1))
 
 
 def logits_of(tensor: Tensor) -> Logits:
@@ -265,17 +297,8 @@ def logits_of(tensor: Tensor) -> Logits:
     block = max(chunk, CAPACITY)
     while block < 4096 and rows * blocks(vocab, 2 * block) >= PROGRAMS:
         block *= 2
-    return Logits(tensor, rows, chunk, blocks(vocab, chunk), block, 4 if block == CAPACITY else 8)
-
-
-class Scratch(NamedTuple):
-    """What the sweeps leave for the kernels after them."""
-
-    maxima: Tensor  # [rows, chunks] float32
-    record: Tensor  # [rows, FIELDS] int64
-    threshold: Tensor  # [rows] float32
-    values: Tensor  # [rows, CAPACITY] float32
-    ids: Tensor  # [rows, CAPACITY] int32
+    warps = 4 if block == CAPACITY else 8
+    return Logits(tensor, address_of(tensor), rows, chunk, blocks(vocab, chunk), block, warps)
 
 
 def sweep(
@@ -299,7 +322,7 @@ def sweep(
     )
     options = {"num_warps": logits.warps, "num_stages": 1, "enable_fp_fusion": False}
     chunk_maxima[logits.grid](
-        *logits.address,
+        logits.address,
         scratch.maxima,
         scratch.record,
         logits.vocab,
@@ -310,11 +333,11 @@ def sweep(
         **options,
     )
     collect[logits.grid](
-        *logits.address,
+        logits.address,
         sampling,
         0 if sampling is None else sampling.stride(0),
         temperature,
-        *scratch,
+        scratch,
         logits.vocab,
         logits.chunks,
         COLUMNS=logits.columns,

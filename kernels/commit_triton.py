@@ -17,6 +17,7 @@ _SLM = tl.constexpr(SOURCE_SLM)
 
 @triton.jit(do_not_specialize=["columns", "ends"])
 def append(
+    # what a row is: written
     tokens_ptr,
     stride_tokens,
     length_ptr,
@@ -24,19 +25,26 @@ def append(
     source_ptr,
     stride_source,
     flag_ptr,
-    new_ptr,
+    # what is appended
+    new_ptr,  # int64 [B, columns]
     stride_new,
     count_ptr,
     broken_ptr,
+    # where it ends
     limit_ptr,
-    eos_ptr,
+    eos_ptr,  # int64 [B, ends]
     stride_eos,
     columns,
     ends,
     WRITER: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ENDS: tl.constexpr,
+    WIDTH: tl.constexpr,  # a power of two >= columns
+    ENDS: tl.constexpr,  # a power of two >= ends
 ):
+    """Append a row's new tokens up to the first eos or its limit. Grid: rows.
+
+    Reads the row's length, limit, flags, new tokens and eos ids; writes the tokens with their
+    source, the length, done, and the flag of a broken row.
+    """
     row = tl.program_id(0).to(tl.int64)
     length, limit = tl.load(length_ptr + row), tl.load(limit_ptr + row)
     count = tl.load(count_ptr + row)
@@ -76,6 +84,7 @@ def commit(
     limit: Tensor,
     eos: Tensor,
 ) -> None:
+    """See `hybridgen.kernels.verify.commit_reference`."""
     if new_tokens.stride(1) != 1:
         new_tokens = new_tokens.contiguous()
     columns, ends = new_tokens.shape[1], eos.shape[1]

@@ -21,55 +21,60 @@ from torch import Tensor
 
 
 @triton.jit(
-    do_not_specialize=["count", "vocab", "positions", "row_stride", "token_stride", "start_stride"],
-    do_not_specialize_on_alignment=["tokens", "start"],
+    do_not_specialize=["count", "vocab", "positions", "stride_row", "stride_token", "stride_start"],
+    do_not_specialize_on_alignment=["tokens_ptr", "start_ptr"],
 )
 def _embed(
-    tokens,  # int64 [B, count]
-    start,  # int64 [B]
-    embedding,  # [vocab, width]
-    rope,  # float32 [2, positions, dim]
-    x,  # [B * count, width]
-    cos,  # float32 [B * count, dim]
-    sin,
+    tokens_ptr,  # int64 [B, count]
+    start_ptr,  # int64 [B]
+    embedding_ptr,  # [vocab, width]
+    rope_ptr,  # float32 [2, positions, dim]
+    x_ptr,  # [B * count, width]
+    cos_ptr,  # float32 [B * count, dim]
+    sin_ptr,
     count,
     vocab,
     positions,
     width,
     dim,
-    row_stride,
-    token_stride,
-    start_stride,
+    stride_row,
+    stride_token,
+    stride_start,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """One token's row of the embedding, and of both halves of the rotary table.
+
+    Grid: tokens. Reads its id and its row's start, then the three rows; writes x, cos and sin.
+    """
     token = tl.program_id(0).to(tl.int64)
     b, i = token // count, token % count
-    index = tl.load(tokens + b * row_stride + i * token_stride)
-    at = tl.load(start + b * start_stride) + i
+    index = tl.load(tokens_ptr + b * stride_row + i * stride_token)
+    at = tl.load(start_ptr + b * stride_start) + i
     index = tl.minimum(tl.maximum(index, 0), vocab - 1)
     at = tl.minimum(tl.maximum(at, 0), positions - 1)
 
     h, d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
-    values = tl.load(embedding + index * width + h, mask=h < width)
-    cosines = tl.load(rope + at * dim + d, mask=d < dim)
-    sines = tl.load(rope + (positions + at) * dim + d, mask=d < dim)
-    tl.store(x + token * width + h, values, mask=h < width)
-    tl.store(cos + token * dim + d, cosines, mask=d < dim)
-    tl.store(sin + token * dim + d, sines, mask=d < dim)
+    values = tl.load(embedding_ptr + index * width + h, mask=h < width)
+    cosines = tl.load(rope_ptr + at * dim + d, mask=d < dim)
+    sines = tl.load(rope_ptr + (positions + at) * dim + d, mask=d < dim)
+    tl.store(x_ptr + token * width + h, values, mask=h < width)
+    tl.store(cos_ptr + token * dim + d, cosines, mask=d < dim)
+    tl.store(sin_ptr + token * dim + d, sines, mask=d < dim)
 
 
 @triton.jit
-def _rms_norm(x, weight, output, width, x_stride, eps, BLOCK: tl.constexpr):
+def _rms_norm(x_ptr, weight_ptr, output_ptr, width, stride_x, eps, BLOCK: tl.constexpr):
+    """Normalise a row. Grid: rows. Reads a row of x and the weight, writes a row of the output."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     inside = k < width
-    values = tl.load(x + row * x_stride + k, mask=inside, other=0.0)
+    values = tl.load(x_ptr + row * stride_x + k, mask=inside, other=0.0)
     wide = values.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
     normed = (wide * scale).to(values.dtype).to(tl.float32)
-    gain = tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
-    tl.store(output + row * width + k, normed * gain, mask=inside)
+    gain = tl.load(weight_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    tl.store(output_ptr + row * width + k, normed * gain, mask=inside)
 
 
 def _block(width: int) -> tuple[int, int]:
@@ -81,7 +86,7 @@ def _block(width: int) -> tuple[int, int]:
 def embed(
     tokens: Tensor, start: Tensor, embedding: Tensor, rope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `hybridgen.kernels.layers`."""
+    """See `hybridgen.kernels.layers.embed_reference`."""
     batch, count = tokens.shape
     vocab, width = embedding.shape
     positions, dim = rope.shape[1], rope.shape[3]

@@ -69,17 +69,17 @@ FLOAT32_TILES = {32: (16, 8), 16: (16, 11)}  # these have no tensor cores, but n
 
 @triton.jit(do_not_specialize=["rows"])
 def _linear(
-    x,  # [rows, depth], rows x_stride apart
-    norm,  # [depth] or None
-    weight,  # [columns, depth]; GATED: [2 columns, depth], gate over up
-    bias,  # [columns] or [2 columns], or None
-    residual,  # [rows, columns], rows residual_stride apart, or None
-    output,  # [rows, columns]
+    x_ptr,  # [rows, depth], rows stride_x apart
+    norm_ptr,  # [depth] or None
+    weight_ptr,  # [columns, depth]; GATED: [2 columns, depth], gate over up
+    bias_ptr,  # [columns] or [2 columns], or None
+    residual_ptr,  # [rows, columns], rows stride_residual apart, or None
+    output_ptr,  # [rows, columns]
     rows,
     columns,
     depth,
-    x_stride,
-    residual_stride,
+    stride_x,
+    stride_residual,
     eps,
     GATED: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -88,52 +88,59 @@ def _linear(
     QUARTERS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """BLOCK_R rows of BLOCK_O outputs, with all that is fused to them.
+
+    Grid: blocks of rows, blocks of outputs. Reads its rows of x whole, its rows of the weight, and
+    its outputs' bias and residual; writes its outputs.
+    """
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     k = tl.arange(0, QUARTERS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     in_rows, in_columns = r < rows, o < columns
     r, o = r.to(tl.int64), o.to(tl.int64)
-    x += r[None, :, None] * x_stride + k[:, None, :]
-    weight += o[None, None, :] * depth + k[:, :, None]
-    weight_up = weight + tl.cast(columns, tl.int64) * depth
+    x_ptr += r[None, :, None] * stride_x + k[:, None, :]
+    weight_ptr += o[None, None, :] * depth + k[:, :, None]
+    up_ptr = weight_ptr + tl.cast(columns, tl.int64) * depth
 
     sums = tl.zeros([QUARTERS, BLOCK_R, BLOCK_O], tl.float32)
     sums_up = tl.zeros([QUARTERS, BLOCK_R, BLOCK_O], tl.float32)
     squares = tl.zeros([QUARTERS, BLOCK_R, BLOCK_K], tl.float32)
     for start in range(0, depth, QUARTERS * BLOCK_K):
         inside = start + k < depth
-        a = tl.load(x + start, mask=in_rows[None, :, None] & inside[:, None, :], other=0.0)
-        if norm is not None:
-            gain = tl.load(norm + start + k, mask=inside, other=0.0).to(tl.float32)
+        a = tl.load(x_ptr + start, mask=in_rows[None, :, None] & inside[:, None, :], other=0.0)
+        if norm_ptr is not None:
+            gain = tl.load(norm_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
             wide = a.to(tl.float32)
             squares += wide * wide
             a = (wide * gain[:, None, :]).to(a.dtype)
         mask = in_columns[None, None, :] & inside[:, :, None]
-        w = tl.load(weight + start, mask=mask, other=0.0, eviction_policy="evict_first")
+        w = tl.load(weight_ptr + start, mask=mask, other=0.0, eviction_policy="evict_first")
         sums = _dot(a, w, sums, INTERPRETED)
         if GATED:
-            w = tl.load(weight_up + start, mask=mask, other=0.0, eviction_policy="evict_first")
+            w = tl.load(up_ptr + start, mask=mask, other=0.0, eviction_policy="evict_first")
             sums_up = _dot(a, w, sums_up, INTERPRETED)
 
     y, up = tl.sum(sums, 0), tl.sum(sums_up, 0)
-    if norm is not None:
+    if norm_ptr is not None:
         scale = tl.rsqrt(tl.sum(tl.sum(squares, 2), 0) / depth + eps)[:, None]
         y, up = y * scale, up * scale
-    if bias is not None:
-        y += tl.load(bias + o, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + o, mask=in_columns, other=0.0).to(tl.float32)[None, :]
         if GATED:
-            up += tl.load(bias + columns + o, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+            bias_ptr += columns
+            up += tl.load(bias_ptr + o, mask=in_columns, other=0.0).to(tl.float32)[None, :]
     if GATED:
         y = y / (1 + tl.exp(-y)) * up
     mask = in_rows[:, None] & in_columns[None, :]
-    if residual is not None:
-        at = r[:, None] * residual_stride + o[None, :]
-        y += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(output + r[:, None] * columns + o[None, :], y, mask=mask)
+    if residual_ptr is not None:
+        at = r[:, None] * stride_residual + o[None, :]
+        y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(output_ptr + r[:, None] * columns + o[None, :], y, mask=mask)
 
 
 @triton.jit
 def _dot(a, b, sums, INTERPRETED: tl.constexpr):
+    """sums + a @ b; the interpreter's bfloat16 products are wrong."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, sums, input_precision="ieee")
@@ -159,6 +166,7 @@ def _launch(
     residual: Tensor | None,
     gated: bool,
 ) -> Tensor:
+    """Any of the three ops, in any dtype that the norm does not overflow in."""
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if gated else 1)
     output = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
@@ -194,23 +202,33 @@ def _launch(
 def _norm_launch(
     x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, gated: bool
 ) -> Tensor:
+    """`_launch` with a norm, which in float16 is a launch of its own."""
     if x.dtype == torch.float16:
         return _launch(rms_norm(x, norm, eps), None, eps, weight, bias, None, gated)
     return _launch(x, norm, eps, weight, bias, None, gated)
 
 
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """See `hybridgen.kernels.linear`; ``norm``, ``weight`` and ``bias`` contiguous."""
+    """See `hybridgen.kernels.linear.norm_linear_reference`.
+
+    ``norm``, ``weight`` and ``bias`` are contiguous.
+    """
     return _norm_launch(x, norm, eps, weight, bias, gated=False)
 
 
 def norm_gated_linear(
     x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """See `hybridgen.kernels.linear`; ``norm``, ``weight`` and ``bias`` contiguous."""
+    """See `hybridgen.kernels.linear.norm_gated_linear_reference`.
+
+    ``norm``, ``weight`` and ``bias`` are contiguous.
+    """
     return _norm_launch(x, norm, eps, weight, bias, gated=True)
 
 
 def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    """See `hybridgen.kernels.linear`; ``weight`` and ``bias`` contiguous."""
+    """See `hybridgen.kernels.linear.linear_residual_reference`.
+
+    ``weight`` and ``bias`` are contiguous.
+    """
     return _launch(x, None, 0.0, weight, bias, residual, gated=False)

@@ -26,6 +26,8 @@ memory once, by launch 1, and from L2 by launch 2 as long as they fit there.
         0.6 MB at the 0.1 TB/s of one multiprocessor: about 0.2 ms
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -45,6 +47,7 @@ from hybridgen.kernels.candidates_triton import (
     load_logits,
     load_maxima,
     logits_of,
+    row_of,
     sweep,
 )
 from hybridgen.kernels.filter_triton import PAIRS, filter_pairs, filter_search
@@ -68,6 +71,21 @@ SCALARS = ["sampling_ptr", "seed_ptr", "position_ptr"]
 ONE_PROGRAM_A_ROW = {"num_warps": 8, "maxnreg": 128, "num_stages": 1, "enable_fp_fusion": False}
 
 
+class Draws(NamedTuple):
+    """Whose noise a draw adds."""
+
+    seed: Tensor  # int64 [B]
+    position: Tensor  # int64 [B], of the first column
+    stream: int
+
+
+class Best(NamedTuple):
+    """The best of each block of the open rows, [rows, blocks]."""
+
+    score: Tensor  # float32
+    ids: Tensor  # int32
+
+
 @triton.jit
 def best_of(score, ids):
     """The largest score and the smallest id that has it."""
@@ -84,6 +102,7 @@ def scores(x, ids, kept, largest, heat, greedy, seed, position, stream):
 
 @triton.jit
 def store_truncation(truncation_ptr, row, tau, largest, log_z):
+    """Write the three numbers of a row."""
     truncation_ptr += row * 3
     tl.store(truncation_ptr + _TAU, tau)
     tl.store(truncation_ptr + _LARGEST, largest)
@@ -114,18 +133,12 @@ def load_truncations(truncation_ptr, row, mask):
 
 @triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=SCALARS)
 def resolve(
-    logits_ptr,
-    stride_batch,
-    stride_column,
+    logits,
     sampling_ptr,
     stride_sampling,
     seed_ptr,  # int64 [B]; as position_ptr None where nothing is drawn
     position_ptr,
-    maxima_ptr,
-    record_ptr,
-    threshold_ptr,
-    values_ptr,
-    ids_ptr,
+    scratch,
     token_ptr,  # out: int64 [rows]
     truncation_ptr,  # out: float32 [rows, 3]
     vocab,
@@ -136,22 +149,27 @@ def resolve(
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """The truncation of a row, and, with DRAW, the token of a closed one.
+
+    Grid: rows. Reads what the sweeps left, and the row of ``logits`` where its candidates do not
+    suffice; writes token and truncation, and whether the row is still open into its record.
+    """
     row = tl.program_id(0).to(tl.int64)
     batch, column = row // COLUMNS, row % COLUMNS
-    largest = tl.max(load_maxima(maxima_ptr, row, chunks), 0)
+    largest = tl.max(load_maxima(scratch.maxima, row, chunks), 0)
     if is_broken(largest):
         store_truncation(truncation_ptr, row, 0.0, 0.0, float("nan"))
         if DRAW:
             tl.store(token_ptr + row, 0)
         return
-    row_ptr = logits_ptr + batch * stride_batch + column * stride_column
-    record_ptr += row * FIELDS
-    values_ptr += row * _CAPACITY
-    ids_ptr += row * _CAPACITY
+    row_ptr = row_of(logits, batch, column)
+    record_ptr = scratch.record + row * FIELDS
+    values_ptr = scratch.candidates + row * _CAPACITY
+    ids_ptr = scratch.ids + row * _CAPACITY
     heat, k, top_p, bound, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
     rate = rate_of(heat)
     count = tl.load(record_ptr + COUNT).to(tl.int32)
-    threshold = tl.load(threshold_ptr + row)
+    threshold = tl.load(scratch.threshold + row)
     everything = threshold == float("-inf")
     closed = count <= _CAPACITY
     tau = logit_of(tl.load(record_ptr + LOWEST_KEY).to(tl.int32))
@@ -202,6 +220,7 @@ def resolve(
 
 @triton.jit
 def _listed_mass(values_ptr, count, largest, rate):
+    """The weight of a row's ``count`` candidates."""
     slot = tl.arange(0, _CAPACITY)
     x = tl.load(values_ptr + slot, mask=slot < count, other=float("-inf"))
     return tl.sum(weights(x, largest, rate), 0)
@@ -209,22 +228,24 @@ def _listed_mass(values_ptr, count, largest, rate):
 
 @triton.jit(do_not_specialize_on_alignment=SCALARS)
 def draw(
-    logits_ptr,
-    stride_batch,
-    stride_column,
+    logits,
     sampling_ptr,
     stride_sampling,
     seed_ptr,
     position_ptr,
     record_ptr,
     truncation_ptr,
-    best_ptr,  # out: float32 and int32 [rows, blocks], of open rows
-    best_id_ptr,
+    best,  # out
     vocab,
     COLUMNS: tl.constexpr,
     STREAM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """The best of log-weight plus noise of a block, of open rows.
+
+    Grid: rows, blocks of BLOCK logits. Reads ``logits``, the parameters, record and truncation of
+    the row; writes ``best``.
+    """
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if tl.load(record_ptr + row * FIELDS + OPEN) == 0:
         return
@@ -233,49 +254,50 @@ def draw(
     heat, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
     seed, position = tl.load(seed_ptr + batch), tl.load(position_ptr + batch) + column
     i = block * BLOCK + tl.arange(0, BLOCK)
-    x = load_logits(logits_ptr + batch * stride_batch + column * stride_column, i, vocab)
+    x = load_logits(row_of(logits, batch, column), i, vocab)
     score = scores(x, i, x >= tau, largest, heat, greedy, seed, position, STREAM)
-    best, best_id = best_of(score, i)
+    leader, leader_id = best_of(score, i)
     place = row * tl.num_programs(1) + block
-    tl.store(best_ptr + place, best)
-    tl.store(best_id_ptr + place, best_id)
+    tl.store(best.score + place, leader)
+    tl.store(best.ids + place, leader_id)
 
 
 @triton.jit
-def best_block(best_ptr, best_id_ptr, row, count, BLOCKS: tl.constexpr):
+def best_block(best, row, count, BLOCKS: tl.constexpr):
     """The token of the best of a row's ``count`` blocks."""
     block = tl.arange(0, BLOCKS)
     place = row * count + block
-    score = tl.load(best_ptr + place, mask=block < count, other=float("-inf"))
-    _, token = best_of(score, tl.load(best_id_ptr + place, mask=block < count, other=_NO_ID))
+    score = tl.load(best.score + place, mask=block < count, other=float("-inf"))
+    _, token = best_of(score, tl.load(best.ids + place, mask=block < count, other=_NO_ID))
     return token.to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["count"])
-def finish(record_ptr, best_ptr, best_id_ptr, token_ptr, count, BLOCKS: tl.constexpr):
+def finish(record_ptr, best, token_ptr, count, BLOCKS: tl.constexpr):
+    """The token of an open row: the best of its ``count`` blocks.
+
+    Grid: rows. Reads record and ``best``, writes the token.
+    """
     row = tl.program_id(0).to(tl.int64)
     if tl.load(record_ptr + row * FIELDS + OPEN) == 1:
-        tl.store(token_ptr + row, best_block(best_ptr, best_id_ptr, row, count, BLOCKS))
+        tl.store(token_ptr + row, best_block(best, row, count, BLOCKS))
 
 
 def launch_resolve(
-    logits: Logits,
-    sampling: Tensor,
-    scratch: Scratch,
-    draws: tuple[Tensor, Tensor, int] | None = None,
+    logits: Logits, sampling: Tensor, scratch: Scratch, draws: Draws | None = None
 ) -> tuple[Tensor | None, Tensor]:
-    """Launch 3. ``draws`` is (seed, position, stream). Returns token (if drawn) and truncation."""
+    """Launch 3. Returns tokens int64 [rows] (None without draws) and truncations [rows, 3]."""
     device = logits.tensor.device
     seed, position, stream = draws or (None, None, 0)
     token = torch.empty(logits.rows, dtype=torch.int64, device=device) if draws else None
     truncation = torch.empty(logits.rows, 3, dtype=torch.float32, device=device)
     resolve[(logits.rows,)](
-        *logits.address,
+        logits.address,
         sampling,
         sampling.stride(0),
         seed,
         position,
-        *scratch,
+        scratch,
         token,
         truncation,
         logits.vocab,
@@ -295,14 +317,17 @@ def launch_draw(
     sampling: Tensor,
     scratch: Scratch,
     truncation: Tensor,
-    draws: tuple[Tensor, Tensor, int],
-) -> tuple[Tensor, Tensor]:
-    """Launch 4: scores and ids of the best of each block [rows, blocks], of the open rows."""
+    draws: Draws,
+) -> Best:
+    """Launch 4."""
     seed, position, stream = draws
-    best = torch.empty(logits.grid, dtype=torch.float32, device=truncation.device)
-    best_id = torch.empty(logits.grid, dtype=torch.int32, device=truncation.device)
+    device = truncation.device
+    best = Best(
+        torch.empty(logits.grid, dtype=torch.float32, device=device),
+        torch.empty(logits.grid, dtype=torch.int32, device=device),
+    )
     draw[logits.grid](
-        *logits.address,
+        logits.address,
         sampling,
         sampling.stride(0),
         seed,
@@ -310,7 +335,6 @@ def launch_draw(
         scratch.record,
         truncation,
         best,
-        best_id,
         logits.vocab,
         COLUMNS=logits.columns,
         STREAM=stream,
@@ -319,23 +343,22 @@ def launch_draw(
         num_stages=1,
         enable_fp_fusion=False,
     )
-    return best, best_id
+    return best
 
 
 def sample_rows(
-    logits: Logits, sampling: Tensor, scratch: Scratch, draws: tuple[Tensor, Tensor, int]
+    logits: Logits, sampling: Tensor, scratch: Scratch, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Launches 3 to 5: token and truncation of every row."""
     token, truncation = launch_resolve(logits, sampling, scratch, draws)
     assert token is not None
-    best, best_id = launch_draw(logits, sampling, scratch, truncation, draws)
+    best = launch_draw(logits, sampling, scratch, truncation, draws)
     finish[(logits.rows,)](
         scratch.record,
         best,
-        best_id,
         token,
-        best.shape[1],
-        BLOCKS=triton.next_power_of_2(best.shape[1]),
+        logits.grid[1],
+        BLOCKS=triton.next_power_of_2(logits.grid[1]),
         num_warps=1,
         num_stages=1,
         enable_fp_fusion=False,
@@ -346,12 +369,14 @@ def sample_rows(
 def sample(
     logits: Tensor, sampling: Tensor, seed: Tensor, position: Tensor, stream: int
 ) -> tuple[Tensor, Tensor]:
+    """See `hybridgen.kernels.sampling.sample_reference`."""
     rows = logits_of(logits.unsqueeze(1))
     scratch = sweep(rows, sampling, None)
-    return sample_rows(rows, sampling, scratch, (seed, position, stream))
+    return sample_rows(rows, sampling, scratch, Draws(seed, position, stream))
 
 
 def filter_logits(logits: Tensor, sampling: Tensor) -> Tensor:
+    """See `hybridgen.kernels.sampling.filter_logits_reference`."""
     rows = logits_of(logits.unsqueeze(1))
     _, truncation = launch_resolve(rows, sampling, sweep(rows, sampling, None))
     return truncation

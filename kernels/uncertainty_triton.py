@@ -18,6 +18,8 @@ Predicted on an H100, one row of 151936: 2.5 + 3.5 us for the sweeps and 3 us fo
 reads a hundred candidates: 9 us each for entropy and LogTokU, 14 us for `sample_measured`.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -36,9 +38,15 @@ from hybridgen.kernels.candidates_triton import (
     load_logits,
     load_maxima,
     logits_of,
+    row_of,
     sweep,
 )
-from hybridgen.kernels.sampling_triton import ONE_PROGRAM_A_ROW, load_truncation, sample_rows
+from hybridgen.kernels.sampling_triton import (
+    ONE_PROGRAM_A_ROW,
+    Draws,
+    load_truncation,
+    sample_rows,
+)
 from hybridgen.kernels.uncertainty import MEASURES, PROBS
 from hybridgen.kernels.weights import WEIGHT_BITS
 
@@ -47,6 +55,25 @@ _UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 _PROBS = tl.constexpr(PROBS)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _SLOTS = 16
+
+
+class Sampled(NamedTuple):
+    """Of what the two log-probabilities are."""
+
+    sampling: Tensor  # float64 [rows, 4]
+    stride: int
+    truncation: Tensor  # float32 [rows, 3]
+    token: Tensor  # int64 [rows]
+
+
+class Measures(NamedTuple):
+    """What a launch fills, float32 [rows] of one stride each; it leaves out what is None."""
+
+    logprob: Tensor | None = None  # with full_logprob or not at all
+    full_logprob: Tensor | None = None
+    entropy: Tensor | None = None
+    aleatoric: Tensor | None = None  # with epistemic or not at all
+    epistemic: Tensor | None = None
 
 
 @triton.jit
@@ -123,25 +150,12 @@ def _logtoku(top, k, EVIDENCE: tl.constexpr, SLOTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["chunks", "k"])
 def measure(
-    logits_ptr,
-    stride_batch,
-    stride_column,
+    logits,
     temperature_ptr,  # [rows]: of the entropy; None for 1
-    maxima_ptr,
-    record_ptr,
-    threshold_ptr,
-    values_ptr,
-    ids_ptr,
-    sampling_ptr,  # with truncation and token: for the two log-probabilities; None without
-    stride_sampling,
-    truncation_ptr,
-    token_ptr,
-    logprob_ptr,  # out: float32 [rows], with the stride of `stride_out`; None leaves it out
-    full_logprob_ptr,
-    entropy_ptr,
-    aleatoric_ptr,
-    epistemic_ptr,
-    stride_out,
+    scratch,
+    sampled,  # None without log-probabilities
+    measures,  # out
+    stride_measures,
     vocab,
     chunks,
     k,
@@ -149,70 +163,67 @@ def measure(
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Whatever of ``measures`` is asked for, of a row.
+
+    Grid: rows. Reads what the sweeps left, of ``logits`` the token's, and the row where the
+    candidates do not suffice; writes ``measures``.
+    """
     row = tl.program_id(0).to(tl.int64)
-    row_ptr = logits_ptr + row * stride_batch
-    largest = tl.max(load_maxima(maxima_ptr, row, chunks), 0)
+    row_ptr = row_of(logits, row, 0)
+    largest = tl.max(load_maxima(scratch.maxima, row, chunks), 0)
     broken = is_broken(largest)
     largest = tl.where(broken, 0.0, largest)
     nan = float("nan")
-    record_ptr += row * FIELDS
-    out = row * stride_out
-    if (entropy_ptr is not None) | (logprob_ptr is not None):
+    record_ptr = scratch.record + row * FIELDS
+    out = row * stride_measures
+    if (measures.entropy is not None) | (measures.logprob is not None):
         mass = tl.maximum(tl.load(record_ptr + ENTROPY_MASS), 1).to(tl.float32) * _UNIT
-    if entropy_ptr is not None:
+    if measures.entropy is not None:
         spread = tl.load(record_ptr + ENTROPY_SUM).to(tl.float32) * _UNIT / mass
         entropy = tl.log(mass) + spread * _LN_2
         if temperature_ptr is not None:
             entropy = tl.where(tl.load(temperature_ptr + row) > 0, entropy, 0.0)
-        tl.store(entropy_ptr + out, tl.where(broken, nan, entropy))
-    if logprob_ptr is not None:
-        heat, _, _, _, greedy = filter_of(sampling_ptr + row * stride_sampling, vocab)
-        logit = tl.load(row_ptr + tl.load(token_ptr + row)).to(tl.float32)
-        _, _, log_z = load_truncation(truncation_ptr, row)
+        tl.store(measures.entropy + out, tl.where(broken, nan, entropy))
+    if measures.logprob is not None:
+        heat, _, _, _, greedy = filter_of(sampled.sampling + row * sampled.stride, vocab)
+        logit = tl.load(row_ptr + tl.load(sampled.token + row)).to(tl.float32)
+        _, _, log_z = load_truncation(sampled.truncation, row)
         scaled = (logit.to(tl.float64) - largest) * heat - log_z
         logprob = tl.where(greedy, 0.0, scaled.to(tl.float32))
-        tl.store(logprob_ptr + out, tl.where(broken, nan, logprob))
+        tl.store(measures.logprob + out, tl.where(broken, nan, logprob))
         full = (logit - largest) - tl.log(mass)
-        tl.store(full_logprob_ptr + out, tl.where(broken, nan, full))
-    if aleatoric_ptr is not None:
+        tl.store(measures.full_logprob + out, tl.where(broken, nan, full))
+    if measures.aleatoric is not None:
         aleatoric, epistemic = nan, nan
         if (broken == 0) & (k > 0):
             count = tl.load(record_ptr + COUNT).to(tl.int32)
-            everything = tl.load(threshold_ptr + row) == float("-inf")
+            everything = tl.load(scratch.threshold + row) == float("-inf")
             if (count <= _CAPACITY) & (everything | (count >= k)):
-                top = _largest(values_ptr + row * _CAPACITY, count, k, SLOTS, 128)
+                top = _largest(scratch.candidates + row * _CAPACITY, count, k, SLOTS, 128)
             else:
                 top = _largest(row_ptr, vocab, k, SLOTS, BLOCK)
             aleatoric, epistemic = _logtoku(top, k, EVIDENCE, SLOTS)
-        tl.store(aleatoric_ptr + out, aleatoric)
-        tl.store(epistemic_ptr + out, epistemic)
+        tl.store(measures.aleatoric + out, aleatoric)
+        tl.store(measures.epistemic + out, epistemic)
 
 
 def _measure(
     logits: Logits,
     scratch: Scratch,
+    measures: Measures,
     temperature: Tensor | None = None,
-    draws: tuple[Tensor, Tensor, Tensor] | None = None,
-    logprobs: tuple[Tensor, Tensor] | None = None,
-    entropy: Tensor | None = None,
-    logtoku: tuple[Tensor, Tensor] | None = None,
+    sampled: Sampled | None = None,
     k: int = 0,
     evidence: int = PROBS,
 ) -> None:
-    """Launch `measure`; ``draws`` is (sampling, truncation, token), results have one stride."""
-    sampling, truncation, token = draws or (None, None, None)
-    results = (*(logprobs or (None, None)), entropy, *(logtoku or (None, None)))
-    stride = next(result.stride(0) for result in results if result is not None)
+    """Launch `measure`."""
     measure[(logits.rows,)](
-        *logits.address,
+        logits.address,
         temperature,
-        *scratch,
-        sampling,
-        0 if sampling is None else sampling.stride(0),
-        truncation,
-        token,
-        *results,
-        stride,
+        scratch,
+        sampled,
+        measures,
+        next(result.stride(0) for result in measures if result is not None),
         logits.vocab,
         logits.chunks,
         k,
@@ -224,20 +235,23 @@ def _measure(
 
 
 def entropy(logits: Tensor, temperature: Tensor) -> Tensor:
+    """See `hybridgen.kernels.uncertainty.entropy_reference`."""
     rows = logits_of(logits.unsqueeze(1))
     result = torch.empty(rows.rows, dtype=torch.float32, device=logits.device)
     scratch = sweep(rows, None, temperature, entropy=True)
-    _measure(rows, scratch, temperature=temperature, entropy=result)
+    _measure(rows, scratch, Measures(entropy=result), temperature)
     return result
 
 
 def logtoku(logits: Tensor, k: int, evidence: int) -> tuple[Tensor, Tensor]:
+    """See `hybridgen.kernels.uncertainty.logtoku_reference`."""
     rows = logits_of(logits.unsqueeze(1))
     k = min(k, rows.vocab)
     aleatoric = torch.empty(rows.rows, dtype=torch.float32, device=logits.device)
     epistemic = torch.empty_like(aleatoric)
     scratch = sweep(rows, None, None, least=k)
-    _measure(rows, scratch, logtoku=(aleatoric, epistemic), k=k, evidence=evidence)
+    measures = Measures(aleatoric=aleatoric, epistemic=epistemic)
+    _measure(rows, scratch, measures, k=k, evidence=evidence)
     return aleatoric, epistemic
 
 
@@ -250,20 +264,12 @@ def sample_measured(
     k: int,
     evidence: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """See `hybridgen.kernels.uncertainty.sample_measured_reference`."""
     rows = logits_of(logits.unsqueeze(1))
     k = min(k, rows.vocab)
     scratch = sweep(rows, sampling, None, least=k, entropy=True)
-    token, truncation = sample_rows(rows, sampling, scratch, (seed, position, stream))
-    measures = torch.empty(rows.rows, MEASURES, dtype=torch.float32, device=logits.device)
-    logprob, full_logprob, entropy_, aleatoric, epistemic = measures.unbind(1)
-    _measure(
-        rows,
-        scratch,
-        draws=(sampling, truncation, token),
-        logprobs=(logprob, full_logprob),
-        entropy=entropy_,
-        logtoku=(aleatoric, epistemic),
-        k=k,
-        evidence=evidence,
-    )
-    return token, truncation, measures
+    token, truncation = sample_rows(rows, sampling, scratch, Draws(seed, position, stream))
+    sampled = Sampled(sampling, sampling.stride(0), truncation, token)
+    result = torch.empty(rows.rows, MEASURES, dtype=torch.float32, device=logits.device)
+    _measure(rows, scratch, Measures(*result.unbind(1)), None, sampled, k, evidence)
+    return token, truncation, result

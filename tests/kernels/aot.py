@@ -11,7 +11,7 @@ The resources are those that the assembler settled on, read from the machine cod
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +108,7 @@ def recording(capability: int) -> Iterator[Launches]:
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        args = tuple(pointer(arg) for arg in args)
+        args = pointer(args)
         kwargs = {name: pointer(arg) for name, arg in kwargs.items()}
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         name = specialisation(kernel)
@@ -135,6 +135,9 @@ def pointer(value: Any) -> Any:
 
     torch's allocator aligns storages to 512 bytes, so views keep the alignment they would have.
     """
+    if isinstance(value, tuple):
+        values = map(pointer, value)
+        return type(value)(*values) if hasattr(value, "_fields") else tuple(values)
     if not isinstance(value, torch.Tensor):
         return value
     address = value.storage_offset() * value.element_size()
@@ -145,18 +148,29 @@ def pointer(value: Any) -> Any:
 
 def specialisation(kernel: Any) -> str:
     """A compiled kernel in words: its constants, argument types, which are divisible by 16."""
-    source, options = kernel.src, kernel.metadata
-    words = []
-    for index, (name, kind) in enumerate(source.signature.items()):
-        if kind == "constexpr":
-            words.append(f"{name}={shown(source.constants[(index,)])}")
-        else:
-            aligned = any(key == "tt.divisibility" for key, _ in source.attrs.get((index,), ()))
-            words.append(f"{name}:{kind}{'%16' if aligned else ''}")
+    options = kernel.metadata
+    arguments = described(kernel.src, kernel.src.signature, kernel.src.signature.values())
     launch = f"warps={options.num_warps} stages={options.num_stages}"
     if options.maxnreg:
         launch += f" registers<={options.maxnreg}"
-    return f"{kernel.name}({', '.join(words)}) {launch}"
+    return f"{kernel.name}({arguments}) {launch}"
+
+
+def described(
+    source: Any, names: Iterable[str], kinds: Iterable[Any], path: tuple[int, ...] = ()
+) -> str:
+    """The arguments of a kernel, or of the named tuple at ``path`` among them."""
+    words = []
+    for index, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        place = (*path, index)
+        if isinstance(kind, tuple):
+            words.append(f"{name}({described(source, kind._fields, kind, place)})")
+        elif kind == "constexpr":
+            words.append(f"{name}={shown(source.constants[place])}")
+        else:
+            aligned = any(key == "tt.divisibility" for key, _ in source.attrs.get(place, ()))
+            words.append(f"{name}:{kind}{'%16' if aligned else ''}")
+    return ", ".join(words)
 
 
 def shown(value: Any) -> str:

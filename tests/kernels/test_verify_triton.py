@@ -3,7 +3,7 @@
 Numbers in brackets are those of a list of faults that other verifiers had.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from on_device import launch, move
 from sampling_oracle import ACCEPTABLE, filtered, p_value
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridgen.kernels.philox import DRAFT
 from hybridgen.kernels.sampling import LOG_Z, sample
@@ -170,6 +171,51 @@ def test_strided_arguments(device: torch.device) -> None:
     strided = b._replace(target=wide[..., 4:54], drafts=columns[:, 1:], draft=draft[:, 1:4, 2:46])
     assert_same(launch(verify_rejection, device, *strided), verify_rejection(*b))
     assert_same(launch(verify_coupled, device, *strided.coupled), verify_coupled(*b.coupled))
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of every tensor that gets memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage(a) for a in args if isinstance(a, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        made = isinstance(result, Tensor) and not any(result is a for a in args)
+        if made and storage(result) not in given:
+            self.sizes.append(result.untyped_storage().nbytes())
+        return result
+
+
+def storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def test_views_of_larger_buffers_are_read_where_they_are(device: torch.device) -> None:
+    """[22] Buffers for more drafts than there are; no copy is made, and nothing beyond is read."""
+    b = Block(*(t.contiguous() for t in block(6, 2, 16, 14, [OFF, QWEN], distance=1.5, seed=1)))
+    most = 6
+    drafts = torch.full((6, most + 1), 2**40)
+    drafts[:, 1:3] = b.drafts
+    draft = torch.full((most, 6, 21), NAN)
+    draft[:2, :, :14] = b.draft.transpose(0, 1)
+    truncation = torch.full((6, most, 3), NAN)
+    truncation[:, :2] = b.truncation
+    views = b._replace(
+        drafts=drafts[:, 1:3],
+        draft=draft.transpose(0, 1)[:, :2, :14],
+        truncation=truncation[:, :2],
+    )
+    made = []
+    for case in (b, views):
+        assert_same(launch(verify_rejection, device, *case), verify_rejection(*b))
+        moved = [move(tensor, device) for tensor in case]
+        with Allocations() as allocations:
+            verify_rejection.launcher()(*moved)
+        made.append(allocations.sizes)
+    assert made[0] == made[1] and sum(made[0]) > 0
 
 
 def test_a_row_keeps_its_verdict_in_any_batch(device: torch.device) -> None:
