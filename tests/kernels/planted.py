@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import NamedTuple
 
 import torch
 import triton
@@ -36,12 +37,24 @@ def harmless(x, n):
     tl.store(x + place, 2 * tl.load(x + place, mask=place < n), mask=place < n)
 
 
+class Vector(NamedTuple):
+    x: Tensor
+    n: int | None
+
+
+@triton.jit
+def grouped(vector):
+    tl.store(vector.x, 0.0)
+
+
 def launch(x: Tensor) -> None:
     options = dict(num_warps=4, enable_fp_fusion=True)
     spilling[(1,)](x, SIZE=8192, maxnreg=32, num_stages=1, **options)
     oversized[(1,)](x, 64, TILE=128, num_stages=9, **options)
     for vector in (x, x[8:], x[1:], x[:1], x[16:]):
         harmless[(1,)](vector, vector.shape[0], num_stages=1, **options)
+    for group in (Vector(x, 16), Vector(x[1:], 1), Vector(x, None)):
+        grouped[(1,)](group, num_stages=1, **options)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_planted_faults_are_found(card: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_launches_are_told_apart_as_triton_tells_them_apart() -> None:
-    """By type, by alignment of addresses and integers, and the integer 1."""
+    """By type, by alignment of addresses and integers, and the integer 1; in a group too."""
     rows = resources.measured(80, Path(__file__).with_name("planted.py"))
     options = " warps=4 stages=1"
     assert {name for name in rows if name.startswith("harmless(")} == {
@@ -62,6 +62,10 @@ def test_launches_are_told_apart_as_triton_tells_them_apart() -> None:
             "x:*bf16, n:i32",
             "x:*bf16%16, n=1",
         )
+    }
+    assert {name for name in rows if name.startswith("grouped(")} == {
+        f"grouped(vector({fields})){options}"
+        for fields in ("x:*bf16%16, n:i32%16", "x:*bf16, n=1", "x:*bf16%16, n=None")
     }
 
 
