@@ -6,11 +6,10 @@ numbers; bools, strings and tensors do not.
 
 import difflib
 import reprlib
+import sys
 from collections.abc import Callable, Collection, Iterable
 from numbers import Integral, Real
 from typing import Any, NoReturn
-
-import numpy as np
 
 LONGEST_QUOTE = 80
 LONGEST_WORD = 64  # beyond it, no name is looked for that may have been meant
@@ -85,7 +84,7 @@ def check_float(name: str, value: object, accepted: str, within: Callable[[float
     that float32 has. Smaller ones are refused although float32 has some of them (the subnormals):
     a GPU may take these for 0.
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         _wrong_type(name, accepted, value)
     try:
         number = float(value)
@@ -101,7 +100,8 @@ def check_float(name: str, value: object, accepted: str, within: Callable[[float
 
 def check_bool(name: str, value: object) -> bool:
     """`value` as a Python bool."""
-    if not isinstance(value, (bool, np.bool_)):
+    numpy = sys.modules.get("numpy")  # without it, the value is none of its scalars
+    if not isinstance(value, bool) and not (numpy and isinstance(value, numpy.bool_)):
         _wrong_type(name, "True or False", value)
     return bool(value)
 
