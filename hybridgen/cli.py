@@ -17,27 +17,13 @@ from hybridgen import __version__
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
+    from hybridgen.fields import Field
     from hybridgen.result import GenerationResult
+    from hybridgen.strategies.declarations import Declaration
 
-STRATEGIES = ("speculative", "uncertainty", "entropy", "llm", "slm")
-PASSED_ON = (
-    "strategy",
-    "num_drafts",
-    "verification",
-    "threshold",
-    "llm_fraction",
-    "llm_consecutive_tokens",
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "seed",
-    "stop",
-)
 FAILURES = (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportError, Warning)
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 141  # 128 + SIGPIPE, what a shell reports for any program whose reader has gone
@@ -69,10 +55,18 @@ exit status:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments; defaults of None are those of `HybridGenerator.generate`."""
+def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.ArgumentParser:
+    """The command's arguments; options not given are None, for what `generate` takes by default.
+
+    declarations    of the strategies to choose from; None: of the built-in ones
+    """
     import argparse
 
+    from hybridgen.fields import merged
+    from hybridgen.parameters import FIELDS, STRATEGY
+    from hybridgen.strategies.declarations import BUILT_IN, help_line
+
+    declarations = BUILT_IN if declarations is None else declarations
     parser = argparse.ArgumentParser(
         prog="hybridgen",
         description=DESCRIPTION,
@@ -90,36 +84,20 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
 
-    add = parser.add_argument_group("strategy").add_argument
-    add(
+    fields = merged(FIELDS, *(each.options for each in declarations))
+    named = dict.fromkeys(["strategy", *(field.group for field in fields if field.group)])
+    groups = {name: parser.add_argument_group(name) for name in named}
+    groups["strategy"].add_argument(
         "--strategy",
-        choices=STRATEGIES,
-        default="speculative",
-        help="speculative: the SLM drafts, the LLM verifies, and the text is the LLM's; "
-        "uncertainty, entropy: the SLM writes and the LLM takes over where the SLM is unsure; "
-        "llm, slm: one model alone (default: %(default)s)",
+        choices=[each.name for each in declarations],
+        default=STRATEGY.default,
+        help="; ".join(f"{each.name}: {each.help}" for each in declarations).replace("%", "%%")
+        + " (default: %(default)s)",
     )
-    add("--num-drafts", type=int, metavar="K", help="drafts a round, 1 to 15 (default: 4)")
-    add(
-        "--verification",
-        choices=("rejection", "coupled"),
-        help="rejection: the LLM's distribution; coupled: the LLM's very tokens for the seed "
-        "(default: rejection)",
-    )
-    add("--threshold", type=float, metavar="X", help="the LLM takes over above it (by strategy)")
-    add("--llm-fraction", type=float, metavar="F", help="instead: the LLM's share, 0 to 1")
-    add(
-        "--llm-consecutive-tokens", type=int, metavar="N", help="tokens it writes then (default: 1)"
-    )
-
-    add = parser.add_argument_group("sampling").add_argument
-    add("--max-new-tokens", type=int, metavar="N", help="(default: 200)")
-    add("--temperature", type=float, metavar="T", help="0 is greedy (default: the LLM's, or 1)")
-    add("--top-k", type=int, metavar="K", help="0 is off (default: the LLM's, or off)")
-    add("--top-p", type=float, metavar="P", help="1 is off (default: the LLM's, or off)")
-    add("--min-p", type=float, metavar="P", help="0 is off (default: the LLM's, or off)")
-    add("--seed", type=int, help="(default: drawn, and reported in the statistics)")
-    add("--stop", action="append", metavar="TEXT", help="end before TEXT; may be repeated")
+    for name, group in groups.items():
+        for field in fields:
+            if field.group == name:
+                add_option(group, field, help_line(field, declarations))
 
     add = parser.add_argument_group("output").add_argument
     add(
@@ -132,19 +110,39 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def add_option(group: argparse._ArgumentGroup, field: Field, help_line: str) -> None:
+    """The field as an option of its group."""
+    from argparse import BooleanOptionalAction
+
+    default = field.unset or field.default
+    shown = help_line if default is None else f"{help_line} (default: {default})"
+    keywords = dict(getattr(field.check, "argument", {}))
+    if keywords.get("type") is bool:
+        keywords = {"action": BooleanOptionalAction}
+    elif "choices" not in keywords:
+        keywords["metavar"] = field.metavar
+    group.add_argument(
+        "--" + field.name.replace("_", "-"), help=shown.replace("%", "%%"), **keywords
+    )
+
+
+def main(argv: Sequence[str] | None = None, strategies: Mapping[str, Any] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments); return its exit status.
+
+    strategies    your own by name, beside the built-in ones: their declared options become options
+                  of the command
 
     The process is the command's from then on: an interrupt ends it at once.
     """
     leave_when_interrupted()
     if sys.stderr is None:
         open_stderr()
-    arguments = build_parser().parse_args(argv)
+    own = strategies or {}
+    arguments = build_parser(declared(own)).parse_args(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            run(arguments)
+            run(arguments, own)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
@@ -159,12 +157,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(arguments: argparse.Namespace) -> None:
+def declared(own: Mapping[str, Any]) -> list[Declaration]:
+    """The declarations of all strategies, each under the name by which it is chosen."""
+    from dataclasses import replace
+
+    from hybridgen.strategies.declarations import BUILT_IN, Declaration
+
+    found = {each.name: each for each in BUILT_IN}
+    for name, strategy in own.items():
+        found[name] = replace(strategy.declaration or Declaration(name, "your own"), name=name)
+    return list(found.values())
+
+
+def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
     """Load the pair, generate, print."""
     if sys.stdout is None:
         raise ValueError("stdout is closed: there is nowhere to write the text")
     prompt = read_stdin() if arguments.prompt == "-" else arguments.prompt
-    result = generate(arguments, prompt)
+    result = generate(arguments, prompt, own)
     if arguments.no_stream:
         write(result.text)
     if not result.text.endswith("\n"):
@@ -174,31 +184,46 @@ def run(arguments: argparse.Namespace) -> None:
 
         print(json.dumps(result.stats), file=sys.stderr)
     elif arguments.stats == "text":
-        from hybridgen.result import format_stats
-
-        print(format_stats(result.stats), file=sys.stderr)
+        print(result.summary, file=sys.stderr)
 
 
-def generate(arguments: argparse.Namespace, prompt: str) -> GenerationResult:
+def generate(
+    arguments: argparse.Namespace, prompt: str, own: Mapping[str, Any]
+) -> GenerationResult:
     """The call of the library. Options left out keep the library's own defaults."""
+    given = check_options(arguments, declared(own))
     silence_libraries()
     from hybridgen.generator import HybridGenerator
 
-    given = {name: value for name in PASSED_ON if (value := getattr(arguments, name)) is not None}
-    check_options(given)
     generator = HybridGenerator(
         arguments.slm, arguments.llm, device=arguments.device, dtype=arguments.dtype
     )
+    if own:
+        generator.strategies.update(own)
     stream = None if arguments.no_stream else write
     return generator.generate(prompt, stream=stream, print_stats=False, **given)
 
 
-def check_options(given: dict[str, Any]) -> None:
-    """Refuse, before models are loaded, what no pair would accept."""
+def check_options(
+    arguments: argparse.Namespace, declarations: Sequence[Declaration]
+) -> dict[str, Any]:
+    """The options given, by name; those that no pair would accept are refused."""
+    from hybridgen.engine.sampling import Sampling
+    from hybridgen.fields import Facts, merged
+    from hybridgen.parameters import FIELDS
     from hybridgen.prompts import Prompt
-    from hybridgen.request import make_request
+    from hybridgen.request import check_request
 
-    make_request(Prompt(None, [0]), vocab_size=sys.maxsize, max_positions=sys.maxsize, **given)
+    every = merged(FIELDS, *(each.options for each in declarations))
+    given = {
+        field.name: value
+        for field in every
+        if (value := getattr(arguments, field.name, None)) is not None
+    }
+    chosen = next(each for each in declarations if each.name == arguments.strategy)
+    fields = merged(FIELDS, chosen.options)
+    check_request(Prompt(None, [0]), Sampling()._asdict() | given, Facts(), fields)
+    return given
 
 
 def silence_libraries() -> None:

@@ -1,26 +1,30 @@
 """HybridGenerator: load the pair, check the request, run a strategy, print the statistics."""
 
-import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
 
-from hybridgen.checks import check_bool, check_choice, check_int, check_no_more, quoted, shown
+from hybridgen.checks import check_bool, check_choice, check_int, quoted, shown
 from hybridgen.engine.cache import check_room
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import NAMES, choose_sources, look
 from hybridgen.engine.pair import SLACK, Pair
+from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
+from hybridgen.fields import Facts, Field, merged
+from hybridgen.parameters import FIELDS, is_streamer
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import SOURCE, not_applied, sampling_defaults
-from hybridgen.request import Request, is_streamer, make_request
-from hybridgen.result import GenerationResult, format_stats
+from hybridgen.request import Request, check_request
+from hybridgen.result import GenerationResult
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
+from hybridgen.strategies.declarations import BUILT_IN
 from hybridgen.text import full_texts
 
 DEFAULT_MAX_SEQ_LEN = 4096
@@ -30,6 +34,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# Of all strategies of ours: what is printed of the statistics of one that declares nothing.
+KNOWN_LINES = tuple(dict.fromkeys(line for one in BUILT_IN for line in one.lines))
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -100,7 +106,7 @@ class HybridGenerator:
             rows,
             positions,
         )
-        self.strategies: dict[str, GenerationStrategy] = built_in_strategies()
+        self.strategies: dict[str, GenerationStrategy | RoundStrategy] = built_in_strategies()
 
     @property
     def slm(self) -> Decoder:
@@ -140,6 +146,7 @@ class HybridGenerator:
         prompt                   a string, token ids, chat messages, a tokenizer's output with its
                                  attention mask, or a list of strings, ids or chats: see `Prompt`
         strategy                 a name in ``self.strategies``
+        max_new_tokens           the most tokens to write
         temperature, top_k,      applied in this order; 0, 0, 1 and 0 turn them off (temperature 0
         top_p, min_p             is greedy); None: the LLM's generation config, else off
         num_drafts               speculative: tokens the SLM drafts a round, 1 to 15
@@ -154,7 +161,8 @@ class HybridGenerator:
         eos_token_id             one id or several; None: the LLM's own. ``ignore_eos`` writes on
         stream                   a transformers streamer, or a callable that takes text
         print_stats              print the statistics block to stdout, on a line of its own
-        **kwargs                 passed on to a custom strategy; an error for the built-in ones
+        **kwargs                 a custom strategy's own options; any keyword for one that declares
+                                 none; an error for the built-in ones
 
         Raises ValueError or TypeError, naming the argument, before any model runs; the generator
         stays usable. Raises ValueError if a model computes NaN. Calls from several threads wait for
@@ -162,59 +170,26 @@ class HybridGenerator:
         once, in the first call, of what the LLM's generation config asks for and hybridgen does not
         apply.
         """
-        check_bool("print_stats", print_stats)
-        chosen = self._choose(strategy, kwargs)
+        given = dict(locals())  # every argument by its name
+        del given["self"], given["prompt"], given["kwargs"]
+        chosen = self._choose(strategy)
         rows = Prompt(self.tokenizer, prompt, self.pair.rows)
-        request = make_request(
-            rows,
-            strategy=strategy,
-            max_new_tokens=max_new_tokens,
-            **sampling_defaults(
-                self.llm.generation_config,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-            ),
-            num_drafts=num_drafts,
-            verification=verification,
-            threshold=threshold,
-            llm_fraction=llm_fraction,
-            llm_consecutive_tokens=llm_consecutive_tokens,
-            evidence=evidence,
-            seed=seed,
-            stop=stop,
-            eos_token_id=eos_token_id,
-            ignore_eos=ignore_eos,
-            stream=stream,
-            default_eos=self._default_eos(),
-            vocab_size=min(self.slm.vocab_size, self.llm.vocab_size),
-            max_positions=self._context(chosen),
-        )
+        fields: Sequence[Field] = FIELDS
+        if chosen.declaration is not None:
+            fields = merged(FIELDS, chosen.declaration.options)
+            given |= kwargs
+        request = check_request(rows, given, self._facts(chosen, rows.rows, given), fields)
         self._tell_what_is_not_applied()
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            outcome = chosen.generate(
-                slm=self.slm,
-                llm=self.llm,
-                tokenizer=self.tokenizer,
-                prompt=prompt,
-                max_new_tokens=request.max_new_tokens,
-                temperature=request.temperature,
-                top_k=request.top_k,
-                top_p=request.top_p,
-                min_p=request.min_p,
-                device=self.device,
-                request=request,
-                pair=self.pair,
-                **kwargs,
-            )
-        result = outcome if isinstance(outcome, GenerationResult) else self._wrap(outcome, request)
-        if not rows.is_batch and isinstance(chosen, RoundStrategy):
-            result = result.single()
+            if isinstance(chosen, RoundStrategy):
+                result = chosen.run(self.pair, request, self.tokenizer)
+                result = result if rows.is_batch else result.single()
+            else:
+                result = self._run_custom(chosen, prompt, request, kwargs)
         if print_stats:
             if takes_text(stream) and ends_inside_a_line(result.text):
                 print()  # most streams of text print it: the block begins a line
-            print(format_stats(result.stats))
+            print(result.summary)
         return result
 
     def _tell_what_is_not_applied(self) -> None:
@@ -229,18 +204,26 @@ class HybridGenerator:
                 stacklevel=4,  # the caller of `generate`, beyond its turn
             )
 
-    def _choose(self, name: Any, kwargs: dict[str, Any]) -> GenerationStrategy:
-        """The strategy of this name; only custom ones take arguments that we do not know."""
+    def _choose(self, name: Any) -> GenerationStrategy | RoundStrategy:
+        """The strategy of this name."""
         chosen = self.strategies[check_choice("strategy", name, self.strategies)]
-        if not isinstance(chosen, GenerationStrategy):
+        if not isinstance(chosen, (GenerationStrategy, RoundStrategy)):
             where = f"strategies[{quoted(name)}]"
             raise TypeError(f"{where} must be a GenerationStrategy instance, got {shown(chosen)}")
-        if isinstance(chosen, RoundStrategy):
-            known = list(inspect.signature(HybridGenerator.generate).parameters)[1:-1]
-            check_no_more("generate", kwargs, known)
         return chosen
 
-    def _context(self, strategy: GenerationStrategy) -> int:
+    def _facts(self, chosen: Any, rows: int, given: Mapping[str, Any]) -> Facts:
+        """What the checks of a call may need to know."""
+        asked = {name: given[name] for name in Sampling._fields}
+        recommended = sampling_defaults(self.llm.generation_config, **asked)
+        return Facts(
+            rows,
+            vocab_size=min(self.slm.vocab_size, self.llm.vocab_size),
+            max_positions=self._context(chosen),
+            defaults={**recommended, "eos_token_id": self._default_eos()},
+        )
+
+    def _context(self, strategy: Any) -> int:
         """Most positions of a row: the context of every model that the strategy runs."""
         models = [self.slm] * getattr(strategy, "reads_slm", True) + [self.llm] * getattr(
             strategy, "reads_llm", True
@@ -252,6 +235,29 @@ class HybridGenerator:
         ids = getattr(self.llm.generation_config, "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return end_ids(ids, "the LLM's eos_token_id")
+
+    def _run_custom(
+        self, chosen: GenerationStrategy, prompt: Any, request: Request, kwargs: dict[str, Any]
+    ) -> GenerationResult:
+        """Call a strategy of the user's, with its own options checked where it declares any."""
+        declaration = chosen.declaration
+        if declaration is not None:
+            kwargs = {option.name: getattr(request, option.name) for option in declaration.options}
+        outcome = chosen.generate(
+            slm=self.slm,
+            llm=self.llm,
+            tokenizer=self.tokenizer,
+            prompt=prompt,
+            max_new_tokens=request.max_new_tokens,
+            **request.sampling._asdict(),
+            device=self.device,
+            request=request,
+            pair=self.pair,
+            **kwargs,
+        )
+        result = outcome if isinstance(outcome, GenerationResult) else self._wrap(outcome, request)
+        lines = declaration.lines if declaration is not None else KNOWN_LINES
+        return replace(result, lines=result.lines or lines)
 
     def _wrap(self, outcome: Any, request: Request) -> GenerationResult:
         """The (text, stats) of a custom strategy as a result; its tokens are those of the text."""

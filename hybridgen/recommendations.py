@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hybridgen.checks import check_float, check_int
+from hybridgen.engine.sampling import Sampling
+from hybridgen.fields import Checking, Facts, Field
+from hybridgen.parameters import SAMPLING, TEMPERATURE
 
 SOURCE = "the LLM's generation config"
 SMALLEST_TOP_P = 2.0**-126  # keeps the likeliest token, as transformers does with 0
@@ -76,52 +79,45 @@ def not_applied(generation_config: Any) -> dict[str, Any]:
     return asked
 
 
-def sampling_defaults(
-    generation_config: Any,
-    *,
-    temperature: Any = None,
-    top_k: Any = None,
-    top_p: Any = None,
-    min_p: Any = None,
-) -> dict[str, Any]:
-    """The four sampling parameters, those left at None taken from the LLM's generation config.
+def sampling_defaults(generation_config: Any, **given: Any) -> dict[str, Any]:
+    """The four parameters of `Sampling`, those not given or None taken from the generation config.
 
     What the checkpoint sets is used (`do_sample=False` is temperature 0); what it does not set is
-    temperature 1.0, top_k 0 (off), top_p 1.0 (off), min_p 0.0 (off). `generation_config` may be
-    None. Note that transformers itself would fill an unset top_k with 50.
+    off, as `Sampling()` is. `generation_config` may be None. Note that transformers itself would
+    fill an unset top_k with 50.
 
     Raises TypeError or ValueError for a value of the config that cannot be used, saying where it
     is from; what the caller gave is returned unchecked.
     """
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    return {
-        name: _recommended(generation_config, name) if value is None else value
-        for name, value in given.items()
-    }
+    taken = {}
+    for field, off in zip(SAMPLING, Sampling(), strict=True):
+        value = given.get(field.name)
+        taken[field.name] = _recommended(generation_config, field, off) if value is None else value
+    return taken
 
 
-def _recommended(config: Any, name: str) -> Any:
+def _recommended(config: Any, field: Field, off: float) -> Any:
     """The config's value of one parameter, checked, or what turns it off."""
-    value = getattr(config, name, None)
-    where = f"{name} (from {SOURCE})"
-    if name == "temperature":
-        do_sample = getattr(config, "do_sample", None)
-        if do_sample is not None and not do_sample:
-            return 0.0
-        if value is None:
-            return 1.0
-        return check_float(where, value, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0)
-    if name == "top_k":
-        if value is None:
-            return 0
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return max(0, check_int(where, value, -1))  # -1 is off, as 0 is
-    if name == "top_p":
-        if value is None:
-            return 1.0
-        kept = check_float(where, value, "a number >= 0 (1 and more are off)", lambda x: x >= 0)
-        return min(kept, 1.0) or SMALLEST_TOP_P
-    if value is None:
+    do_sample = getattr(config, "do_sample", None)
+    if field is TEMPERATURE and do_sample is not None and not do_sample:
         return 0.0
-    return check_float(where, value, "a number from 0 (off) to 1", lambda x: 0 <= x <= 1)
+    value = getattr(config, field.name, None)
+    if value is None:
+        return off
+    check = _OF_CONFIGS.get(field.name, field.check)
+    return check(f"{field.name} (from {SOURCE})", value, Facts())
+
+
+def _check_top_k(name: str, value: Any, facts: Facts) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return max(0, check_int(name, value, -1))  # -1 is off, as 0 is
+
+
+def _check_top_p(name: str, value: Any, facts: Facts) -> float:
+    kept = check_float(name, value, "a number >= 0 (1 and more are off)", lambda x: x >= 0)
+    return min(kept, 1.0) or SMALLEST_TOP_P
+
+
+# Where a config may say what a caller may not.
+_OF_CONFIGS: dict[str, Checking] = {"top_k": _check_top_k, "top_p": _check_top_p}

@@ -1,29 +1,77 @@
 """What `generate` returns, and how its statistics add up and print.
 
 Statistics are a plain dict. Every strategy reports strategy, total_tokens, slm_tokens, llm_tokens,
-decode_steps, elapsed_time (seconds), tokens_per_second, prompt_tokens and seed. Speculation adds
-draft_generated, draft_accepted, acceptance_rate, accepted_per_position (how often the i-th draft of
-a round was accepted), num_drafts and verification; routing adds threshold, llm_consecutive_tokens
-and slm_usage. Rates are fractions of 1. All numbers are finite: the dict is JSON.
+decode_steps, elapsed_time (seconds), tokens_per_second, prompt_tokens and seed, and what it
+declares beside these (see `hybridgen.strategies.declarations`). Speculation adds draft_generated,
+draft_accepted, acceptance_rate, accepted_per_position (how often the i-th draft of a round was
+accepted), num_drafts and verification; routing adds threshold, llm_consecutive_tokens and
+slm_usage. Rates are fractions of 1. All numbers are finite: the dict is JSON.
+
+How a statistic of a batch comes from those of its rows is a fold: a function of the rows' values,
+or a `Rate`, which is computed from the folded counts.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 Stats = dict[str, Any]
 
-_SUMMED = (
-    "total_tokens",
-    "slm_tokens",
-    "llm_tokens",
-    "decode_steps",
-    "prompt_tokens",
-    "draft_generated",
-    "draft_accepted",
-)
-_SHARED = ("strategy", "num_drafts", "verification", "llm_consecutive_tokens")
 _RULE = "=" * 60
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One statistic over another; 0 where that is 0."""
+
+    of: str
+    per: str
+
+
+Fold = Callable[[list[Any]], Any] | Rate
+
+
+def same(values: list[Any]) -> Any:
+    """What all rows share."""
+    return values[0]
+
+
+def total(values: list[Any]) -> Any:
+    """The sum."""
+    return sum(values)
+
+
+def columns(values: list[Any]) -> list[Any]:
+    """Lists of one length: the sum at each place."""
+    return [sum(column) for column in zip(*values, strict=True)]
+
+
+def mean(values: list[Any]) -> float:
+    return float(sum(values) / len(values))
+
+
+def each(values: list[Any]) -> list[Any]:
+    """Every row's."""
+    return values
+
+
+def longest(values: list[Any]) -> Any:
+    """The largest: of times, since rows run together."""
+    return max(values)
+
+
+COMMON: Mapping[str, Fold] = {
+    "strategy": same,
+    "total_tokens": total,
+    "slm_tokens": total,
+    "llm_tokens": total,
+    "decode_steps": total,
+    "prompt_tokens": total,
+    "seed": each,
+    "elapsed_time": longest,
+    "tokens_per_second": Rate("total_tokens", "elapsed_time"),
+}
+_ORDER: list[Fold] = [same, total, columns, mean, each, longest]
 
 
 @dataclass(frozen=True)
@@ -35,6 +83,7 @@ class GenerationResult:
     stats       dict, see the module's documentation
     full_text   str, prompt and new text: a prompt given as a string as it was written, any other as
                 its token ids are decoded; both with their special tokens, the new text without
+    lines       templates of the strategy's own lines in `summary`
 
     For a list of prompts, `text`, `tokens` and `full_text` are lists, and `stats` holds sums over
     the rows with one dict a row in `stats["rows"]`.
@@ -44,77 +93,72 @@ class GenerationResult:
     tokens: Any
     stats: Stats
     full_text: Any
+    lines: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.text, self.stats))
 
+    @property
+    def summary(self) -> str:
+        """The block that `generate` prints, without a final newline."""
+        return format_stats(self.stats, self.lines)
+
     def single(self) -> "GenerationResult":
         """The only row of a batch of one, as the result of a single prompt."""
-        return GenerationResult(
-            self.text[0], self.tokens[0], self.stats["rows"][0], self.full_text[0]
-        )
+        row = self.stats["rows"][0]
+        return GenerationResult(self.text[0], self.tokens[0], row, self.full_text[0], self.lines)
 
 
-def add_rates(stats: Stats) -> Stats:
-    """Compute the rates from the counts, in place: speed, acceptance rate and SLM usage.
+def add_rates(stats: Stats, statistics: Mapping[str, Fold]) -> Stats:
+    """Compute the rates in place: those of every strategy, and those among its ``statistics``.
 
-    `acceptance_rate` appears with the draft counts, `slm_usage` with a threshold. A rate over
-    nothing is 0.
+    A rate appears where both of its counts are there.
     """
-    total = stats["total_tokens"]
-    elapsed = stats["elapsed_time"]
-    stats["tokens_per_second"] = total / elapsed if elapsed > 0 else 0.0
-    if "draft_generated" in stats:
-        drafted = stats["draft_generated"]
-        stats["acceptance_rate"] = stats["draft_accepted"] / drafted if drafted else 0.0
-    if "threshold" in stats:
-        stats["slm_usage"] = stats["slm_tokens"] / total if total else 0.0
+    for name, rate in {**COMMON, **statistics}.items():
+        if isinstance(rate, Rate) and rate.of in stats and rate.per in stats:
+            stats[name] = stats[rate.of] / stats[rate.per] if stats[rate.per] > 0 else 0.0
     return stats
 
 
-def sum_stats(rows: Sequence[Stats]) -> Stats:
-    """Statistics of a batch from those of its rows.
+def fold(rows: Sequence[Stats], statistics: Mapping[str, Fold]) -> Stats:
+    """Statistics of a batch from those of its rows, which are kept in ``rows``.
 
-    Counts are summed and rates recomputed. `elapsed_time` is the longest row's, since rows run
-    together; `seed` lists every row's; `threshold` is the mean (rows differ under `llm_fraction`).
+    statistics    how the strategy's own add up; those of every strategy are known
+
+    What all rows share comes first, then sums, then the rest.
     """
-    total: Stats = {name: rows[0][name] for name in _SHARED if name in rows[0]}
-    for name in _SUMMED:
-        if name in rows[0]:
-            total[name] = sum(row[name] for row in rows)
-    if "accepted_per_position" in rows[0]:
-        columns = zip(*(row["accepted_per_position"] for row in rows), strict=True)
-        total["accepted_per_position"] = [sum(column) for column in columns]
-    if "threshold" in rows[0]:
-        total["threshold"] = sum(row["threshold"] for row in rows) / len(rows)
-    total["seed"] = [row["seed"] for row in rows]
-    total["elapsed_time"] = max(row["elapsed_time"] for row in rows)
-    add_rates(total)
-    total["rows"] = list(rows)
-    return total
+    folds = {name: how for name, how in {**COMMON, **statistics}.items() if name in rows[0]}
+    stats: Stats = {}
+    for name, how in sorted(folds.items(), key=lambda item: _place(item[1])):
+        if not isinstance(how, Rate):
+            stats[name] = how([row[name] for row in rows])
+    add_rates(stats, statistics)
+    stats["rows"] = list(rows)
+    return stats
 
 
-def format_stats(stats: Stats) -> str:
+def _place(how: Fold) -> int:
+    return _ORDER.index(how) if how in _ORDER else len(_ORDER)
+
+
+def format_stats(stats: Stats, lines: Sequence[str] = ()) -> str:
     """The block that `generate` prints, without a final newline.
 
-    A custom strategy may leave keys out: lines whose keys are missing are not printed.
+    lines    templates of the strategy's own lines, which follow the decode steps
+
+    A line whose keys are missing is left out.
     """
-    lines = [
-        _line(stats, "Strategy: {strategy}"),
-        _line(stats, "Time taken: {elapsed_time:.2f}s"),
-        _line(stats, "Total tokens generated: {total_tokens}"),
-        _line(stats, "Speed: {tokens_per_second:.2f} tok/s"),
-        _line(stats, "Decode steps: {decode_steps}"),
-        _line(
-            stats,
-            "Draft tokens: {draft_generated}, Accepted: {draft_accepted}, "
-            "Acceptance rate: {acceptance_rate:.2%}",
-        ),
-        _line(stats, "SLM usage: {slm_usage:.2%}"),
-        _line(stats, "Threshold: {threshold:.4g}"),
-        _line(stats, "SLM tokens: {slm_tokens}, LLM tokens: {llm_tokens}"),
+    templates = [
+        "Strategy: {strategy}",
+        "Time taken: {elapsed_time:.2f}s",
+        "Total tokens generated: {total_tokens}",
+        "Speed: {tokens_per_second:.2f} tok/s",
+        "Decode steps: {decode_steps}",
+        *lines,
+        "SLM tokens: {slm_tokens}, LLM tokens: {llm_tokens}",
     ]
-    return "\n".join([_RULE, *(line for line in lines if line), _RULE])
+    written = [_line(stats, template) for template in templates]
+    return "\n".join([_RULE, *(line for line in written if line), _RULE])
 
 
 def _line(stats: Stats, template: str) -> str | None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from hybridgen.detokenizer import Detokenizer, decode, new_text, split_text
-from hybridgen.request import Request, is_streamer
+from hybridgen.parameters import is_streamer
+from hybridgen.request import Request
 
 
 class StopMatcher:

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridgen.checks import check_choice, check_float, check_int, shown
+from hybridgen.checks import check_int, shown
 from hybridgen.detokenizer import new_text as new_text
+from hybridgen.engine.sampling import Sampling
+from hybridgen.fields import Facts
 from hybridgen.kernels import philox, sampling, uncertainty
 from hybridgen.kernels.weights import MAX_VOCAB
-from hybridgen.request import EVIDENCE, check_sampling, check_seed
+from hybridgen.parameters import SEED, TEMPERATURE, check_sampling
+from hybridgen.strategies.declarations import EVIDENCE
 
 
 def sample_token(
@@ -35,10 +38,10 @@ def sample_token(
     """
     rows = _rows(logits)
     count, vocab_size = rows.shape
-    chosen = check_sampling(temperature, top_k, top_p, min_p, vocab_size)
-    values = [chosen[name] for name in ("temperature", "top_k", "top_p", "min_p")]
+    facts = Facts(count, vocab_size)
+    values = check_sampling(Sampling(temperature, top_k, top_p, min_p), facts)
     columns = torch.tensor([values], dtype=torch.float64, device=rows.device)
-    seeds = torch.tensor(check_seed(seed, count), dtype=torch.int64, device=rows.device)
+    seeds = torch.tensor(SEED.check("seed", seed, facts), dtype=torch.int64, device=rows.device)
     place = torch.full_like(seeds, check_int("position", position, 0, 2**31 - 1))
     token, truncation = sampling.sample(rows, columns.repeat(count, 1), seeds, place, philox.TARGET)
     if bool(truncation[:, sampling.LOG_Z].isnan().any()):
@@ -60,7 +63,7 @@ def compute_logu(logits: Tensor, k: int = 10, evidence: str = "probs") -> tuple[
     """
     rows = _rows(logits)
     number = check_int("k", k, 1, rows.shape[1])
-    kind = EVIDENCE.index(check_choice("evidence", evidence, EVIDENCE))
+    kind = uncertainty.EVIDENCE[EVIDENCE.check("evidence", evidence, Facts())]
     aleatoric, epistemic = uncertainty.logtoku(rows, number, kind)
     if logits.ndim == 2:
         return aleatoric, epistemic
@@ -70,9 +73,7 @@ def compute_logu(logits: Tensor, k: int = 10, evidence: str = "probs") -> tuple[
 def calculate_token_entropy(logits: Tensor, temperature: float = 1.0) -> Any:
     """Entropy in nats of softmax(logits / temperature), a float or a tensor [R]; 0 at 0."""
     rows = _rows(logits)
-    heat = check_float(
-        "temperature", temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0
-    )
+    heat = TEMPERATURE.check("temperature", temperature, Facts())
     temperatures = torch.full((len(rows),), heat, dtype=torch.float64, device=rows.device)
     entropy = uncertainty.entropy(rows, temperatures)
     return entropy if logits.ndim == 2 else float(entropy)

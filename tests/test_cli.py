@@ -19,8 +19,10 @@ import pytest
 from conftest import TinyPair
 
 import hybridgen.generator
-from hybridgen.cli import STRATEGIES, main
+from hybridgen.cli import build_parser, main
+from hybridgen.fields import Field, choice, flag, integer
 from hybridgen.result import GenerationResult, format_stats
+from hybridgen.strategies.declarations import Declaration
 
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 STATS = {"strategy": "speculative", "total_tokens": 3, "slm_tokens": 2, "llm_tokens": 1, "seed": 5}
@@ -124,7 +126,8 @@ def test_every_option_reaches_the_library(stub: Any) -> None:
 def test_the_commands_strategies_are_the_librarys() -> None:
     from hybridgen.strategies import built_in_strategies
 
-    assert set(STRATEGIES) == set(built_in_strategies())
+    for name in built_in_strategies():
+        assert build_parser().parse_args(["p", "--strategy", name]).strategy == name
 
 
 @pytest.mark.parametrize("text", ["héllo\n", "", "a - b"])
@@ -199,6 +202,50 @@ def test_help_teaches_by_example(capfd: Any) -> None:
     out = capfd.readouterr().out
     assert 'hybridgen "def quicksort(items):"' in out
     assert "exit status:" in out
+
+
+def test_help_waits_for_nothing() -> None:
+    code = (
+        "import hybridgen.cli, sys; hybridgen.cli.build_parser().format_help(); "
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+OWN = [
+    Field("window", 3, integer(1, 8), "100 % of the tokens looked back", metavar="N"),
+    Field("eager", True, flag, "do not wait"),
+    Field("kind", "a", choice("a", "b"), "which one"),
+]
+MINE = SimpleNamespace(declaration=Declaration("looking", "nobody writes", tuple(OWN)))
+
+
+def test_options_of_ones_own_strategy_are_in_the_help(capfd: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"], strategies={"mine": MINE})
+    words = " ".join(capfd.readouterr().out.split())
+    assert "{speculative,uncertainty,entropy,llm,slm,mine}" in words
+    assert "mine: nobody writes (default: speculative)" in words
+    assert "--window N mine: 100 % of the tokens looked back (default: 3)" in words
+    assert "--eager, --no-eager mine: do not wait (default: True)" in words
+    assert "--kind {a,b} mine: which one (default: a)" in words
+
+
+def test_options_of_ones_own_strategy_reach_it(stub: Any, capfd: Any) -> None:
+    stub.strategies = {}
+    mine = {"mine": MINE, "plain": SimpleNamespace(declaration=None)}
+    options = "--window 8 --no-eager --kind b"
+    assert main(["p", "--strategy", "mine", *options.split()], mine) == 0
+    assert stub.strategies == mine
+    stub.asked[1].pop("stream")
+    expected = {"strategy": "mine", "window": 8, "eager": False, "kind": "b"}
+    assert stub.asked[1] == {**expected, "print_stats": False}
+    assert main(["p", "--strategy", "plain"], mine) == 0
+    capfd.readouterr()
+    assert main(["p", "--strategy", "mine", "--window", "9"], mine) == 1
+    assert "window must be an integer from 1 to 8, got 9" in capfd.readouterr().err
+    assert main(["p", "--window", "3"], mine) == 1
+    assert "unexpected argument 'window'" in capfd.readouterr().err
 
 
 def command(tiny_pair: TinyPair, *arguments: str, **options: Any) -> Any:

@@ -14,8 +14,9 @@ from conftest import TinyPair, random_model, save, train_tokenizer
 from transformers import MambaConfig, MambaForCausalLM, TextStreamer
 
 from hybridgen import GenerationStrategy, HybridGenerator
+from hybridgen.fields import Field, integer
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
-from hybridgen.result import format_stats
+from hybridgen.strategies.declarations import Declaration
 from hybridgen.utils import new_text
 
 PROMPT = "def area(radius):\n"
@@ -111,7 +112,7 @@ def test_the_block_begins_a_line_after_text_that_was_streamed(
     for seed in range(4):
         result = write(generator, seed=seed, stream=stream, print_stats=True, temperature=2.0)
         end = "" if result.text.endswith("\n") else "\n"
-        assert capsys.readouterr().out == result.text + end + format_stats(result.stats) + "\n"
+        assert capsys.readouterr().out == result.text + end + result.summary + "\n"
         text = write(generator, seed=seed, stream=stream).text
         assert capsys.readouterr().out == text
 
@@ -121,12 +122,11 @@ def test_the_block_begins_a_line_after_text_that_was_streamed(
 def test_statistics_are_json(generator: HybridGenerator, strategy: str, rows: int) -> None:
     routed = strategy in ("uncertainty", "entropy")
     for fraction in (0, 0.5, 0.999, 1) if routed else (None,):
-        stats = write(
-            generator, [PROMPT] * rows, strategy=strategy, llm_fraction=fraction, seed=4
-        ).stats
+        result = write(generator, [PROMPT] * rows, strategy=strategy, llm_fraction=fraction, seed=4)
+        stats = result.stats
         assert json.loads(json.dumps(stats, allow_nan=False)) == stats
         if routed:
-            assert f"Threshold: {stats['threshold']:.4g}" in format_stats(stats)
+            assert f"Threshold: {stats['threshold']:.4g}" in result.summary
 
 
 def test_full_text_keeps_special_tokens_however_the_prompt_is_given(
@@ -507,3 +507,56 @@ def test_a_custom_strategy_works_by_its_name(generator: HybridGenerator, capsys:
     del generator.strategies["parrot"]
     with pytest.raises(ValueError, match="speculative"):
         generator.generate("ab", "parrot")
+
+
+WINDOW = Field("window", 3, integer(1, 8), "tokens looked back", metavar="N")
+
+
+class Looking(GenerationStrategy):
+    declaration = Declaration("looking", "nobody", (WINDOW,), lines=("Window: {window}",))
+
+    def generate(self, *, window: int, request: Any, **rest: Any) -> Any:
+        assert request.window == window
+        return "", {"strategy": "looking", "window": window, "slm_tokens": 0, "llm_tokens": 0}
+
+
+def test_a_declared_option_is_checked_and_its_line_printed(
+    generator: HybridGenerator, capsys: Any
+) -> None:
+    generator.strategies["looking"] = Looking()
+    try:
+        assert generator.generate("ab", "looking").stats["window"] == 3
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1:4] == ["Strategy: looking", "Window: 3", "SLM tokens: 0, LLM tokens: 0"]
+        assert write(generator, strategy="looking", window=8).stats["window"] == 8
+        with pytest.raises(ValueError, match=r"^window must be an integer from 1 to 8, got 9"):
+            write(generator, strategy="looking", window=9)
+        with pytest.raises(TypeError, match=r"'times'; it accepts prompt, .*, window$"):
+            write(generator, strategy="looking", times=2)
+        with pytest.raises(TypeError, match=r"'window'; it accepts .* print_stats$"):
+            write(generator, window=3)
+    finally:
+        del generator.strategies["looking"]
+
+
+@pytest.mark.parametrize("name", ["fields", "facts", "vocab_size", "given", "own"])
+def test_no_unknown_name_is_taken_for_one_of_ours(generator: HybridGenerator, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^generate\(\) got an unexpected argument '{name}'"):
+        write(generator, **{name: 3})
+
+
+class Drafty(GenerationStrategy):
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        return "", {"draft_generated": 4, "draft_accepted": 3, "acceptance_rate": 0.75}
+
+
+def test_the_block_of_a_strategy_that_declares_nothing_has_the_entries_it_knows(
+    generator: HybridGenerator, capsys: Any
+) -> None:
+    generator.strategies["drafty"] = Drafty()
+    try:
+        generator.generate("ab", "drafty")
+    finally:
+        del generator.strategies["drafty"]
+    line = "Draft tokens: 4, Accepted: 3, Acceptance rate: 75.00%"
+    assert capsys.readouterr().out.splitlines()[1:-1] == [line]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hybridgen import HybridGenerator
+from hybridgen.parameters import markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,6 +84,10 @@ def test_the_table_of_parameters_is_complete_and_gives_the_defaults() -> None:
             continue
         shown = str(parameter.default).replace("'", '"')
         assert table[name].strip("`").strip('"') == shown
+
+
+def test_the_table_of_parameters_is_what_the_fields_say() -> None:
+    assert markdown() in README
 
 
 def test_every_built_in_strategy_is_in_the_table() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from bad_values import HUGE, ODD, OUT_OF_RANGE, WRONG_TYPE, Items, Nothing, Number, Word
 
+from hybridgen.parameters import MAX_STOPS
 from hybridgen.prompts import Prompt
-from hybridgen.request import MAX_STOPS, Request, make_request
+from hybridgen.request import Request, make_request
 
 VOCAB = 100
 CONTEXT = 64

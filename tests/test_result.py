@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
-from hybridgen.result import GenerationResult, add_rates, format_stats, sum_stats
+from hybridgen.result import GenerationResult, Stats, add_rates, fold, format_stats
+from hybridgen.strategies.declarations import LLM, Declaration
+from hybridgen.strategies.declarations import SPECULATIVE as DRAFTING
+from hybridgen.strategies.declarations import UNCERTAINTY as ROUTED
 
 SPECULATIVE = {
     "strategy": "speculative",
@@ -35,6 +38,12 @@ ROUTING = {
 }
 
 
+def block(stats: Stats, declaration: Declaration) -> str:
+    """What is printed of a row with these counts."""
+    rated = add_rates(dict(stats), declaration.statistics)
+    return GenerationResult("", [], rated, "", declaration.lines).summary
+
+
 def test_the_result_unpacks_as_text_and_stats() -> None:
     result = GenerationResult("b", [2], {"seed": 1}, "ab")
     text, stats = result
@@ -46,8 +55,16 @@ def test_a_batch_of_one_becomes_a_single_result() -> None:
     assert batch.single() == GenerationResult("b", [2], {"seed": 1}, "ab")
 
 
+def test_a_strategys_own_lines_stay_with_the_result_and_are_not_compared() -> None:
+    stats = {"window": 3}
+    batch = GenerationResult(["b"], [[2]], {"rows": [stats]}, ["ab"], ("Window: {window}",))
+    assert "\nWindow: 3\n" in batch.single().summary
+    assert batch.single() == GenerationResult("b", [2], stats, "ab")
+    assert "Window:" not in repr(batch)
+
+
 def test_the_block_of_speculation() -> None:
-    assert format_stats(add_rates(dict(SPECULATIVE))) == (
+    assert block(SPECULATIVE, DRAFTING) == (
         "============================================================\n"
         "Strategy: speculative\n"
         "Time taken: 15.32s\n"
@@ -61,7 +78,7 @@ def test_the_block_of_speculation() -> None:
 
 
 def test_the_block_of_routing_has_usage_and_threshold_in_place_of_drafts() -> None:
-    lines = format_stats(add_rates(dict(ROUTING))).splitlines()
+    lines = block(ROUTING, ROUTED).splitlines()
     assert lines[5:9] == [
         "Decode steps: 200",
         "SLM usage: 83.00%",
@@ -73,7 +90,7 @@ def test_the_block_of_routing_has_usage_and_threshold_in_place_of_drafts() -> No
 def test_the_block_of_a_baseline_has_neither() -> None:
     keys = ("threshold", "llm_consecutive_tokens")
     stats = {k: v for k, v in ROUTING.items() if k not in keys} | {"strategy": "llm"}
-    lines = format_stats(add_rates(stats)).splitlines()
+    lines = block(stats, LLM).splitlines()
     assert lines[5:7] == ["Decode steps: 200", "SLM tokens: 166, LLM tokens: 34"]
 
 
@@ -81,7 +98,7 @@ def test_the_block_of_a_baseline_has_neither() -> None:
     "stats", [{}, {"strategy": "mine"}, {"threshold": None, "custom": object()}]
 )
 def test_statistics_of_a_custom_strategy_print_what_they_have(stats: dict[str, Any]) -> None:
-    lines = format_stats(stats).splitlines()
+    lines = format_stats(stats, DRAFTING.lines + ROUTED.lines).splitlines()
     assert lines[0] == lines[-1] == "=" * 60
     assert lines[1:-1] == [f"Strategy: {name}" for name in [stats.get("strategy")] if name]
 
@@ -89,7 +106,7 @@ def test_statistics_of_a_custom_strategy_print_what_they_have(stats: dict[str, A
 def test_rates_over_nothing_are_zero() -> None:
     empty = {"total_tokens": 0, "slm_tokens": 0, "elapsed_time": 0.0, "threshold": 1.0}
     empty |= {"draft_generated": 0, "draft_accepted": 0}
-    rates = add_rates(empty)
+    rates = add_rates(empty, {**DRAFTING.statistics, **ROUTED.statistics})
     assert [rates[k] for k in ("tokens_per_second", "acceptance_rate", "slm_usage")] == [0, 0, 0]
 
 
@@ -103,8 +120,8 @@ def test_a_batch_sums_counts_and_recomputes_rates() -> None:
         "elapsed_time": 15.0,
         "seed": 8,
     }
-    rows = [add_rates(dict(SPECULATIVE)), add_rates(second)]
-    total = sum_stats(rows)
+    rows = [add_rates(row, DRAFTING.statistics) for row in (dict(SPECULATIVE), second)]
+    total = fold(rows, DRAFTING.statistics)
     assert total["total_tokens"] == 300
     assert total["prompt_tokens"] == 10
     assert total["decode_steps"] == 84
@@ -119,7 +136,16 @@ def test_a_batch_sums_counts_and_recomputes_rates() -> None:
 
 
 def test_a_batch_of_routing_rows_reports_the_mean_threshold() -> None:
-    rows = [add_rates({**ROUTING, "threshold": t}) for t in (0.25, 0.75)]
-    total = sum_stats(rows)
+    rows = [add_rates({**ROUTING, "threshold": t}, ROUTED.statistics) for t in (0.25, 0.75)]
+    total = fold(rows, ROUTED.statistics)
     assert total["threshold"] == 0.5
     assert total["slm_usage"] == 332 / 400
+
+
+def test_any_function_of_the_rows_values_folds_a_statistic() -> None:
+    rows: list[Stats] = [{"strategy": "mine", "deepest": depth} for depth in (3, 7, 5)]
+    assert fold(rows, {"deepest": max, "missing": sum}) == {
+        "strategy": "mine",
+        "deepest": 7,
+        "rows": rows,
+    }

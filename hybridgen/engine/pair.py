@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.state import MAX_DRAFTS, State
+from hybridgen.engine.limits import MAX_DRAFTS
+from hybridgen.engine.state import State
 from hybridgen.kernels.weights import MAX_VOCAB
 
 # A round may write this many positions past a row's limit: drafts are verified before they are cut.

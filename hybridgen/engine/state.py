@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from hybridgen.engine.cache import ALIGNMENT, round_up
+from hybridgen.engine.limits import MAX_EOS
 
 QUANTILE_WINDOW = 128
-MAX_EOS = 16
-MAX_DRAFTS = 15
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,24 @@
-"""The strategies by name."""
+"""The strategies by name. They import torch, and so are imported when they are asked for."""
 
-from hybridgen.strategies.base import GenerationStrategy
-from hybridgen.strategies.routing import Routing
-from hybridgen.strategies.single import Single
-from hybridgen.strategies.speculative import Speculative
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
 
 
-def built_in_strategies() -> dict[str, GenerationStrategy]:
+def built_in_strategies() -> dict[str, GenerationStrategy | RoundStrategy]:
     """A new dict: add to it, replace in it."""
-    built_in = (
+    from hybridgen.strategies import declarations
+    from hybridgen.strategies.routing import Routing
+    from hybridgen.strategies.single import Single
+    from hybridgen.strategies.speculative import Speculative
+
+    built_in: tuple[RoundStrategy, ...] = (
         Speculative(),
-        Routing("uncertainty", default_threshold=0.5),
-        Routing("entropy", default_threshold=2.5),
-        Single("llm"),
-        Single("slm"),
+        Routing(declarations.UNCERTAINTY),
+        Routing(declarations.ENTROPY),
+        Single(declarations.LLM),
+        Single(declarations.SLM),
     )
     return {strategy.name: strategy for strategy in built_in}

@@ -17,12 +17,19 @@ from hybridgen.engine.state import State
 from hybridgen.engine.steps import embeddable
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
-from hybridgen.result import GenerationResult, Stats, add_rates, sum_stats
+from hybridgen.result import GenerationResult, Stats, add_rates, fold
+from hybridgen.strategies.declarations import Declaration
 from hybridgen.text import full_texts, open_streams
 
 
 class GenerationStrategy(ABC):
-    """A way for two models to write one text; put yours into ``generator.strategies[name]``."""
+    """A way for two models to write one text; put yours into ``generator.strategies[name]``.
+
+    A ``declaration`` makes its options known: `generate` checks them and refuses any other, and the
+    command line can show them. Without one, every keyword is passed on as it is.
+    """
+
+    declaration: Declaration | None = None
 
     @abstractmethod
     def generate(
@@ -44,8 +51,8 @@ class GenerationStrategy(ABC):
         slm, llm    decoders: ``logits = model(tokens[B, M], start[B])`` for positions start to
                     start + M - 1, after ``model.prefill(tokens[B, T], lengths)``
         prompt      as the caller gave it
-        **kwargs    the remaining arguments of ``HybridGenerator.generate``, and ``request``, the
-                    same checked, with the prompt's token ids
+        **kwargs    ``request``, the checked arguments of the call with the prompt's token ids;
+                    ``pair``, what the decoders are part of; and the strategy's own options
         """
 
 
@@ -79,12 +86,16 @@ class RowCounts:
         return [*runs, run] if run else runs
 
 
-class RoundStrategy(GenerationStrategy):
+class RoundStrategy(ABC):
     """A strategy whose work is a `Program` of rounds over the pair's state."""
 
-    name: str
+    declaration: Declaration
     reads_slm = True
     reads_llm = True
+
+    @property
+    def name(self) -> str:
+        return self.declaration.name
 
     def num_drafts(self, request: Request) -> int:
         """Drafts of a round; 0 where nothing is drafted."""
@@ -102,26 +113,8 @@ class RoundStrategy(GenerationStrategy):
     def describe(self, counts: RowCounts, state: State, row: int, request: Request) -> Stats:
         """The statistics of one row that only this strategy has."""
 
-    def generate(
-        self,
-        slm: Any,
-        llm: Any,
-        tokenizer: Any,
-        prompt: Any,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        device: torch.device,
-        **kwargs: Any,
-    ) -> GenerationResult:
-        """Run ``kwargs["request"]`` on ``kwargs["pair"]``: a batch result, whatever the prompt.
-
-        The other arguments are those the request was made from.
-        """
-        request: Request = kwargs["request"]
-        pair: Pair = kwargs["pair"]
+    def run(self, pair: Pair, request: Request, tokenizer: Any) -> GenerationResult:
+        """Write the texts of the request: a batch result, whatever the prompt."""
         began = perf_counter()
         with open_streams(tokenizer, request) as streams:
             state = self.start(pair, request)
@@ -139,8 +132,9 @@ class RoundStrategy(GenerationStrategy):
         return GenerationResult(
             text=texts,
             tokens=tokens,
-            stats=sum_stats(rows),
+            stats=fold(rows, self.declaration.statistics),
             full_text=full_texts(tokenizer, request, texts, tokens),
+            lines=self.declaration.lines,
         )
 
     def row_stats(
@@ -160,7 +154,8 @@ class RoundStrategy(GenerationStrategy):
                 "prompt_tokens": first,
                 "seed": request.seed[row],
                 **self.describe(counts, state, row, request),
-            }
+            },
+            self.declaration.statistics,
         )
 
     def start(self, pair: Pair, request: Request) -> State:
@@ -173,7 +168,7 @@ class RoundStrategy(GenerationStrategy):
             prompts,
             limits,
             request.seed,
-            (request.temperature, request.top_k, request.top_p, request.min_p),
+            request.sampling,
             request.end_ids,
             self.threshold(request),
         )

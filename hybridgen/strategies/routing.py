@@ -23,20 +23,22 @@ from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
 from hybridgen.strategies.base import RoundStrategy, RowCounts
+from hybridgen.strategies.declarations import THRESHOLDS, Declaration
 
 LOGTOKU_K = 10
 MAX_FEED = 16
 
 
 class Routing(RoundStrategy):
-    """``metric`` is "uncertainty" or "entropy"; ``default_threshold`` in its own unit."""
+    """``declaration`` UNCERTAINTY or ENTROPY, which name the metric."""
 
-    def __init__(self, metric: str, default_threshold: float) -> None:
-        self.name = self.metric = metric
-        self.default_threshold = default_threshold
+    def __init__(self, declaration: Declaration) -> None:
+        self.declaration = declaration
+        self.metric = declaration.name
 
     def threshold(self, request: Request) -> float:
-        return self.default_threshold if request.threshold is None else request.threshold
+        threshold: float | None = request.threshold
+        return THRESHOLDS[self.metric] if threshold is None else threshold
 
     def program(self, state: State, pair: Pair, request: Request) -> Program:
         writes = request.llm_consecutive_tokens

@@ -11,14 +11,15 @@ from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
 from hybridgen.strategies.base import RoundStrategy, RowCounts
+from hybridgen.strategies.declarations import Declaration
 
 
 class Single(RoundStrategy):
-    """``name`` "llm" or "slm"."""
+    """``declaration`` LLM or SLM."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.reads_slm, self.reads_llm = name == "slm", name == "llm"
+    def __init__(self, declaration: Declaration) -> None:
+        self.declaration = declaration
+        self.reads_slm, self.reads_llm = self.name == "slm", self.name == "llm"
 
     def program(self, state: State, pair: Pair, request: Request) -> Program:
         model, source = (pair.llm, SOURCE_LLM) if self.reads_llm else (pair.slm, SOURCE_SLM)

@@ -19,15 +19,17 @@ from hybridgen.kernels.verify import SOURCE_LLM, verify_coupled, verify_rejectio
 from hybridgen.request import Request
 from hybridgen.result import Stats
 from hybridgen.strategies.base import RoundStrategy, RowCounts
+from hybridgen.strategies.declarations import SPECULATIVE
 
 
 class Speculative(RoundStrategy):
     """``num_drafts`` tokens a round; ``verification`` "rejection" or "coupled"."""
 
-    name = "speculative"
+    declaration = SPECULATIVE
 
     def num_drafts(self, request: Request) -> int:
-        return request.num_drafts
+        drafts: int = request.num_drafts
+        return drafts
 
     def program(self, state: State, pair: Pair, request: Request) -> Program:
         rejection = request.verification == "rejection" and request.temperature > 0

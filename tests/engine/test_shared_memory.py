@@ -8,8 +8,9 @@ from conftest import TinyPair, random_model
 
 from hybridgen import GenerationStrategy, HybridGenerator
 from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.pair import Pair
-from hybridgen.engine.state import MAX_DRAFTS, State
+from hybridgen.engine.state import State
 
 STRATEGIES = ["speculative", "uncertainty", "entropy", "llm", "slm"]
 BROKEN = 7
