@@ -1,8 +1,8 @@
 """What each strategy says of itself: its options, and how its statistics add up and print.
 
 A strategy has its `Declaration` as its attribute ``declaration``. The command line, README's table
-and the checks of a call are made of it, so an option needs no more than its `Field` here. Nothing
-here imports torch.
+and the checks of a call are made of it, so an option is a `Field` here (and a name in the signature
+of `HybridGenerator.generate`, which a test compares). Nothing here imports torch.
 """
 
 from collections.abc import Iterable, Mapping
