@@ -1,0 +1,45 @@
+"""Settings and rows of logits for the tests of filtering and sampling, and the law of a filter."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridgen.kernels.sampling import TAU, filter_logits
+
+INF = float("inf")
+OFF = (1.0, 0, 1.0, 0.0)
+GREEDY = (0.0, 0, 1.0, 0.0)
+QWEN = (0.6, 20, 0.95, 0.0)
+MIXED = [
+    QWEN,
+    GREEDY,
+    OFF,
+    (0.7, 3, 1.0, 0.0),
+    (1.3, 0, 0.8, 0.0),
+    (1.0, 0, 1.0, 0.1),
+    (0.9, 50, 0.9, 0.05),
+    (2.0, 1000, 0.99, 0.0),
+]
+
+
+def rows_of(*rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def params_of(*rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def probabilities(logits: Tensor, sampling: Tensor) -> np.ndarray:
+    """p [R, V] in float64 as `filter_logits` defines it, of a truncation; not for greedy rows."""
+    tau, largest, log_z = filter_logits(logits, sampling).double().t().unsqueeze(2)
+    x = logits.double()
+    p = torch.exp((x - largest) / sampling[:, :1] - log_z)
+    return ((x >= tau) * p).numpy()
+
+
+def tau_of(logits: Tensor, sampling: Any) -> Tensor:
+    """The lowest kept logit of each row, [R]."""
+    return filter_logits(logits, params_of(sampling).expand(len(logits), -1))[:, TAU]
