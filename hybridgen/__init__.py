@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from hybridgen.exactness import verify_exactness
     from hybridgen.generator import HybridGenerator
     from hybridgen.result import GenerationResult
-    from hybridgen.strategies.base import GenerationStrategy
+    from hybridgen.strategies.custom import GenerationStrategy
 
 __version__ = "0.1.0"
 __all__ = ["GenerationResult", "GenerationStrategy", "HybridGenerator", "verify_exactness"]
 
 _HOMES = {
     "GenerationResult": "hybridgen.result",
-    "GenerationStrategy": "hybridgen.strategies.base",
+    "GenerationStrategy": "hybridgen.strategies.custom",
     "HybridGenerator": "hybridgen.generator",
     "verify_exactness": "hybridgen.exactness",
 }

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -11,7 +10,6 @@ import torch
 from hybridgen.checks import check_bool, check_choice, check_int, quoted, shown
 from hybridgen.engine.cache import check_room
 from hybridgen.engine.checkpoint import end_ids
-from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import NAMES, choose_sources, look
 from hybridgen.engine.pair import SLACK, Pair
 from hybridgen.engine.sampling import Sampling
@@ -20,12 +18,11 @@ from hybridgen.fields import Facts, Field, merged
 from hybridgen.parameters import FIELDS, is_streamer
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import SOURCE, not_applied, sampling_defaults
-from hybridgen.request import Request, check_request
+from hybridgen.request import check_request
 from hybridgen.result import GenerationResult
 from hybridgen.strategies import built_in_strategies
-from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
-from hybridgen.strategies.declarations import BUILT_IN
-from hybridgen.text import full_texts
+from hybridgen.strategies.base import Strategy
+from hybridgen.strategies.custom import Custom, GenerationStrategy
 
 DEFAULT_MAX_SEQ_LEN = 4096
 LARGEST = 2**31 - 1
@@ -34,8 +31,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Of all strategies of ours: what is printed of the statistics of one that declares nothing.
-KNOWN_LINES = tuple(dict.fromkeys(line for one in BUILT_IN for line in one.lines))
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -100,21 +95,10 @@ class HybridGenerator:
         positions = choose_positions(max_seq_len, llm.max_positions)
         layouts = [model.cache_layout(self.device, chosen_dtype) for model in (slm, llm)]
         check_room(layouts, rows, positions + SLACK, self.device)
-        self.pair = Pair(
-            slm.load(self.device, chosen_dtype, batch_invariant=False),
-            llm.load(self.device, chosen_dtype),
-            rows,
-            positions,
-        )
-        self.strategies: dict[str, GenerationStrategy | RoundStrategy] = built_in_strategies()
-
-    @property
-    def slm(self) -> Decoder:
-        return self.pair.slm
-
-    @property
-    def llm(self) -> Decoder:
-        return self.pair.llm
+        self.slm = slm.load(self.device, chosen_dtype, batch_invariant=False)
+        self.llm = llm.load(self.device, chosen_dtype)
+        self.pair = Pair(self.slm, self.llm, rows, positions)
+        self.strategies: dict[str, Strategy | GenerationStrategy] = built_in_strategies()
 
     @one_at_a_time
     def generate(
@@ -173,7 +157,7 @@ class HybridGenerator:
         given = dict(locals())  # every argument by its name
         del given["self"], given["prompt"], given["kwargs"]
         chosen = self._choose(strategy)
-        rows = Prompt(self.tokenizer, prompt, self.pair.rows)
+        rows = Prompt(self.tokenizer, prompt, self.pair.max_rows)
         fields: Sequence[Field] = FIELDS
         if chosen.declaration is not None:
             fields = merged(FIELDS, chosen.declaration.options)
@@ -181,11 +165,10 @@ class HybridGenerator:
         request = check_request(rows, given, self._facts(chosen, rows.rows, given), fields)
         self._tell_what_is_not_applied()
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            if isinstance(chosen, RoundStrategy):
-                result = chosen.run(self.pair, request, self.tokenizer)
-                result = result if rows.is_batch else result.single()
-            else:
-                result = self._run_custom(chosen, prompt, request, kwargs)
+            if isinstance(chosen, GenerationStrategy):
+                chosen = Custom(request.strategy, chosen, {"prompt": prompt, **kwargs})
+            result = chosen.run(self.pair, request, self.tokenizer)
+        result = result if rows.is_batch else result.single()
         if print_stats:
             if takes_text(stream) and ends_inside_a_line(result.text):
                 print()  # most streams of text print it: the block begins a line
@@ -204,10 +187,10 @@ class HybridGenerator:
                 stacklevel=4,  # the caller of `generate`, beyond its turn
             )
 
-    def _choose(self, name: Any) -> GenerationStrategy | RoundStrategy:
+    def _choose(self, name: Any) -> Strategy | GenerationStrategy:
         """The strategy of this name."""
         chosen = self.strategies[check_choice("strategy", name, self.strategies)]
-        if not isinstance(chosen, (GenerationStrategy, RoundStrategy)):
+        if not isinstance(chosen, (Strategy, GenerationStrategy)):
             where = f"strategies[{quoted(name)}]"
             raise TypeError(f"{where} must be a GenerationStrategy instance, got {shown(chosen)}")
         return chosen
@@ -225,60 +208,15 @@ class HybridGenerator:
 
     def _context(self, strategy: Any) -> int:
         """Most positions of a row: the context of every model that the strategy runs."""
-        models = [self.slm] * getattr(strategy, "reads_slm", True) + [self.llm] * getattr(
-            strategy, "reads_llm", True
-        )
-        return min(self.pair.positions, *(model.max_positions for model in models))
+        reads = [getattr(strategy, name, True) for name in ("reads_slm", "reads_llm")]
+        models = zip((self.slm, self.llm), reads, strict=True)
+        return min(self.pair.positions, *(model.max_positions for model, read in models if read))
 
     def _default_eos(self) -> tuple[int, ...]:
         """The LLM's eos ids; those of its generation config win over its tokenizer's."""
         ids = getattr(self.llm.generation_config, "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return end_ids(ids, "the LLM's eos_token_id")
-
-    def _run_custom(
-        self, chosen: GenerationStrategy, prompt: Any, request: Request, kwargs: dict[str, Any]
-    ) -> GenerationResult:
-        """Call a strategy of the user's, with its own options checked where it declares any."""
-        declaration = chosen.declaration
-        if declaration is not None:
-            kwargs = {option.name: getattr(request, option.name) for option in declaration.options}
-        outcome = chosen.generate(
-            slm=self.slm,
-            llm=self.llm,
-            tokenizer=self.tokenizer,
-            prompt=prompt,
-            max_new_tokens=request.max_new_tokens,
-            **request.sampling._asdict(),
-            device=self.device,
-            request=request,
-            pair=self.pair,
-            **kwargs,
-        )
-        result = outcome if isinstance(outcome, GenerationResult) else self._wrap(outcome, request)
-        lines = declaration.lines if declaration is not None else KNOWN_LINES
-        return replace(result, lines=result.lines or lines)
-
-    def _wrap(self, outcome: Any, request: Request) -> GenerationResult:
-        """The (text, stats) of a custom strategy as a result; its tokens are those of the text."""
-        try:
-            text, stats = outcome
-        except (TypeError, ValueError):
-            text = stats = None
-        if not isinstance(text, (str, list)) or not isinstance(stats, dict):
-            name = request.strategy
-            raise TypeError(
-                f"strategies[{quoted(name)}] must return (text, stats), not {shown(outcome)}"
-            )
-        tokens = stats.get("tokens")
-        if tokens is None and isinstance(text, str):
-            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        texts = text if isinstance(text, list) else [text]
-        full: Any = text
-        if len(texts) == request.rows and all(isinstance(row, str) for row in texts):
-            full = full_texts(self.tokenizer, request, texts, [()] * len(texts))
-            full = full if isinstance(text, list) else full[0]
-        return GenerationResult(text=text, tokens=tokens, stats=stats, full_text=full)
 
 
 def takes_text(stream: Any) -> bool:

@@ -71,7 +71,6 @@ COMMON: Mapping[str, Fold] = {
     "elapsed_time": longest,
     "tokens_per_second": Rate("total_tokens", "elapsed_time"),
 }
-_ORDER: list[Fold] = [same, total, columns, mean, each, longest]
 
 
 @dataclass(frozen=True)
@@ -124,21 +123,15 @@ def fold(rows: Sequence[Stats], statistics: Mapping[str, Fold]) -> Stats:
     """Statistics of a batch from those of its rows, which are kept in ``rows``.
 
     statistics    how the strategy's own add up; those of every strategy are known
-
-    What all rows share comes first, then sums, then the rest.
     """
-    folds = {name: how for name, how in {**COMMON, **statistics}.items() if name in rows[0]}
-    stats: Stats = {}
-    for name, how in sorted(folds.items(), key=lambda item: _place(item[1])):
-        if not isinstance(how, Rate):
-            stats[name] = how([row[name] for row in rows])
+    stats: Stats = {
+        name: how([row[name] for row in rows])
+        for name, how in {**COMMON, **statistics}.items()
+        if name in rows[0] and not isinstance(how, Rate)
+    }
     add_rates(stats, statistics)
     stats["rows"] = list(rows)
     return stats
-
-
-def _place(how: Fold) -> int:
-    return _ORDER.index(how) if how in _ORDER else len(_ORDER)
 
 
 def format_stats(stats: Stats, lines: Sequence[str] = ()) -> str:

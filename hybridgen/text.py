@@ -84,6 +84,7 @@ class TextStream:
         self._prompt = request.prompt_ids[row]
         self._matcher = StopMatcher(request.stop)
         self._pieces: list[str] = []
+        self._taken = False
         self._streamer = request.stream if is_streamer(request.stream) else None
         self._callback = None if self._streamer is not None else request.stream
         self._needs_text = bool(request.stop) or self._callback is not None
@@ -109,9 +110,38 @@ class TextStream:
                 self._emit(self._matcher.push(piece, self._detokenizer.tail))
         return len(self.tokens) if self._matcher.found else None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self._matcher.found
+
+    def take(self, text: str, most: int) -> bool:
+        """Add a whole text whose tokens nobody knows, in place of tokens; whether it was cut.
+
+        Its tokens are those that it encodes to, at most ``most``.
+        """
+
+        def encode(part: str) -> list[int]:
+            return list(self._tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
+
+        kept = self._matcher.push(text)
+        kept += "" if self._matcher.found else self._matcher.flush()
+        self.tokens = encode(kept)
+        if len(self.tokens) > most:
+            self.tokens = self.tokens[:most]
+            kept = decode(self._tokenizer, self.tokens)
+        if self._streamer is not None:
+            for token in self.tokens:
+                self._streamer.put(torch.tensor([token], dtype=torch.int64, device="cpu"))
+        self._taken = True
+        self._emit(kept)
+        return kept != text
+
     def finish(self) -> str:
         """Send what was held back and return the row's text."""
-        if not self._needs_text:
+        if self._taken:
+            self.text = "".join(self._pieces)
+        elif not self._needs_text:
             self.text = new_text(self._tokenizer, self._prompt, self.tokens)
         else:
             if not self._matcher.found:

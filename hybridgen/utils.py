@@ -4,13 +4,14 @@ Each takes the logits of one token [V] and returns Python numbers, or those of R
 returns tensors [R] on the same device. Logits may have any floating dtype, and V up to 524,287.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hybridgen import detokenizer
 from hybridgen.checks import check_int, shown
-from hybridgen.detokenizer import new_text as new_text
 from hybridgen.engine.sampling import Sampling
 from hybridgen.fields import Facts
 from hybridgen.kernels import philox, sampling, uncertainty
@@ -100,3 +101,20 @@ def _rows(logits: Tensor) -> Tensor:
         )
     rows = logits.reshape(-1, logits.shape[-1])
     return rows if rows.dtype in (torch.float32, torch.bfloat16, torch.float16) else rows.float()
+
+
+class NewText(str):
+    """A text that knows the token ids it is made of: ``tokens``."""
+
+    tokens: list[int]
+
+
+def new_text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> NewText:
+    """What the token ids ``new`` add to the text of the ids ``prompt``, without special tokens.
+
+    Where the end of the prompt's text changes as tokens follow (half a character that becomes
+    whole), the changed part belongs to the new text.
+    """
+    text = NewText(detokenizer.new_text(tokenizer, prompt, new))
+    text.tokens = [int(token) for token in new]
+    return text

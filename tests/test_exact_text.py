@@ -171,16 +171,16 @@ def test_verify_exactness_finds_none(embedded: HybridGenerator) -> None:
 def test_verify_exactness_calls_a_bug_a_bug(
     tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hybridgen.strategies import speculative
+    from hybridgen.strategies import drafts
 
     generator = HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32)
-    verify = speculative.verify_coupled
+    verify = drafts.verify_coupled
 
     def wrong_token(logits: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         new, count, broken = verify(logits, *rest)
         return (new + 1) % 384, count, broken
 
-    monkeypatch.setattr(speculative, "verify_coupled", wrong_token)
+    monkeypatch.setattr(drafts, "verify_coupled", wrong_token)
     report = verify_exactness(generator, PROMPTS[:1], max_new_tokens=8, num_drafts=(2,))
     assert not report
     assert {divergence.label for divergence in report.divergences} == {"bug"}

@@ -1,16 +1,16 @@
-"""A pair of decoders over one arena, and the states their rounds run on."""
+"""A pair of models over one arena, and the state that their rounds run on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
 
 import torch
-from torch import Tensor
 
 from hybridgen.engine.cache import Arena
-from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.limits import MAX_DRAFTS
-from hybridgen.engine.state import State
+from hybridgen.engine.model import Model
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.state import Drafts, Memory, Routing, Rows
 from hybridgen.kernels.weights import MAX_VOCAB
 
 # A round may write this many positions past a row's limit: drafts are verified before they are cut.
@@ -18,30 +18,52 @@ SLACK = 48
 
 
 class Pair:
-    """``slm`` and ``llm``, with room for ``rows`` sequences of ``positions`` tokens.
+    """``slm`` and ``llm``, with room for ``max_rows`` sequences of ``positions`` tokens.
 
-    slm, llm      decoders bound to this pair's arena
     positions     most tokens of a row, prompt included
+    vocab_size    the LLM's: a text's ids are below it, and logits end there
 
-    Raises ValueError for a vocabulary that is too wide to sample from.
+    Both models are bound to the pair's arena, which holds the state of the rounds too. Raises
+    ValueError for a vocabulary that is too wide to sample from.
     """
 
-    def __init__(self, slm: Decoder, llm: Decoder, rows: int, positions: int) -> None:
-        for name, decoder in (("SLM", slm), ("LLM", llm)):
-            if decoder.vocab_size > MAX_VOCAB:
+    def __init__(self, slm: Model, llm: Model, max_rows: int, positions: int) -> None:
+        for name, model in (("SLM", slm), ("LLM", llm)):
+            if model.vocab_size > MAX_VOCAB:
                 raise ValueError(
-                    f"the {name}'s vocab_size must be at most {MAX_VOCAB}, got {decoder.vocab_size}"
+                    f"the {name}'s vocab_size must be at most {MAX_VOCAB}, got {model.vocab_size}"
                 )
         self.slm, self.llm = slm, llm
-        self.rows, self.positions = rows, positions
+        self.max_rows, self.positions = max_rows, positions
+        self.vocab_size = llm.vocab_size
         layouts = (slm.cache_layout(), llm.cache_layout())
-        largest = self._allocate(rows, MAX_DRAFTS, torch.device("meta")).nbytes
-        self.arena = Arena(layouts, rows, positions + SLACK, llm.device, largest)
-        for decoder, cache in zip((slm, llm), self.arena.caches, strict=True):
-            decoder.bind(cache)
-        self._states: dict[tuple[int, int], State] = {}
+        needed = Memory(torch.device("meta"))
+        self._allocate(needed)
+        self.arena = Arena(layouts, max_rows, positions + SLACK, llm.device, needed.used)
+        for model, cache in zip((slm, llm), self.arena.caches, strict=True):
+            model.bind(cache)
+        self._state = self._allocate(Memory(llm.device, self.arena.workspace))
+        self._batches: dict[int, Batch] = {}
         self._lock, self._busy = RLock(), False
         self._written = 0, 0  # the rows and positions that the last call may have written
+
+    def _allocate(self, memory: Memory) -> tuple[Rows, Drafts, Routing]:
+        rows = self.max_rows
+        drawn_from = min(self.slm.vocab_size, self.vocab_size)
+        return (
+            Rows.allocate(memory, rows, self.positions + SLACK, self.vocab_size),
+            Drafts.allocate(memory, rows, MAX_DRAFTS, drawn_from, self.slm.dtype),
+            Routing.allocate(memory, rows),
+        )
+
+    def batch(self, rows: int) -> Batch:
+        """The first ``rows`` rows, the same object every time. Whoever asks for one loads it."""
+        if rows not in self._batches:
+            texts, drafts, routing = self._state
+            self._batches[rows] = Batch(
+                self.slm, self.llm, texts.first(rows), drafts.first(rows), routing.first(rows)
+            )
+        return self._batches[rows]
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -60,36 +82,11 @@ class Pair:
             try:
                 self._busy = True
                 self.arena.wipe_if_broken(*self._written)
-                self._written = self.rows, self.positions + SLACK
+                self._written = self.max_rows, self.positions + SLACK
                 yield
             finally:
                 self._busy = False
 
-    def state(self, rows: int, num_drafts: int) -> State:
-        """The state for ``rows`` sequences and ``num_drafts`` drafts, the same one every time.
-
-        States of all shapes lie in the same memory: whoever asks for one loads it.
-        """
-        key = rows, num_drafts
-        if key not in self._states:
-            memory = self.arena.workspace
-            self._states[key] = self._allocate(rows, num_drafts, memory.device, memory)
-        return self._states[key]
-
     def will_write(self, rows: int, positions: int) -> None:
         """Say that this turn's call writes no more than so many ``positions`` of ``rows`` rows."""
         self._written = rows, positions + SLACK
-
-    def _allocate(
-        self, rows: int, num_drafts: int, device: torch.device, memory: Tensor | None = None
-    ) -> State:
-        return State.allocate(
-            rows,
-            self.positions + SLACK,
-            num_drafts,
-            self.slm.vocab_size,
-            self.llm.vocab_size,
-            self.slm.dtype,
-            device,
-            memory,
-        )

@@ -1,14 +1,16 @@
-"""The loop's state: every tensor a round reads or writes, at addresses fixed for its lifetime.
+"""What lives on the device while text is written, at addresses that never change.
 
-A round is a function of this state and of the two decoders; it takes no decision on the host.
-The state of one (rows, num_drafts, vocabulary) shape is made once and loaded anew for each request,
-so a captured round keeps pointing at the right memory. States of all shapes share that memory: one
-request runs at a time.
+The tensors fall apart by who uses them: `Rows` are the texts themselves and belong to every round,
+`Drafts` to speculation, `Routing` to token routing. Each is allocated once, for the largest batch
+and the most drafts; a request works on views of the first rows, a round on views of the first
+drafts. So a captured round keeps pointing at the right memory, whatever came between. One request
+runs at a time, and loads what it uses: what is left of the last one does not matter.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +21,30 @@ from hybridgen.engine.limits import MAX_EOS
 QUANTILE_WINDOW = 128
 
 
-@dataclass(frozen=True)
-class State:
-    """B rows, T positions, K drafts, V the narrower vocabulary of the pair."""
+class Memory:
+    """Tensors laid out one after the other: in ``block``, uint8 [bytes], whatever it holds; without
+    one, in memory of their own. ``used`` are the bytes so far; the device may be "meta"."""
 
-    vocab_size: int  # the wider vocabulary: committed ids may be up to here
+    def __init__(self, device: torch.device, block: Tensor | None = None) -> None:
+        self.device, self.block, self.used = device, block, 0
+
+    def tensor(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        first, size = self.used, math.prod(shape) * dtype.itemsize
+        self.used += round_up(size, ALIGNMENT)
+        if self.block is None:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        return self.block[first : first + size].view(dtype).view(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """B texts of at most T tokens.
+
+    ``measures`` are what a recorder keeps of every token: for each name, a buffer [B, T, ...] that
+    `steps.append` writes at the token's position where the round has measured it.
+    """
+
+    vocab_size: int  # of the LLM: committed ids are below it
 
     tokens: Tensor  # [B, T] int64: the prompt, then what was committed
     source: Tensor  # [B, T] int8: which model wrote each token
@@ -34,74 +55,27 @@ class State:
     seed: Tensor  # [B] int64
     sampling: Tensor  # [B, 4] float64: temperature, top-k, top-p, min-p
     eos: Tensor  # [B, MAX_EOS] int64, padded with -1
-    offsets: Tensor  # [K + 2, 1] int64: -2, -1, 0, ..., K - 1
-    block: Tensor  # [B, K + 1] int64: the last committed token, then the drafts
-    draft_logits: Tensor  # [B, K, V]
-    draft_truncation: Tensor  # [B, K, 3] float32: what makes a draft's logits its distribution
-    routed: Tensor  # [B] bool: the row's next token is the LLM's
-    llm_cached: Tensor  # [B] int64: leading tokens whose K/V the LLM holds
-    pending: Tensor  # [] int64: most tokens that a routed row's LLM has yet to read
-    threshold: Tensor  # [B] float32
-    metrics: Tensor  # [B, QUANTILE_WINDOW] float32: the last routing metrics, -inf where unseen
-    decisions: Tensor  # [B] int64: routing decisions taken
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def allocate(
-        cls,
-        rows: int,
-        positions: int,
-        num_drafts: int,
-        slm_vocab: int,
-        llm_vocab: int,
-        logits_dtype: torch.dtype,
-        device: torch.device,
-        memory: Tensor | None = None,
-    ) -> "State":
-        """Zero-filled tensors; ``num_drafts`` 0 for strategies that draft nothing.
-
-        memory    uint8 [bytes] on ``device``, where they are laid out one after the other, whatever
-                  it holds; None: memory of their own
-        """
-        used = 0
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            nonlocal used
-            if memory is None:
-                return torch.zeros(shape, dtype=dtype, device=device)
-            first, size = used, math.prod(shape) * dtype.itemsize
-            used += round_up(size, ALIGNMENT)
-            return memory[first : first + size].view(dtype).view(shape)
-
-        f32, flag = torch.float32, torch.bool
+    def allocate(cls, memory: Memory, rows: int, positions: int, vocab_size: int) -> "Rows":
+        flag = torch.bool
         return cls(
-            vocab_size=max(slm_vocab, llm_vocab),
-            tokens=zeros(rows, positions),
-            source=zeros(rows, positions, dtype=torch.int8),
-            length=zeros(rows),
-            limit=zeros(rows),
-            done=zeros(rows, dtype=flag),
-            broken=zeros(rows, dtype=flag),
-            seed=zeros(rows),
-            sampling=zeros(rows, 4, dtype=torch.float64),
-            eos=zeros(rows, MAX_EOS),
-            offsets=torch.arange(-2, num_drafts, dtype=torch.int64, device=device)[:, None],
-            block=zeros(rows, num_drafts + 1),
-            draft_logits=zeros(rows, num_drafts, min(slm_vocab, llm_vocab), dtype=logits_dtype),
-            draft_truncation=zeros(rows, num_drafts, 3, dtype=f32),
-            routed=zeros(rows, dtype=flag),
-            llm_cached=zeros(rows),
-            pending=zeros(),
-            threshold=zeros(rows, dtype=f32),
-            metrics=zeros(rows, QUANTILE_WINDOW, dtype=f32),
-            decisions=zeros(rows),
+            vocab_size=vocab_size,
+            tokens=memory.tensor(rows, positions),
+            source=memory.tensor(rows, positions, dtype=torch.int8),
+            length=memory.tensor(rows),
+            limit=memory.tensor(rows),
+            done=memory.tensor(rows, dtype=flag),
+            broken=memory.tensor(rows, dtype=flag),
+            seed=memory.tensor(rows),
+            sampling=memory.tensor(rows, 4, dtype=torch.float64),
+            eos=memory.tensor(rows, MAX_EOS),
         )
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of ``memory`` that `allocate` needs for this shape; the device may be "meta"."""
-        return sum(
-            round_up(t.nbytes, ALIGNMENT) for t in vars(self).values() if isinstance(t, Tensor)
-        )
+    def first(self, rows: int) -> "Rows":
+        """Views of the first ``rows`` rows."""
+        return _first(self, rows)
 
     def load(
         self,
@@ -110,26 +84,111 @@ class State:
         seeds: Sequence[int],
         sampling: tuple[float, float, float, float],
         eos: Sequence[int],
-        threshold: float,
     ) -> None:
         """Start a request: prompts[r] are row r's token ids, limits[r] the length it may reach."""
         width = max(len(prompt) for prompt in prompts)
         padded = integers([[*prompt] + [0] * (width - len(prompt)) for prompt in prompts])
-        lengths = integers([len(prompt) for prompt in prompts])
         self.tokens[:, :width].copy_(padded)
         self.source.zero_()
-        self.length.copy_(lengths)
+        self.length.copy_(integers([len(prompt) for prompt in prompts]))
         self.limit.copy_(integers(limits))
         self.done.fill_(False)
         self.broken.fill_(False)
         self.seed.copy_(integers(seeds))
         self.sampling.copy_(torch.tensor(sampling, dtype=torch.float64, device="cpu"))
         self.eos.copy_(integers([*eos] + [-1] * (MAX_EOS - len(eos))))
+
+
+@dataclass(frozen=True, eq=False)
+class Drafts:
+    """K drafts of B rows, from whoever proposes them: all that verification asks for.
+
+    ``q`` is None where the drafts need no distribution: coupled and greedy verification.
+    """
+
+    block: Tensor  # [B, K + 1] int64: the last committed token, then the drafts: the LLM reads it
+    tokens: Tensor  # [B, K] int64: the drafts, a view of ``block``
+    q: Tensor | None  # [B, K, V]: the logits that they were drawn from, V at most the LLM's
+    truncation: Tensor  # [B, K, 3] float32: what makes those logits a distribution, see `sample`
+    offsets: Tensor  # [K + 2, 1] int64: -2, -1, 0, ..., K - 1
+
+    @classmethod
+    def allocate(
+        cls, memory: Memory, rows: int, drafts: int, vocab_size: int, dtype: torch.dtype
+    ) -> "Drafts":
+        """``vocab_size`` and ``dtype`` of the drafting model's logits."""
+        block = memory.tensor(rows, drafts + 1)
+        return cls(
+            block=block,
+            tokens=block[:, 1:],
+            q=memory.tensor(rows, drafts, vocab_size, dtype=dtype),
+            truncation=memory.tensor(rows, drafts, 3, dtype=torch.float32),
+            offsets=torch.arange(-2, drafts, dtype=torch.int64, device=memory.device)[:, None],
+        )
+
+    def first(self, rows: int) -> "Drafts":
+        """Views of the first ``rows`` rows."""
+        return replace(_first(self, rows), offsets=self.offsets)
+
+    def take(self, drafts: int, with_q: bool) -> "Drafts":
+        """Views of the first ``drafts`` drafts."""
+        q = self.q[:, :drafts] if with_q and self.q is not None else None
+        return Drafts(
+            block=self.block[:, : drafts + 1],
+            tokens=self.tokens[:, :drafts],
+            q=q,
+            truncation=self.truncation[:, :drafts],
+            offsets=self.offsets[: drafts + 2],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Whose turn it is in each of B rows, and how that is decided."""
+
+    routed: Tensor  # [B] bool: the row's next token is the LLM's
+    llm_cached: Tensor  # [B] int64: leading tokens whose K/V the LLM holds
+    pending: Tensor  # [1] int64: most tokens that a routed row's LLM has yet to read
+    threshold: Tensor  # [B] float32
+    rate: Tensor  # [B] float32: the share of decisions that a moving threshold is to route
+    metrics: Tensor  # [B, QUANTILE_WINDOW] float32: the last metrics, -inf where unseen
+    decisions: Tensor  # [B] int64: decisions taken
+
+    @classmethod
+    def allocate(cls, memory: Memory, rows: int) -> "Routing":
+        f32 = torch.float32
+        return cls(
+            routed=memory.tensor(rows, dtype=torch.bool),
+            llm_cached=memory.tensor(rows),
+            pending=memory.tensor(1),
+            threshold=memory.tensor(rows, dtype=f32),
+            rate=memory.tensor(rows, dtype=f32),
+            metrics=memory.tensor(rows, QUANTILE_WINDOW, dtype=f32),
+            decisions=memory.tensor(rows),
+        )
+
+    def first(self, rows: int) -> "Routing":
+        """Views of the first ``rows`` rows."""
+        return _first(self, rows)
+
+    def load(self, rows: Rows, threshold: float, rate: float) -> None:
+        """Start a request whose prompts the LLM has read but for their last token."""
         self.routed.fill_(False)
-        self.llm_cached.copy_(lengths - 1)
+        self.llm_cached.copy_(rows.length - 1)
         self.threshold.fill_(threshold)
+        self.rate.fill_(rate)
         self.metrics.fill_(float("-inf"))
         self.decisions.zero_()
+
+
+Part = TypeVar("Part", Rows, Drafts, Routing)
+
+
+def _first(part: Part, rows: int) -> Part:
+    views: dict[str, Any] = {
+        name: value[:rows] for name, value in vars(part).items() if isinstance(value, Tensor)
+    }
+    return replace(part, **views)
 
 
 def integers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:

@@ -1,53 +1,102 @@
-"""The steps that every strategy's round is made of, as functions of the state and a decoder.
+"""The steps that every strategy's round is made of: read, sample, append.
 
-Nothing here decides on the host, reads a value back or allocates anything that grows with the
-context: the same code runs eagerly on a CPU and is capturable on a GPU. A row that is done still
-computes, and nothing of it changes. Feeding a token twice rewrites the same K/V, which is what
-lets rows of different history share one shape.
+`read` is the only place that calls a model, `append` the only one that commits tokens. Nothing here
+decides on the host, reads a value back or allocates anything that grows with the context: the same
+code runs eagerly on a CPU and is capturable on a GPU. A row that is done still computes, and
+nothing of it changes. Feeding a token twice rewrites the same K/V, which is what lets rows of
+different history share one shape.
 """
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.state import State
+from hybridgen.engine.model import Model
+from hybridgen.engine.state import Rows
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import LOG_Z, sample
 from hybridgen.kernels.verify import commit
 
+NOTHING: Mapping[str, Tensor] = {}
 
-def feed(state: State, model: Decoder, count: int, behind: int) -> Tensor:
-    """Feed ``count`` tokens of each row, from ``behind`` before its end: logits [B, count, V]."""
-    start = state.length - behind
+
+def read(rows: Rows, model: Model, tokens: Tensor, start: Tensor) -> Tensor:
+    """Logits [B, M, V] of ``model`` after ``tokens`` [B, M] from position ``start`` [B] on.
+
+    One model of a pair may pad its vocabulary further than the other: ids that it has not are fed
+    as its last one, and V ends with the LLM's vocabulary.
+    """
+    logits = model(embeddable(tokens, model, rows), start)
+    return logits if model.vocab_size <= rows.vocab_size else logits[:, :, : rows.vocab_size]
+
+
+def embeddable(tokens: Tensor, model: Model, rows: Rows) -> Tensor:
+    """Ids that ``model`` can embed."""
+    if model.vocab_size >= rows.vocab_size:
+        return tokens
+    return tokens.clamp_max(model.vocab_size - 1)
+
+
+def prefill(rows: Rows, model: Model, lengths: Sequence[int]) -> None:
+    """Let ``model`` read the first ``lengths[b]`` tokens of each row."""
+    model.prefill(embeddable(rows.tokens[:, : max(lengths)], model, rows), lengths)
+
+
+def feed(rows: Rows, model: Model, count: int, behind: int | Tensor) -> Tensor:
+    """Read ``count`` tokens of each row, from ``behind`` before its end: logits [B, count, V]."""
+    start = rows.length - behind
     index = start[:, None] + torch.arange(count, dtype=torch.int64, device=start.device)
-    return model(embeddable(state, state.tokens.gather(1, index.clamp_min(0)), model), start)
+    return read(rows, model, rows.tokens.gather(1, index.clamp_min(0)), start)
 
 
-def embeddable(state: State, tokens: Tensor, model: Decoder) -> Tensor:
-    """Ids that ``model`` can embed: one of a pair may pad its vocabulary further than the other."""
-    return (
-        tokens if model.vocab_size >= state.vocab_size else tokens.clamp_max(model.vocab_size - 1)
-    )
-
-
-def sample_and_commit(state: State, logits: Tensor, active: Tensor, source: int) -> None:
+def sample_and_append(rows: Rows, logits: Tensor, active: Tensor, source: int) -> None:
     """Draw the next token from logits [B, V] and append it to the rows of ``active`` [B] bool."""
-    token, truncation = sample(logits, state.sampling, state.seed, state.length, TARGET)
-    append(state, token[:, None], active.long(), truncation[:, LOG_Z].isnan(), source)
+    token, truncation = sample(logits, rows.sampling, rows.seed, rows.length, TARGET)
+    append(rows, token[:, None], active.long(), truncation[:, LOG_Z].isnan(), source)
 
 
-def append(state: State, new: Tensor, count: Tensor, broken: Tensor, source: int) -> None:
-    """Append new[b, :count[b]] to row b: the last of them is by ``source``, the rest by the SLM."""
+def append(
+    rows: Rows,
+    new: Tensor,
+    count: Tensor,
+    broken: Tensor,
+    source: int,
+    measures: Mapping[str, Tensor] = NOTHING,
+) -> None:
+    """Append new[b, :count[b]] to row b, up to its limit and its first eos.
+
+    new         int64 [B, N]; the last of a row's tokens is by ``source``, the rest by the SLM
+    count       int64 [B]
+    broken      bool [B]: nothing is appended, the row is done and marked
+    measures    what is known of the tokens, by name, [B * N, ...] each; kept where
+                ``rows.measures`` has a buffer of that name
+    """
+    for name, kept in rows.measures.items():
+        if name in measures:
+            _keep(rows, measures[name], kept)
     commit(
-        state.tokens,
-        state.length,
-        state.done,
-        state.source,
-        state.broken,
+        rows.tokens,
+        rows.length,
+        rows.done,
+        rows.source,
+        rows.broken,
         new,
         count,
         source,
         broken,
-        state.limit,
-        state.eos,
+        rows.limit,
+        rows.eos,
     )
+
+
+def _keep(rows: Rows, measured: Tensor, kept: Tensor) -> None:
+    """Write ``measured`` [B * N, ...] to kept [B, T, ...], where the tokens are to stand.
+
+    What is not committed is overwritten by what is committed there later.
+    """
+    batch, positions, *rest = kept.shape
+    column = torch.arange(len(measured) // batch, dtype=torch.int64, device=kept.device)
+    place = (rows.length[:, None] + column).clamp_max(positions - 1)
+    index = place.view(*place.shape, *[1] * len(rest)).expand(*place.shape, *rest)
+    kept.scatter_(1, index, measured.view(index.shape).to(kept.dtype))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from hybridgen.strategies.base import GenerationStrategy, RoundStrategy
+    from hybridgen.strategies.base import Strategy
+    from hybridgen.strategies.custom import GenerationStrategy
 
 
-def built_in_strategies() -> dict[str, GenerationStrategy | RoundStrategy]:
+def built_in_strategies() -> dict[str, Strategy | GenerationStrategy]:
     """A new dict: add to it, replace in it."""
     from hybridgen.strategies import declarations
-    from hybridgen.strategies.routing import Routing
+    from hybridgen.strategies.routing import TokenRouting
     from hybridgen.strategies.single import Single
     from hybridgen.strategies.speculative import Speculative
 
-    built_in: tuple[RoundStrategy, ...] = (
+    built_in: tuple[Strategy, ...] = (
         Speculative(),
-        Routing(declarations.UNCERTAINTY),
-        Routing(declarations.ENTROPY),
+        TokenRouting(declarations.UNCERTAINTY),
+        TokenRouting(declarations.ENTROPY),
         Single(declarations.LLM),
         Single(declarations.SLM),
     )
-    return {strategy.name: strategy for strategy in built_in}
+    return {strategy.declaration.name: strategy for strategy in built_in}

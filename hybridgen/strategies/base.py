@@ -2,58 +2,39 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-from hybridgen.engine.loop import Program, run
+from hybridgen.engine.loop import Program, Watcher, run
 from hybridgen.engine.pair import Pair
-from hybridgen.engine.state import State
-from hybridgen.engine.steps import embeddable
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.state import Rows
+from hybridgen.engine.steps import prefill
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import GenerationResult, Stats, add_rates, fold
 from hybridgen.strategies.declarations import Declaration
-from hybridgen.text import full_texts, open_streams
+from hybridgen.text import TextStream, full_texts, open_streams
 
 
-class GenerationStrategy(ABC):
-    """A way for two models to write one text; put yours into ``generator.strategies[name]``.
+class Strategy(ABC):
+    """A way for two models to write one text.
 
-    A ``declaration`` makes its options known: `generate` checks them and refuses any other, and the
-    command line can show them. Without one, every keyword is passed on as it is.
+    reads_slm, reads_llm    which models it runs: their contexts limit the text
     """
 
-    declaration: Declaration | None = None
+    declaration: Declaration
+    reads_slm = True
+    reads_llm = True
 
     @abstractmethod
-    def generate(
-        self,
-        slm: Any,
-        llm: Any,
-        tokenizer: Any,
-        prompt: Any,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        device: torch.device,
-        **kwargs: Any,
-    ) -> tuple[str, Stats] | GenerationResult:
-        """Return the new text and its statistics.
-
-        slm, llm    decoders: ``logits = model(tokens[B, M], start[B])`` for positions start to
-                    start + M - 1, after ``model.prefill(tokens[B, T], lengths)``
-        prompt      as the caller gave it
-        **kwargs    ``request``, the checked arguments of the call with the prompt's token ids;
-                    ``pair``, what the decoders are part of; and the strategy's own options
-        """
+    def run(self, pair: Pair, request: Request, tokenizer: Any) -> GenerationResult:
+        """Write the texts of ``request``: a batch result, whatever the prompt."""
 
 
 @dataclass(frozen=True)
@@ -86,47 +67,33 @@ class RowCounts:
         return [*runs, run] if run else runs
 
 
-class RoundStrategy(ABC):
-    """A strategy whose work is a `Program` of rounds over the pair's state."""
+class RoundStrategy(Strategy):
+    """A strategy whose work is a `Program` of rounds over a batch of the pair."""
 
-    declaration: Declaration
-    reads_slm = True
-    reads_llm = True
-
-    @property
-    def name(self) -> str:
-        return self.declaration.name
-
-    def num_drafts(self, request: Request) -> int:
-        """Drafts of a round; 0 where nothing is drafted."""
-        return 0
-
-    def threshold(self, request: Request) -> float:
-        """The routing threshold; 0 where nothing is routed."""
-        return 0.0
+    def load(self, batch: Batch, request: Request) -> None:
+        """Load what only this strategy keeps, after the rows have been loaded."""
 
     @abstractmethod
-    def program(self, state: State, pair: Pair, request: Request) -> Program:
-        """The rounds of this request."""
+    def program(self, batch: Batch, request: Request) -> Program:
+        """The rounds of this request, from `Batch.round`."""
 
     @abstractmethod
-    def describe(self, counts: RowCounts, state: State, row: int, request: Request) -> Stats:
+    def describe(self, counts: RowCounts, batch: Batch, row: int, request: Request) -> Stats:
         """The statistics of one row that only this strategy has."""
 
     def run(self, pair: Pair, request: Request, tokenizer: Any) -> GenerationResult:
-        """Write the texts of the request: a batch result, whatever the prompt."""
+        """Write the texts of ``request``: a batch result, whatever the prompt."""
         began = perf_counter()
         with open_streams(tokenizer, request) as streams:
-            state = self.start(pair, request)
-            with progress_bar(request) as progress:
-                run(state, self.program(state, pair, request), streams, progress)
-            if bool(state.broken.any()):
-                self.refuse_broken(state)
+            batch = self.start(pair, request)
+            with watchers(streams, request) as watching:
+                run(batch.rows, self.program(batch, request), watching)
+            refuse_broken(batch.rows)
             texts = [stream.finish() for stream in streams]
         elapsed = perf_counter() - began
         tokens = [stream.tokens for stream in streams]
         rows = [
-            self.row_stats(state, row, len(tokens[row]), request, elapsed)
+            self.row_stats(batch, row, len(tokens[row]), request, elapsed)
             for row in range(request.rows)
         ]
         return GenerationResult(
@@ -138,61 +105,69 @@ class RoundStrategy(ABC):
         )
 
     def row_stats(
-        self, state: State, row: int, kept: int, request: Request, elapsed: float
+        self, batch: Batch, row: int, kept: int, request: Request, elapsed: float
     ) -> Stats:
         """The statistics of one row; tokens after its stop string do not count."""
         first = len(request.prompt_ids[row])
-        written = state.source[row, first : first + kept].tolist()
+        written = batch.rows.source[row, first : first + kept].tolist()
         counts = RowCounts(tuple(written))
         return add_rates(
             {
-                "strategy": self.name,
+                "strategy": request.strategy,
                 "total_tokens": counts.total,
                 "slm_tokens": counts.slm,
                 "llm_tokens": counts.llm,
                 "elapsed_time": elapsed,
                 "prompt_tokens": first,
                 "seed": request.seed[row],
-                **self.describe(counts, state, row, request),
+                **self.describe(counts, batch, row, request),
             },
             self.declaration.statistics,
         )
 
-    def start(self, pair: Pair, request: Request) -> State:
-        """Load the request into its state and let the models read the prompts but for one token."""
+    def start(self, pair: Pair, request: Request) -> Batch:
+        """Load the request into its batch and let the models read the prompts but for one token."""
         prompts = request.prompt_ids
         limits = [len(prompt) + request.max_new_tokens for prompt in prompts]
         pair.will_write(request.rows, max(limits))
-        state = pair.state(request.rows, self.num_drafts(request))
-        state.load(
-            prompts,
-            limits,
-            request.seed,
-            request.sampling,
-            request.end_ids,
-            self.threshold(request),
-        )
+        batch = pair.batch(request.rows)
+        batch.rows.load(prompts, limits, request.seed, request.sampling, request.end_ids)
+        self.load(batch, request)
         lengths = [len(prompt) - 1 for prompt in prompts]
-        tokens = state.tokens[:, : max(lengths)]
         for model, reads in ((pair.slm, self.reads_slm), (pair.llm, self.reads_llm)):
             if reads:
-                model.prefill(embeddable(state, tokens, model), lengths)
-        return state
+                prefill(batch.rows, model, lengths)
+        return batch
 
-    def refuse_broken(self, state: State) -> None:
-        """Name the rows in which a model computed NaN."""
-        rows = state.broken.nonzero()[:, 0].tolist()
-        raise ValueError(
-            f"a model computed NaN or infinite logits in row(s) {rows} of the prompt, after "
-            f"{[int(state.length[row]) for row in rows]} tokens: check its weights and dtype"
-        )
+
+def refuse_broken(rows: Rows) -> None:
+    """Raise ValueError, naming the rows, where a model computed NaN."""
+    if not bool(rows.broken.any()):
+        return
+    broken = rows.broken.nonzero()[:, 0].tolist()
+    raise ValueError(
+        f"a model computed NaN or infinite logits in row(s) {broken} of the prompt, after "
+        f"{[int(rows.length[row]) for row in broken]} tokens: check its weights and dtype"
+    )
 
 
 @contextmanager
-def progress_bar(request: Request) -> Iterator[Callable[[int], Any] | None]:
-    """Counts new tokens on the terminal; None without a terminal, or while text streams."""
+def watchers(streams: Sequence[TextStream], request: Request) -> Iterator[list[Watcher]]:
+    """What sees the tokens as they come: the text, and a progress bar.
+
+    The bar is shown on a terminal where no text is streamed.
+    """
+
+    def text(rows: Rows, row: int, first: int, last: int) -> bool:
+        return streams[row].feed(rows.tokens[row, first:last].tolist()) is not None
+
     if request.stream is not None or not sys.stderr.isatty():
-        yield None
+        yield [text]
         return
+
+    def progress(rows: Rows, row: int, first: int, last: int) -> bool:
+        bar.update(last - first)
+        return False
+
     with tqdm(total=request.rows * request.max_new_tokens, unit="tok", leave=False) as bar:
-        yield bar.update
+        yield [text, progress]

@@ -1,12 +1,8 @@
 """The baselines: one model alone, on the same engine as the strategies."""
 
-from functools import partial
-
-from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loop import Program
-from hybridgen.engine.pair import Pair
-from hybridgen.engine.state import State
-from hybridgen.engine.steps import feed, sample_and_commit
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.steps import feed, sample_and_append
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
@@ -19,19 +15,17 @@ class Single(RoundStrategy):
 
     def __init__(self, declaration: Declaration) -> None:
         self.declaration = declaration
-        self.reads_slm, self.reads_llm = self.name == "slm", self.name == "llm"
+        self.reads_slm, self.reads_llm = declaration.name == "slm", declaration.name == "llm"
 
-    def program(self, state: State, pair: Pair, request: Request) -> Program:
-        model, source = (pair.llm, SOURCE_LLM) if self.reads_llm else (pair.slm, SOURCE_SLM)
-        shared = min(pair.slm.vocab_size, pair.llm.vocab_size)
-        vocab = model.vocab_size if self.reads_llm else shared
-        return Program(partial(single_round, state, model, source, vocab))
+    def program(self, batch: Batch, request: Request) -> Program:
+        return Program(batch.round(single_round, SOURCE_LLM if self.reads_llm else SOURCE_SLM))
 
-    def describe(self, counts: RowCounts, state: State, row: int, request: Request) -> Stats:
+    def describe(self, counts: RowCounts, batch: Batch, row: int, request: Request) -> Stats:
         return {"decode_steps": counts.total}
 
 
-def single_round(state: State, model: Decoder, source: int, vocab_size: int) -> None:
-    """One token, drawn from the first ``vocab_size`` columns of the model's logits."""
-    logits = feed(state, model, 1, 1)[:, -1, :vocab_size]
-    sample_and_commit(state, logits, state.done.logical_not(), source)
+def single_round(batch: Batch, source: int) -> None:
+    """One token a row, by the model that ``source`` names."""
+    rows = batch.rows
+    logits = feed(rows, batch.llm if source == SOURCE_LLM else batch.slm, 1, 1)[:, -1]
+    sample_and_append(rows, logits, rows.done.logical_not(), source)

@@ -6,38 +6,39 @@ communication and drafter-invariant speculative decoding") for ``verification="c
 greedy decoding is the temperature 0 case.
 """
 
-from functools import partial
-
-from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loop import Program
-from hybridgen.engine.pair import Pair
-from hybridgen.engine.state import State
-from hybridgen.engine.steps import append, embeddable
-from hybridgen.kernels.philox import DRAFT, TARGET
-from hybridgen.kernels.sampling import LOG_Z, sample
-from hybridgen.kernels.verify import SOURCE_LLM, verify_coupled, verify_rejection
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.steps import append, read
+from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
 from hybridgen.strategies.base import RoundStrategy, RowCounts
-from hybridgen.strategies.declarations import SPECULATIVE
+from hybridgen.strategies.declarations import SPECULATIVE, Declaration
+from hybridgen.strategies.drafts import Proposer, SlmDrafts, verify
 
 
 class Speculative(RoundStrategy):
-    """``num_drafts`` tokens a round; ``verification`` "rejection" or "coupled"."""
+    """``num_drafts`` tokens a round; ``verification`` "rejection" or "coupled".
 
-    declaration = SPECULATIVE
+    proposer    who drafts; one that does not draw is verified by coupling, whatever is asked for:
+                that too is exact
+    """
 
-    def num_drafts(self, request: Request) -> int:
-        drafts: int = request.num_drafts
-        return drafts
+    def __init__(
+        self, proposer: Proposer | None = None, declaration: Declaration = SPECULATIVE
+    ) -> None:
+        self.declaration = declaration
+        self.proposer = SlmDrafts() if proposer is None else proposer
+        self.reads_slm = self.proposer.reads_slm
 
-    def program(self, state: State, pair: Pair, request: Request) -> Program:
-        rejection = request.verification == "rejection" and request.temperature > 0
-        return Program(
-            partial(speculative_round, state, pair.slm, pair.llm, request.num_drafts, rejection)
-        )
+    def program(self, batch: Batch, request: Request) -> Program:
+        with_q = self._verification(request) == "rejection" and not request.sampling.greedy
+        return Program(batch.round(speculative_round, self.proposer, request.num_drafts, with_q))
 
-    def describe(self, counts: RowCounts, state: State, row: int, request: Request) -> Stats:
+    def _verification(self, request: Request) -> str:
+        return str(request.verification) if self.proposer.draws else "coupled"
+
+    def describe(self, counts: RowCounts, batch: Batch, row: int, request: Request) -> Stats:
         rounds = counts.accepted_runs()
         drafted = request.num_drafts * len(rounds)
         return {
@@ -48,49 +49,15 @@ class Speculative(RoundStrategy):
                 sum(accepted > i for accepted in rounds) for i in range(request.num_drafts)
             ],
             "num_drafts": request.num_drafts,
-            "verification": request.verification,
+            "verification": self._verification(request),
         }
 
 
-def speculative_round(
-    state: State, slm: Decoder, llm: Decoder, num_drafts: int, rejection: bool
-) -> None:
-    """Draft ``num_drafts`` tokens, verify them in one LLM forward, append what was accepted.
-
-    The draft's first step feeds the last two tokens: when every draft was accepted, the SLM has
-    never seen the last of them. Without ``rejection`` draft and LLM choose with the same noise,
-    and the drafts' logits need not be kept.
-    """
-    positions = state.length + state.offsets  # [K + 2, B]: length - 2, ..., length + K - 1
-    tokens = state.tokens.gather(1, positions[:2].t().clamp_min(0))  # [B, 2]
-    state.block[:, 0].copy_(tokens[:, 1])
-    start = positions[0]
-    shared = min(slm.vocab_size, llm.vocab_size)
-    for i in range(num_drafts):
-        logits = slm(embeddable(state, tokens, slm), start)[:, -1, :shared]
-        start = positions[i + 2]
-        stream = DRAFT if rejection else TARGET
-        token, truncation = sample(logits, state.sampling, state.seed, start, stream)
-        tokens = state.block[:, i + 1 : i + 2]
-        tokens.copy_(token[:, None])
-        state.draft_truncation[:, i].copy_(truncation)
-        if rejection:
-            state.draft_logits[:, i].copy_(logits)
-    drafts = state.block[:, 1:]
-    logits = llm(state.block, positions[1])  # [B, K + 1, V]
-    if rejection:
-        new, count, broken = verify_rejection(
-            logits,
-            state.draft_logits,
-            drafts,
-            state.draft_truncation,
-            state.sampling,
-            state.seed,
-            state.length,
-        )
-    else:
-        new, count, broken = verify_coupled(
-            logits, drafts, state.sampling, state.seed, state.length
-        )
-    broken = broken | state.draft_truncation[:, :, LOG_Z].isnan().any(1)
-    append(state, new, count, broken, SOURCE_LLM)
+def speculative_round(batch: Batch, proposer: Proposer, num_drafts: int, with_q: bool) -> None:
+    """Propose ``num_drafts`` tokens, read them in one LLM forward, append what was accepted."""
+    rows, drafts = batch.rows, batch.drafts(num_drafts, with_q)
+    start = rows.length - 1
+    drafts.block[:, :1].copy_(rows.tokens.gather(1, start[:, None]))
+    broken = proposer.propose(batch, drafts)
+    new, count, unreadable = verify(read(rows, batch.llm, drafts.block, start), drafts, rows)
+    append(rows, new, count, unreadable if broken is None else unreadable | broken, SOURCE_LLM)

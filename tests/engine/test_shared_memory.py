@@ -10,7 +10,7 @@ from hybridgen import GenerationStrategy, HybridGenerator
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.pair import Pair
-from hybridgen.engine.state import State
+from hybridgen.engine.rounds import Batch
 
 STRATEGIES = ["speculative", "uncertainty", "entropy", "llm", "slm"]
 BROKEN = 7
@@ -26,35 +26,55 @@ def pair() -> Pair:
     return Pair(Decoder.from_model(slm, batch_invariant=False), Decoder.from_model(llm), 3, 250)
 
 
-SHAPES = [(rows, drafts) for rows in (1, 2, 3) for drafts in range(MAX_DRAFTS + 1)]
+def tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    """What a request loads and its rounds write, by name."""
+    drafts = batch.drafts(MAX_DRAFTS, True)
+    parts = {"rows": batch.rows, "drafts": drafts, "routing": batch.routing}
+    constants = ("offsets", "tokens of drafts")
+    named = {
+        f"{name} of {part}": value
+        for part, owner in parts.items()
+        for name, value in vars(owner).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {name: value for name, value in named.items() if not name.startswith(constants)}
 
 
-def tensors(state: State) -> list[torch.Tensor]:
-    return [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
-
-
-def test_states_of_all_shapes_lie_in_the_arena(pair: Pair) -> None:
+def test_the_state_of_every_batch_lies_in_the_arena(pair: Pair) -> None:
     storage = pair.arena.workspace.untyped_storage().data_ptr()
-    for shape in SHAPES:
-        state = pair.state(*shape)
-        assert pair.state(*shape) is state
-        for tensor in tensors(state):
-            made = tensor.untyped_storage().data_ptr() == storage
-            assert made or tensor is state.offsets, "the only one that is not loaded"
+    for rows in (1, 2, 3):
+        batch = pair.batch(rows)
+        assert pair.batch(rows) is batch
+        for name, tensor in tensors(batch).items():
+            assert tensor.untyped_storage().data_ptr() == storage, name
+            assert tensor.data_ptr() == tensors(pair.batch(3))[name].data_ptr(), name
 
 
-def test_tensors_of_a_state_do_not_overlap(pair: Pair) -> None:
-    for shape in SHAPES:
-        for cache in pair.arena.caches:
-            cache.zero_()
-        parts = tensors(pair.state(*shape))
-        for value, part in enumerate(parts):
-            if part is not pair.state(*shape).offsets:
-                part.fill_(value % 2)
-        for value, part in enumerate(parts):
-            if part is not pair.state(*shape).offsets:
-                assert (part == value % 2).all()
-        assert not any(cache.any() for cache in pair.arena.caches)
+def test_parts_of_the_state_do_not_overlap(pair: Pair) -> None:
+    for cache in pair.arena.caches:
+        cache.zero_()
+    parts = list(tensors(pair.batch(3)).values())
+    for value, part in enumerate(parts):
+        part.fill_(value % 2)
+    for value, part in enumerate(parts):
+        assert (part == value % 2).all()
+    assert not any(cache.any() for cache in pair.arena.caches)
+
+
+def test_fewer_drafts_are_the_first_of_the_most(pair: Pair) -> None:
+    batch = pair.batch(2)
+    most = batch.drafts(MAX_DRAFTS, True)
+    for value in (most.block, most.q, most.truncation):
+        assert value is not None
+        value.copy_(torch.arange(value.numel()).view(value.shape))
+    for count in range(1, MAX_DRAFTS + 1):
+        some = batch.drafts(count, True)
+        assert torch.equal(some.block, most.block[:, : count + 1])
+        assert torch.equal(some.tokens, some.block[:, 1:])
+        assert some.q is not None and most.q is not None
+        assert torch.equal(some.q, most.q[:, :count])
+        assert torch.equal(some.truncation, most.truncation[:, :count])
+        assert batch.drafts(count, False).q is None
 
 
 def test_the_budget_counts_the_states() -> None:

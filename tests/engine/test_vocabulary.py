@@ -14,4 +14,4 @@ def test_a_vocabulary_beyond_the_limit_is_refused(slm: int, llm: int, name: str)
     """By its name and with the limit, before anything is allocated."""
     models = (cast(Any, SimpleNamespace(vocab_size=MAX_VOCAB + more)) for more in (slm, llm))
     with pytest.raises(ValueError, match=f"the {name}'s vocab_size must be at most 524287, got 52"):
-        Pair(*models, rows=1, positions=16)
+        Pair(*models, max_rows=1, positions=16)

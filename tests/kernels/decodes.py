@@ -17,13 +17,15 @@ from transformers import (
 )
 
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.state import State
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.state import Drafts, Memory, Routing, Rows
 from hybridgen.kernels.layers import normalize
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import filter_logits
 from hybridgen.kernels.uncertainty import LOGITS, PROBS, entropy, logtoku, sample_measured
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.pair import LLM_PATH, SLM_PATH
+from hybridgen.strategies.drafts import SlmDrafts
 from hybridgen.strategies.routing import catch_up_round, llm_round, slm_round
 from hybridgen.strategies.single import single_round
 from hybridgen.strategies.speculative import speculative_round
@@ -103,26 +105,31 @@ def decoder(model: Any, rows: int, device: torch.device) -> Decoder:
 def decode(pair: str, rows: int, device: torch.device) -> None:
     """The prefill, one of each round of each strategy, and the ops that no round calls."""
     slm, llm = (decoder(model, rows, device) for model in PAIRS[pair])
-    state = State.allocate(
-        rows, POSITIONS, NUM_DRAFTS, slm.vocab_size, llm.vocab_size, slm.dtype, device
+    memory, shared = Memory(device), min(slm.vocab_size, llm.vocab_size)
+    batch = Batch(
+        slm,
+        llm,
+        Rows.allocate(memory, rows, POSITIONS, llm.vocab_size),
+        Drafts.allocate(memory, rows, NUM_DRAFTS, shared, slm.dtype),
+        Routing.allocate(memory, rows),
     )
     prompt = torch.empty(1, PROMPT, dtype=torch.int64, device=device)
-    shared = min(slm.vocab_size, llm.vocab_size)
     for model in (slm, llm):
         model.prefill(prompt, [PROMPT])
     for rejection in (True, False):
-        speculative_round(state, slm, llm, NUM_DRAFTS, rejection)
-    single_round(state, llm, SOURCE_LLM, llm.vocab_size)
-    single_round(state, slm, SOURCE_SLM, shared)
+        speculative_round(batch, SlmDrafts(), NUM_DRAFTS, rejection)
+    for source in (SOURCE_LLM, SOURCE_SLM):
+        single_round(batch, source)
     for metric, evidence in (("entropy", PROBS), ("uncertainty", PROBS), ("uncertainty", LOGITS)):
-        slm_round(state, slm, llm, metric, evidence, -1.0, 1)
-    catch_up_round(state, llm, 16, 27)
+        slm_round(batch, metric, evidence, False, 1)
+    catch_up_round(batch, 16)
     for count in (1, 2, 4, 8, 16):
-        llm_round(state, llm, count)
-    logits = llm(state.block[:, :1], state.length)[:, -1]
-    filter_logits(logits, state.sampling)
-    sample_measured(logits, state.sampling, state.seed, state.length, TARGET, 10, PROBS)
-    entropy(logits, state.threshold)
+        llm_round(batch, count)
+    texts = batch.rows
+    logits = llm(texts.tokens[:, :1], texts.length)[:, -1]
+    filter_logits(logits, texts.sampling)
+    sample_measured(logits, texts.sampling, texts.seed, texts.length, TARGET, 10, PROBS)
+    entropy(logits, batch.routing.threshold)
     for evidence in (PROBS, LOGITS):
         logtoku(logits, 10, evidence)
     for model in (slm, llm):

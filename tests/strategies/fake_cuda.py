@@ -6,7 +6,6 @@ pass and accepts 0-dimensional CPU tensors; `HostGuard` refuses both.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.state import State
+from hybridgen.engine.limits import MAX_DRAFTS
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.state import Drafts, Memory, Routing, Rows
 
 POSITIONS = 512
 
@@ -45,25 +46,24 @@ class HostGuard(TorchDispatchMode):
         return result
 
 
-def dry_run(
-    decoders: tuple[Decoder, Decoder], rows: int, num_drafts: int, round_: Callable[..., Any]
-) -> int:
-    """Run ``round_(state, pair)`` on a fake state and pair: the bytes that it allocated."""
+def dry_run(decoders: tuple[Decoder, Decoder], rows: int, round_: Callable[[Batch], None]) -> int:
+    """Run ``round_(batch)`` on fake rows: the bytes that it allocated.
+
+    The rows are some of a larger state, as a pair's are; its arena would ask the device for memory.
+    """
     with FakeTensorMode(), torch.inference_mode():
-        # A stand-in for `Pair`: its arena asks the device for its memory, which a fake has not.
         slm, llm = (fake_decoder(decoder, rows) for decoder in decoders)
-        pair = SimpleNamespace(slm=slm, llm=llm)
-        state = State.allocate(
-            rows,
-            POSITIONS,
-            num_drafts,
-            slm.vocab_size,
-            llm.vocab_size,
-            slm.dtype,
-            torch.device("cuda"),
+        memory, largest = Memory(torch.device("cuda")), rows + 3
+        drawn_from = min(slm.vocab_size, llm.vocab_size)
+        batch = Batch(
+            slm,
+            llm,
+            Rows.allocate(memory, largest, POSITIONS, llm.vocab_size).first(rows),
+            Drafts.allocate(memory, largest, MAX_DRAFTS, drawn_from, slm.dtype).first(rows),
+            Routing.allocate(memory, largest).first(rows),
         )
         with HostGuard() as guard:
-            round_(state, pair)
+            round_(batch)
     return guard.allocated
 
 

@@ -4,34 +4,72 @@ Its cache is real: it remembers the tokens it was fed by position, and looks the
 there. A strategy that forgets to feed a token, or trusts a rejected one, gets other logits.
 """
 
+from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
+from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.loop import Program, run
-from hybridgen.engine.state import State
+from hybridgen.engine.model import Model
+from hybridgen.engine.pair import Pair
+from hybridgen.engine.rounds import Batch
 
 
 class TableDecoder:
     """table[previous, last] are the logits of the next token, [V, V, V]."""
 
-    def __init__(self, table: Tensor, rows: int, positions: int) -> None:
+    device, dtype, max_positions = torch.device("cpu"), torch.float32, 1 << 20
+
+    def __init__(self, table: Tensor) -> None:
         self.table = table
         self.vocab_size = table.shape[-1]
-        self.cache = torch.full((rows, positions), -1)
+
+    def cache_layout(self) -> CacheLayout:
+        return CacheLayout(layers=1, kv_heads=1, head_dim=1, dtype=torch.float32)
+
+    def bind(self, cache: Tensor) -> None:
+        """It keeps each id plus 1: what was never fed is 0."""
+        self.fed = cache[0, 0, 0, :, :, 0]
+
+    def prefill(self, tokens: Tensor, lengths: Sequence[int]) -> None:
+        for row, length in enumerate(lengths):
+            self.fed[row, :length] = tokens[row, :length] + 1.0
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
         positions = (start[:, None] + torch.arange(tokens.shape[1])).clamp_min(0)
-        self.cache[: len(tokens)].scatter_(1, positions, tokens)
-        previous = self.cache.gather(1, (positions - 1).clamp_min(0))
+        self.fed[: len(tokens)].scatter_(1, positions, tokens + 1.0)
+        previous = self.fed[: len(tokens)].gather(1, (positions - 1).clamp_min(0)).long() - 1
         assert bool((previous >= 0).all()), "a token was never fed"
         return self.table[previous, tokens]
 
-    def prefill(self, prompt: list[int]) -> None:
-        self.cache[:, : len(prompt) - 1] = torch.tensor(prompt[:-1])
+
+if TYPE_CHECKING:  # a model for the rounds as much as the native decoder is
+    from hybridgen.engine.decoder import Decoder
+
+    def models(table: TableDecoder, native: Decoder) -> tuple[Model, Model]:
+        return table, native
+
+
+def loaded(
+    slm: Model,
+    llm: Model,
+    prompts: Sequence[Sequence[int]],
+    depth: int,
+    sampling: tuple[float, float, float, float],
+) -> Batch:
+    """Rows with the seeds 7, 8, ... that end after ``depth`` tokens; both models have read them."""
+    count, longest = len(prompts), max(map(len, prompts))
+    batch = Pair(slm, llm, count, longest + depth).batch(count)
+    limits = [len(prompt) + depth for prompt in prompts]
+    batch.rows.load(prompts, limits, range(7, 7 + count), sampling, [])
+    for model in (slm, llm):
+        model.prefill(batch.rows.tokens, [len(prompt) - 1 for prompt in prompts])
+    return batch
 
 
 def random_table(vocab: int, seed: int, like: Tensor | None = None, noise: float = 1.0) -> Tensor:
@@ -44,8 +82,9 @@ def random_table(vocab: int, seed: int, like: Tensor | None = None, noise: float
 def filtered(logits: np.ndarray, sampling: tuple[float, float, float, float]) -> np.ndarray:
     """The distribution after temperature, top-k, top-p, min-p in float64, ties kept together."""
     temperature, top_k, top_p, min_p = sampling
+    p: np.ndarray = np.eye(len(logits))[logits.argmax()]
     if temperature == 0:
-        return np.eye(len(logits))[logits.argmax()]
+        return p
     p = np.exp((logits - logits.max()) / temperature)
     if top_k:
         p = np.where(p >= np.sort(p)[-min(int(top_k), len(p))], p, 0)
@@ -54,7 +93,8 @@ def filtered(logits: np.ndarray, sampling: tuple[float, float, float, float]) ->
     before = np.cumsum(order) - order
     p = np.where(p >= order[before < top_p].min(), p, 0)
     p = np.where(p >= min_p * p.max(), p, 0)
-    return p / p.sum()
+    p /= p.sum()
+    return p
 
 
 def enumerate_law(
@@ -77,11 +117,11 @@ def enumerate_law(
 
 
 def sample_law(
-    state: State, program: Program, prompt: list[int], depth: int, vocab: int
+    batch: Batch, program: Program, prompt: list[int], depth: int, vocab: int
 ) -> np.ndarray:
-    """How often each continuation was written, over the rows of a loaded state."""
-    run(state, program, ())
-    new = state.tokens[:, len(prompt) : len(prompt) + depth]
+    """How often each continuation was written, over the rows of a loaded batch."""
+    run(batch.rows, program)
+    new = batch.rows.tokens[:, len(prompt) : len(prompt) + depth]
     index = (new * vocab ** torch.arange(depth - 1, -1, -1)).sum(1)
     return torch.bincount(index, minlength=vocab**depth).numpy()
 

@@ -5,7 +5,7 @@ with a bound of 1e-4 on the p-value, a correct loop that drew its seeds anew wou
 ten thousand, and a bias of two per cent in one token fails for certain.
 """
 
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,16 +14,21 @@ from table_decoder import (
     TableDecoder,
     enumerate_law,
     filtered,
+    loaded,
     p_value,
     random_table,
     sample_law,
 )
 
 from hybridgen.engine.loop import Program, run
-from hybridgen.engine.state import State
+from hybridgen.engine.pair import Pair
+from hybridgen.engine.rounds import Batch
 from hybridgen.kernels import philox
 from hybridgen.kernels.verify import SOURCE_LLM
-from hybridgen.strategies import single, speculative
+from hybridgen.strategies import drafts
+from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.single import single_round
+from hybridgen.strategies.speculative import speculative_round
 
 ROWS = 20_000
 PROMPT = [1, 0, 1]
@@ -42,33 +47,29 @@ SAMPLINGS = {
 }
 
 
-def loaded_state(vocab: int, num_drafts: int, sampling: tuple, depth: int = DEPTH) -> State:
-    """ROWS rows of the same prompt, each with its own seed, ending after ``depth`` tokens."""
-    state = State.allocate(ROWS, 32, num_drafts, vocab, vocab, torch.float32, torch.device("cpu"))
-    limits = [len(PROMPT) + depth] * ROWS
-    state.load([PROMPT] * ROWS, limits, range(7, 7 + ROWS), sampling, [], 0.0)
-    return state
-
-
 def decoders(vocab: int, noise: float = 0.6) -> tuple[TableDecoder, TableDecoder]:
     target = random_table(vocab, seed=0)
     draft = random_table(vocab, seed=1, like=target, noise=noise)
-    pair = TableDecoder(draft, ROWS, 32), TableDecoder(target, ROWS, 32)
-    for decoder in pair:
-        decoder.prefill(PROMPT)
-    return pair
+    return TableDecoder(draft), TableDecoder(target)
+
+
+def start(pair: tuple[TableDecoder, TableDecoder], sampling: tuple, depth: int = DEPTH) -> Batch:
+    """ROWS rows of the same prompt, each with its own seed, ending after ``depth`` tokens."""
+    return loaded(*pair, [PROMPT] * ROWS, depth, sampling)
+
+
+def speculation(batch: Batch, num_drafts: int, rejection: bool) -> Program:
+    return Program(batch.round(speculative_round, SlmDrafts(), num_drafts, rejection))
 
 
 def speculative_p_value(
     num_drafts: int, rejection: bool, sampling: tuple, vocab: int = 5, depth: int = DEPTH
 ) -> float:
-    slm, llm = decoders(vocab)
-    state = loaded_state(vocab, num_drafts, sampling, depth)
-    program = Program(
-        partial(speculative.speculative_round, state, slm, llm, num_drafts, rejection)
-    )
-    observed = sample_law(state, program, PROMPT, depth, vocab)
-    return p_value(observed, enumerate_law(llm.table, PROMPT, depth, sampling))
+    pair = decoders(vocab)
+    batch = start(pair, sampling, depth)
+    program = speculation(batch, num_drafts, rejection)
+    observed = sample_law(batch, program, PROMPT, depth, vocab)
+    return p_value(observed, enumerate_law(pair[1].table, PROMPT, depth, sampling))
 
 
 @pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
@@ -88,14 +89,13 @@ def test_every_filter_writes_the_llms_law(sampling: tuple, rejection: bool) -> N
 def test_every_temperature_writes_the_llms_law(temperature: float, rejection: bool) -> None:
     """Of two to five equals at the top, and of logits an ulp apart."""
     for level, step in ((30.0, 1.0), (1.0, 2.0**-23)):
-        slm, llm = decoders(5)
-        for decoder in (slm, llm):
+        pair = decoders(5)
+        for decoder in pair:
             decoder.table = level + decoder.table.round().clamp_max(1) * step
         sampling = (temperature, 0, 1.0, 0.0)
-        state = loaded_state(5, 3, sampling)
-        program = Program(partial(speculative.speculative_round, state, slm, llm, 3, rejection))
-        observed = sample_law(state, program, PROMPT, DEPTH, 5)
-        assert p_value(observed, enumerate_law(llm.table, PROMPT, DEPTH, sampling)) > BOUND
+        batch = start(pair, sampling)
+        observed = sample_law(batch, speculation(batch, 3, rejection), PROMPT, DEPTH, 5)
+        assert p_value(observed, enumerate_law(pair[1].table, PROMPT, DEPTH, sampling)) > BOUND
 
 
 @pytest.mark.parametrize("vocab, depth", [(2, 6), (3, 4), (8, 3)])
@@ -105,69 +105,81 @@ def test_every_vocabulary_writes_the_llms_law(vocab: int, depth: int) -> None:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
 def test_the_llm_alone_writes_its_law(sampling: tuple) -> None:
-    _, llm = decoders(5)
-    state = loaded_state(5, 0, sampling)
-    program = Program(partial(single.single_round, state, llm, SOURCE_LLM, 5))
-    observed = sample_law(state, program, PROMPT, DEPTH, 5)
-    assert p_value(observed, enumerate_law(llm.table, PROMPT, DEPTH, sampling)) > BOUND
+    pair = decoders(5)
+    batch = start(pair, sampling)
+    program = Program(batch.round(single_round, SOURCE_LLM))
+    observed = sample_law(batch, program, PROMPT, DEPTH, 5)
+    assert p_value(observed, enumerate_law(pair[1].table, PROMPT, DEPTH, sampling)) > BOUND
 
 
 def test_a_stream_shared_by_draft_and_residual_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speculative, "DRAFT", philox.RESIDUAL)
+    monkeypatch.setattr(drafts, "DRAFT", philox.RESIDUAL)
     assert speculative_p_value(3, True, PLAIN) < BOUND
 
 
 def test_a_stream_shared_by_draft_and_acceptance_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(speculative, "DRAFT", philox.ACCEPT)
+    monkeypatch.setattr(drafts, "DRAFT", philox.ACCEPT)
     assert speculative_p_value(3, True, PLAIN) < BOUND
 
 
 def test_a_draft_that_is_always_right_is_always_accepted() -> None:
     target = random_table(5, seed=0)
-    slm, llm = TableDecoder(target, ROWS, 32), TableDecoder(target, ROWS, 32)
-    slm.prefill(PROMPT)
-    llm.prefill(PROMPT)
-    state = loaded_state(5, 5, PLAIN, depth=6)
-    speculative.speculative_round(state, slm, llm, 5, True)
-    assert bool((state.length == len(PROMPT) + 6).all())
+    batch = start((TableDecoder(target), TableDecoder(target)), PLAIN, depth=6)
+    batch.round(speculative_round, SlmDrafts(), 5, True)()
+    assert bool((batch.rows.length == len(PROMPT) + 6).all())
+
+
+def mixture(batch: Batch, counts: Sequence[int], rejection: bool) -> Program:
+    """Speculation that drafts another number of tokens in each round."""
+    rounds = [batch.round(speculative_round, SlmDrafts(), k, rejection) for k in counts]
+
+    def round_() -> None:
+        rounds.append(rounds.pop(0))
+        rounds[-1]()
+
+    return Program(round_)
 
 
 def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
     texts = []
-    for num_drafts in (0, 1, 2, 5):
-        slm, llm = decoders(5)
-        state = loaded_state(5, num_drafts, PLAIN, depth=8)
+    for counts in ((), (1,), (2,), (5,), (5, 1, 3), (1, 15)):
+        batch = start(decoders(5), PLAIN, depth=8)
         program = (
-            Program(partial(speculative.speculative_round, state, slm, llm, num_drafts, False))
-            if num_drafts
-            else Program(partial(single.single_round, state, llm, SOURCE_LLM, 5))
+            mixture(batch, counts, False)
+            if counts
+            else Program(batch.round(single_round, SOURCE_LLM))
         )
-        sample_law(state, program, PROMPT, 1, 5)
-        texts.append(state.tokens[:, : len(PROMPT) + 8])
+        run(batch.rows, program)
+        texts.append(batch.rows.tokens[:, : len(PROMPT) + 8].clone())
     assert all(torch.equal(text, texts[0]) for text in texts[1:])
 
 
-def test_the_state_holds_the_numbers_given() -> None:
+def test_a_changing_number_of_drafts_writes_the_llms_law() -> None:
+    for counts in ((3, 1), (1, 2, 5)):
+        pair = decoders(5)
+        batch = start(pair, PLAIN, depth=4)
+        observed = sample_law(batch, mixture(batch, counts, True), PROMPT, 4, 5)
+        assert p_value(observed, enumerate_law(pair[1].table, PROMPT, 4, PLAIN)) > BOUND
+
+
+def test_the_rows_hold_the_numbers_given() -> None:
     sampling = (0.7, 16_777_217, 0.8, 0.1)
-    assert loaded_state(5, 1, sampling).sampling.unique(dim=0).tolist() == [[*sampling]]
+    rows = loaded(*decoders(5), [PROMPT] * 3, DEPTH, sampling).rows
+    assert rows.sampling.unique(dim=0).tolist() == [[*sampling]]
 
 
-class ShiftDecoder:
+class ShiftDecoder(TableDecoder):
     """The logits after a token are one row, shifted by 37 places for each step of its id."""
-
-    def __init__(self, row: torch.Tensor) -> None:
-        self.row = row
-        self.vocab_size = len(row)
 
     def __call__(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         column = torch.arange(self.vocab_size)
-        return self.row[(column + 37 * tokens[..., None]) % self.vocab_size]
+        return self.table[(column + 37 * tokens[..., None]) % self.vocab_size]
 
     def law(self, sampling: tuple) -> np.ndarray:
         """The laws of the first and of the second token after PROMPT, [2, V]."""
-        p = filtered(self.row.double().numpy(), sampling)
+        p = filtered(self.table.double().numpy(), sampling)
         first = np.roll(p, -37 * PROMPT[-1])
         second = sum(first[x] * np.roll(p, -37 * x) for x in np.flatnonzero(first))
         return np.stack([first, second])
@@ -181,18 +193,14 @@ def test_a_vocabulary_of_4096_writes_the_llms_law(sampling: tuple, rejection: bo
     target = 2.0 * torch.randn(vocab, generator=generator)
     llm = ShiftDecoder(target)
     slm = ShiftDecoder(target + 0.7 * torch.randn(vocab, generator=generator))
-    state = State.allocate(rows, 32, 3, vocab, vocab, torch.float32, torch.device("cpu"))
+    batch = Pair(slm, llm, rows, len(PROMPT) + 2).batch(rows)
     counts = np.zeros((2, vocab))
     for i in range(runs):
         seeds = range(i * rows, (i + 1) * rows)
-        state.load([PROMPT] * rows, [len(PROMPT) + 2] * rows, seeds, sampling, [], 0.0)
-        run(
-            state,
-            Program(partial(speculative.speculative_round, state, slm, llm, 3, rejection)),
-            (),
-        )
+        batch.rows.load([PROMPT] * rows, [len(PROMPT) + 2] * rows, seeds, sampling, [])
+        run(batch.rows, speculation(batch, 3, rejection))
         for column in (0, 1):
-            new = state.tokens[:, len(PROMPT) + column].numpy()
+            new = batch.rows.tokens[:, len(PROMPT) + column].numpy()
             counts[column] += np.bincount(new, minlength=vocab)
     for observed, law in zip(counts, llm.law(sampling), strict=True):
         assert p_value(observed, law) > BOUND

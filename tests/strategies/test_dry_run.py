@@ -13,11 +13,13 @@ from torch._subclasses.fake_tensor import (
 )
 
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.state import State
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.state import Rows
 from hybridgen.engine.steps import append
-from hybridgen.kernels.uncertainty import LOGITS, PROBS
+from hybridgen.kernels.uncertainty import LOGITS, MEASURES, PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.strategies import speculative
+from hybridgen.strategies.drafts import SlmDrafts
 from hybridgen.strategies.routing import catch_up_round, llm_round, llm_rounds, slm_round
 from hybridgen.strategies.single import single_round
 from hybridgen.strategies.speculative import speculative_round
@@ -27,36 +29,43 @@ pytestmark = pytest.mark.skipif(
     torch.version.cuda is None, reason="fake CUDA tensors need a CUDA build of torch (no card)"
 )
 
-Round = Callable[[Any, Any], None]
+Step = Callable[[Batch], None]
 
 
-def drafting(num_drafts: int, rejection: bool) -> tuple[int, Round]:
-    return num_drafts, lambda state, pair: speculative_round(
-        state, pair.slm, pair.llm, num_drafts, rejection
-    )
+def called(function: Callable[..., None], *static: Any) -> Step:
+    return lambda batch: batch.round(function, *static)()
 
 
-def routed(metric: str, evidence: int, rate: float, count: int) -> tuple[int, Round]:
-    return 0, lambda state, pair: slm_round(
-        state, pair.slm, pair.llm, metric, evidence, rate, count
-    )
+def drafting(num_drafts: int, rejection: bool) -> Step:
+    return called(speculative_round, SlmDrafts(), num_drafts, rejection)
 
 
-ROUNDS: dict[str, tuple[int, Round]] = {
+def recorded(batch: Batch) -> None:
+    """A round whose measures are kept."""
+    rows, positions = batch.rows.tokens.shape
+    kept = {"measures": torch.empty(rows, positions, MEASURES, device="cuda", dtype=torch.float32)}
+    batch.recording(kept).round(slm_round, "entropy", PROBS, False, 1)()
+
+
+def every_draft_count(batch: Batch) -> None:
+    for num_drafts in range(1, 16):
+        drafting(num_drafts, num_drafts % 2 == 0)(batch)
+
+
+ROUNDS: dict[str, Step] = {
     **{f"rejection, K = {k}": drafting(k, True) for k in (1, 4, 8)},
     **{f"coupled or greedy, K = {k}": drafting(k, False) for k in (1, 4, 8)},
-    "llm alone": (0, lambda state, pair: single_round(state, pair.llm, SOURCE_LLM, 384)),
-    "slm alone": (0, lambda state, pair: single_round(state, pair.slm, SOURCE_SLM, 384)),
-    "entropy": routed("entropy", PROBS, -1.0, 1),
-    "entropy, running quantile": routed("entropy", PROBS, 0.2, 4),
-    "uncertainty": routed("uncertainty", PROBS, -1.0, 1),
-    "uncertainty, logits": routed("uncertainty", LOGITS, 0.2, 1),
-    **{
-        f"catch-up, {n} tokens": (0, lambda state, pair, n=n: llm_round(state, pair.llm, n))
-        for n in (1, 2, 4, 8, 16)
-    },
-    "catch-up, first half": (0, lambda state, pair: catch_up_round(state, pair.llm, 16, 27)),
-    "routed block": (0, lambda state, pair: llm_rounds(state, pair.llm, 3, 21)),
+    "K from round to round": every_draft_count,
+    "llm alone": called(single_round, SOURCE_LLM),
+    "slm alone": called(single_round, SOURCE_SLM),
+    "entropy": called(slm_round, "entropy", PROBS, False, 1),
+    "entropy, running quantile": called(slm_round, "entropy", PROBS, True, 4),
+    "uncertainty": called(slm_round, "uncertainty", PROBS, False, 1),
+    "uncertainty, logits": called(slm_round, "uncertainty", LOGITS, True, 1),
+    "entropy, recorded": recorded,
+    **{f"catch-up, {n} tokens": called(llm_round, n) for n in (1, 2, 4, 8, 16)},
+    "catch-up, first half": called(catch_up_round, 16),
+    "routed block": lambda batch: llm_rounds(batch, 3, 21),
 }
 
 
@@ -72,18 +81,17 @@ def decoders() -> tuple[Decoder, Decoder]:
 def test_a_round_never_touches_the_host(
     decoders: tuple[Decoder, Decoder], name: str, rows: int
 ) -> None:
-    num_drafts, round_ = ROUNDS[name]
-    assert dry_run(decoders, rows, num_drafts, round_) > 0
+    assert dry_run(decoders, rows, ROUNDS[name]) > 0
 
 
 PLANTED = {
-    "item": (lambda state: state.length.max().item(), DataDependentOutputException),
-    "truth": (lambda state: bool(state.done.all()), DataDependentOutputException),
-    "boolean index": (lambda state: state.length[state.done], DynamicOutputShapeException),
-    "nonzero": (lambda state: state.done.nonzero(), DynamicOutputShapeException),
-    "copy to the host": (lambda state: state.length.cpu(), HostTouched),
-    "CPU tensor": (lambda state: state.length + torch.ones(1, dtype=torch.int64), HostTouched),
-    "CPU scalar": (lambda state: state.length + torch.tensor(1), HostTouched),
+    "item": (lambda rows: rows.length.max().item(), DataDependentOutputException),
+    "truth": (lambda rows: bool(rows.done.all()), DataDependentOutputException),
+    "boolean index": (lambda rows: rows.length[rows.done], DynamicOutputShapeException),
+    "nonzero": (lambda rows: rows.done.nonzero(), DynamicOutputShapeException),
+    "copy to the host": (lambda rows: rows.length.cpu(), HostTouched),
+    "CPU tensor": (lambda rows: rows.length + torch.ones(1, dtype=torch.int64), HostTouched),
+    "CPU scalar": (lambda rows: rows.length + torch.tensor(1), HostTouched),
 }
 
 
@@ -93,10 +101,10 @@ def test_a_planted_fault_is_caught(
 ) -> None:
     fault, error = PLANTED[name]
 
-    def faulty_append(state: State, *rest: Any) -> None:
-        fault(state)
-        append(state, *rest)
+    def faulty_append(rows: Rows, *rest: Any) -> None:
+        fault(rows)
+        append(rows, *rest)
 
     monkeypatch.setattr(speculative, "append", faulty_append)
     with pytest.raises(error):
-        dry_run(decoders, 1, *ROUNDS["rejection, K = 4"])
+        dry_run(decoders, 1, ROUNDS["rejection, K = 4"])

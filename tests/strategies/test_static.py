@@ -1,6 +1,5 @@
 """State and arena stay where they are, and a round's memory does not grow with the context."""
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ from torch.utils._pytree import tree_leaves
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loop import Program, run
 from hybridgen.engine.pair import Pair
-from hybridgen.engine.state import State
+from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.strategies.drafts import SlmDrafts
 from hybridgen.strategies.routing import llm_rounds, slm_round
 from hybridgen.strategies.single import single_round
 from hybridgen.strategies.speculative import speculative_round
@@ -28,41 +28,67 @@ def pair() -> Pair:
     return Pair(Decoder.from_model(slm, batch_invariant=False), Decoder.from_model(llm), 2, 250)
 
 
-def programs(pair: Pair, state: State) -> dict[str, Program]:
-    slm, llm = pair.slm, pair.llm
-    route = partial(slm_round, state, slm, llm, "entropy", PROBS, 0.5, 1)
-    return {
-        "rejection": Program(partial(speculative_round, state, slm, llm, 4, True)),
-        "coupled": Program(partial(speculative_round, state, slm, llm, 4, False)),
-        "llm": Program(partial(single_round, state, llm, SOURCE_LLM, 384)),
-        "routing": Program(route, partial(llm_rounds, state, llm, 1)),
-    }
+PROPOSER = SlmDrafts()
+PROGRAMS = ["rejection", "coupled", "llm", "routing"]
 
 
-def load(pair: Pair, prompt_length: int, new_tokens: int) -> State:
-    state = pair.state(2, 4)
+def program(batch: Batch, name: str) -> Program:
+    if name in ("rejection", "coupled"):
+        return Program(batch.round(speculative_round, PROPOSER, 4, name == "rejection"))
+    if name == "llm":
+        return Program(batch.round(single_round, SOURCE_LLM))
+    return Program(
+        batch.round(slm_round, "entropy", PROBS, True, 1),
+        batch.routing.pending,
+        lambda pending: llm_rounds(batch, 1, pending),
+    )
+
+
+def load(pair: Pair, prompt_length: int, new_tokens: int) -> Batch:
+    batch = pair.batch(2)
     prompts = [[5] * prompt_length, [6] * (prompt_length - 3)]
     limits = [len(prompt) + new_tokens for prompt in prompts]
-    state.load(prompts, limits, [1, 2], SAMPLED, [], 1.0)
+    batch.rows.load(prompts, limits, [1, 2], SAMPLED, [])
+    batch.routing.load(batch.rows, 1.0, 0.5)
     for model in (pair.slm, pair.llm):
-        model.prefill(state.tokens[:, : prompt_length - 1], [prompt_length - 1, prompt_length - 4])
-    return state
+        model.prefill(batch.rows.tokens, [prompt_length - 1, prompt_length - 4])
+    return batch
 
 
-def addresses(pair: Pair, state: State) -> list[int]:
-    tensors = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
+def addresses(pair: Pair, batch: Batch) -> list[int]:
+    """Of all that a round reads or writes from one call to the next."""
+    parts = (batch.rows, batch.routing, *(batch.drafts(4, q) for q in (True, False)))
+    tensors = [v for part in parts for v in vars(part).values() if isinstance(v, torch.Tensor)]
     return [tensor.data_ptr() for tensor in [*tensors, *pair.arena.caches]]
 
 
-@pytest.mark.parametrize("name", ["rejection", "coupled", "llm", "routing"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_addresses_do_not_change(pair: Pair, name: str) -> None:
-    state = load(pair, 10, 30)
-    before = addresses(pair, state)
-    run(state, programs(pair, state)[name], ())
-    assert bool(state.done.all())
+    batch = load(pair, 10, 30)
+    before = addresses(pair, batch)
+    run(batch.rows, program(batch, name))
+    assert bool(batch.rows.done.all())
     again = load(pair, 20, 5)
-    assert again is state
+    assert again is batch
     assert addresses(pair, again) == before
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_round_of_one_name_is_one_round(pair: Pair, name: str) -> None:
+    batch = pair.batch(2)
+    assert program(batch, name).round is program(batch, name).round
+    assert program(batch, name).round is not program(pair.batch(1), name).round
+
+
+def test_other_static_arguments_are_another_round(pair: Pair) -> None:
+    batch = pair.batch(2)
+    rounds = {
+        batch.round(speculative_round, proposer, count, with_q)
+        for proposer in (PROPOSER, SlmDrafts())
+        for count in (1, 2, 15)
+        for with_q in (True, False)
+    }
+    assert len(rounds) == 12
 
 
 class Allocations(TorchDispatchMode):
@@ -85,14 +111,14 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", ["rejection", "coupled", "llm", "routing"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_round_allocates_the_same_late_and_early(pair: Pair, name: str) -> None:
     """Within a chunk of 256 keys; on a CPU a further chunk makes each mask one chunk wider."""
     recorded = []
     for prompt_length in (10, 10, 200):
-        state = load(pair, prompt_length, 30)
+        batch = load(pair, prompt_length, 30)
         with Allocations() as allocations:
-            programs(pair, state)[name].round()
+            program(batch, name).round()
         recorded.append(allocations.sizes)
     assert recorded[1] == recorded[2]
     assert recorded[1]

@@ -1,0 +1,78 @@
+"""Rounds by name, and the batch that they run on.
+
+A round is a function of a `Batch` and of static arguments, which are part of its name. All that
+differs between requests or steps is a tensor, so what a round does to a batch can be captured once
+and replayed: `Batch.round` is where that is kept.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
+
+from hybridgen.engine.model import Model
+from hybridgen.engine.state import Drafts, Routing, Rows
+
+Owned = TypeVar("Owned")
+
+
+@dataclass(frozen=True, init=False)
+class Round:
+    """``function(batch, *static)``, and by that a name: equal rounds do equal work.
+
+    function    decides nothing on the host, and allocates nothing that grows with the context
+    static      what cannot change without another round: counts, streams, flags, a proposer
+    """
+
+    function: Callable[..., None]
+    static: tuple[Hashable, ...]
+
+    def __init__(self, function: Callable[..., None], *static: Hashable) -> None:
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "static", static)
+
+    def __str__(self) -> str:
+        return f"{self.function.__name__}({', '.join(map(str, self.static))})"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A pair as the rounds of B rows see it: the models, and the state of the first B rows."""
+
+    slm: Model
+    llm: Model
+    rows: Rows
+    most_drafts: Drafts
+    routing: Routing
+    _drafts: dict[tuple[int, bool], Drafts] = field(default_factory=dict)
+    _rounds: dict[Round, Callable[[], None]] = field(default_factory=dict)
+    _owned: dict[Callable[..., Any], Any] = field(default_factory=dict)
+
+    def drafts(self, count: int, with_q: bool) -> Drafts:
+        """The first ``count`` drafts; ``with_q`` where verification asks for their distributions.
+
+        The count may change from round to round.
+        """
+        key = count, with_q
+        if key not in self._drafts:
+            self._drafts[key] = self.most_drafts.take(count, with_q)
+        return self._drafts[key]
+
+    def round(self, function: Callable[..., None], *static: Hashable) -> Callable[[], None]:
+        """The round of this name on this batch, ready to be called; the same one every time."""
+        name = Round(function, *static)
+        if name not in self._rounds:
+            self._rounds[name] = partial(function, self, *static)
+        return self._rounds[name]
+
+    def own(self, allocate: Callable[["Batch"], Owned]) -> Owned:
+        """What ``allocate(self)`` made the first time: tensors of a strategy or proposer."""
+        if allocate not in self._owned:
+            self._owned[allocate] = allocate(self)
+        return cast(Owned, self._owned[allocate])
+
+    def recording(self, measures: Mapping[str, Tensor]) -> "Batch":
+        """This batch with rounds that also keep what they measure, see `Rows`."""
+        return replace(self, rows=replace(self.rows, measures=measures), _rounds={})

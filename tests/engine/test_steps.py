@@ -1,0 +1,141 @@
+"""The two doors of a round: where a model is read, and where tokens are committed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+from torch import Tensor
+
+from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.loop import Program, run
+from hybridgen.engine.pair import Pair
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.steps import append, feed, read
+from hybridgen.kernels.uncertainty import ENTROPY, MEASURES, PROBS, entropy
+from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
+from hybridgen.strategies.routing import slm_round
+from hybridgen.strategies.single import single_round
+
+ROOT = Path(__file__).parent.parent.parent
+PROMPTS = [[5, 6, 7], [8, 9]]
+GREEDY = (0.0, 0, 1.0, 0.0)
+
+
+def pair(slm_vocab: int = 384, llm_vocab: int = 384) -> Pair:
+    slm, llm = random_model(slm_vocab, 1, 32, seed=1), random_model(llm_vocab, 2, 64, seed=2)
+    return Pair(Decoder.from_model(slm), Decoder.from_model(llm), 3, 200)
+
+
+def start(made: Pair, new_tokens: int = 20) -> Batch:
+    batch = made.batch(2)
+    limits = [len(prompt) + new_tokens for prompt in PROMPTS]
+    batch.rows.load(PROMPTS, limits, [1, 2], GREEDY, [])
+    batch.routing.load(batch.rows, 1e9, 0.0)
+    for model in (made.slm, made.llm):
+        model.prefill(batch.rows.tokens, [len(prompt) - 1 for prompt in PROMPTS])
+    return batch
+
+
+@pytest.mark.parametrize("slm_vocab, llm_vocab", [(384, 400), (400, 384), (384, 384)])
+def test_logits_end_with_the_llms_vocabulary_and_ids_with_the_models(
+    slm_vocab: int, llm_vocab: int
+) -> None:
+    made = pair(slm_vocab, llm_vocab)
+    batch = start(made)
+    assert made.vocab_size == batch.rows.vocab_size == llm_vocab
+    largest, at = torch.full((2, 1), llm_vocab - 1), torch.tensor([2, 1])
+    for model in (made.slm, made.llm):
+        expected = model(largest.clamp_max(model.vocab_size - 1), at)[:, :, :llm_vocab]
+        assert torch.equal(read(batch.rows, model, largest, at), expected)
+
+
+def test_no_round_calls_a_model_but_through_read() -> None:
+    """Calls of something named slm, llm or model; a proposer of drafts reads as rounds do."""
+    files = [*(ROOT / "hybridgen" / "strategies").glob("*.py")]
+    files += [ROOT / "hybridgen" / "engine" / f"{name}.py" for name in ("rounds", "steps", "loop")]
+    calls = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called.split(".")[-1] in ("slm", "llm", "model"):
+                    calls.append((file.stem, ast.unparse(node)))
+    assert calls == [("steps", "model(embeddable(tokens, model, rows), start)")]
+
+
+def test_feed_reads_from_behind_the_end_and_takes_a_tensor_for_it() -> None:
+    made = pair()
+    batch = start(made)
+    expected = feed(batch.rows, made.llm, 2, 2)
+    assert torch.equal(feed(batch.rows, made.llm, 2, torch.tensor([2])), expected)
+    assert torch.equal(feed(batch.rows, made.llm, 1, 1)[:, 0], expected[:, 1])
+
+
+def kept_by(batch: Batch, shape: tuple[int, ...], new: Tensor, **measured: Tensor) -> Tensor:
+    """What a buffer of [B, T, *shape] named "seen" holds after an append."""
+    buffer = torch.full((*batch.rows.tokens.shape, *shape), -1.0)
+    rows = batch.recording({"seen": buffer}).rows
+    count = torch.tensor([3, 1])
+    append(rows, new, count, torch.zeros(2, dtype=torch.bool), SOURCE_LLM, measured)
+    return buffer
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+def test_measures_stand_at_the_place_of_their_token(shape: tuple[int, ...]) -> None:
+    batch = start(pair())
+    new = torch.tensor([[10, 11, 12], [20, 21, 22]])
+    measured = torch.arange(6.0).view(6, *[1] * len(shape)).expand(6, *shape)
+    buffer = kept_by(batch, shape, new, seen=measured, other=measured)
+    assert batch.rows.length.tolist() == [6, 3]
+    for row, tokens in enumerate(PROMPTS):
+        for i in range(int(batch.rows.length[row]) - len(tokens)):
+            assert bool((buffer[row, len(tokens) + i] == 3 * row + i).all())
+        assert bool((buffer[row, : len(tokens)] == -1).all())
+
+
+def test_what_nobody_records_is_not_kept_and_what_nobody_measured_stays() -> None:
+    new = torch.tensor([[10, 11, 12], [20, 21, 22]])
+    assert bool((kept_by(start(pair()), (), new, other=torch.ones(6)) == -1).all())
+
+
+def test_a_recorder_sees_the_entropy_of_every_token_and_changes_none() -> None:
+    made = pair()
+    batch = start(made)
+    run_slm_alone(batch)
+    texts = batch.rows.tokens[:, :22].clone()
+
+    batch = start(made)
+    buffer = torch.full((*batch.rows.tokens.shape, MEASURES), torch.nan)
+    run_slm_alone(batch.recording({"measures": buffer}))
+    assert torch.equal(batch.rows.tokens[:, :22], texts)
+    for row, prompt in enumerate(PROMPTS):
+        for position in range(len(prompt), len(prompt) + 20):
+            before = batch.rows.tokens[row : row + 1, :position]
+            made.slm.prefill(before, [position - 1])
+            logits = made.slm(before[:, -1:], torch.tensor([position - 1]))[0]
+            expected = float(entropy(logits, torch.ones(1, dtype=torch.float64)))
+            assert float(buffer[row, position, ENTROPY]) == pytest.approx(expected, rel=1e-4)
+
+
+def run_slm_alone(batch: Batch) -> None:
+
+    run(batch.rows, Program(batch.round(slm_round, "entropy", PROBS, False, 1)))
+
+
+def test_watchers_are_told_what_is_new_and_may_end_a_row() -> None:
+
+    batch = start(pair())
+    told: list[tuple[int, int, int]] = []
+
+    def watch(rows: object, row: int, first: int, last: int) -> bool:
+        assert rows is batch.rows
+        told.append((row, first, last))
+        return row == 0 and last == 5
+
+    run(batch.rows, Program(batch.round(single_round, SOURCE_SLM)), [watch, lambda *_: False])
+    assert [(first, last) for row, first, last in told if row == 0] == [(3, 4), (4, 5)]
+    assert [(first, last) for row, first, last in told if row == 1] == [
+        (i, i + 1) for i in range(2, 22)
+    ]
