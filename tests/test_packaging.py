@@ -97,7 +97,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", *PAPERS):
         shutil.copy(ROOT / name, copy)
     unwanted = shutil.ignore_patterns("__pycache__")
-    for name in ("hybridgen", "kernels", "tests"):
+    for name in ("hybridgen", "kernels", "tests", "examples"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=unwanted)
     return copy
 
@@ -150,6 +150,9 @@ def test_the_sources_make_the_same_wheel(wheel: Path, sdist: dict[str, tarfile.T
     assert installed <= sdist.keys()
     assert not [name for name, entry in sdist.items() if not (entry.isfile() or entry.isdir())]
     assert {"LICENSE", *PAPERS} <= sdist.keys()
+    assert {
+        str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py")
+    } <= sdist.keys()
     assert not [name for name in sdist if name.startswith("tests")], "a part of them is of no use"
 
 
