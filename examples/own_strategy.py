@@ -28,7 +28,7 @@ class LineOpener(GenerationStrategy):
 
     def generate(
         self, slm: Any, llm: Any, tokenizer: Any, request: Any, device: Any, **rest: Any
-    ) -> Generator[int, bool, dict[str, Any]]:
+    ) -> Generator[int, bool | None, dict[str, Any]]:
         ids, read, wrote = list(request.prompt_ids[0]), {slm: 0, llm: 0}, {slm: 0, llm: 0}
         while True:
             opening = tokenizer.decode(ids[-request.words :])

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from time import perf_counter
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class GenerationStrategy(ABC):
         min_p: float,
         device: torch.device,
         **kwargs: Any,
-    ) -> "tuple[str, Stats] | Generator[Any, bool, Stats | None]":
+    ) -> "tuple[str, Stats] | Generator[Any, bool | None, Stats | None]":
         """Write the text: token after token, or whole.
 
         slm, llm    decoders: ``logits = model(tokens[B, M], start[B])`` for positions start to
@@ -58,8 +59,8 @@ class GenerationStrategy(ABC):
 
         As a generator function, ``yield`` each token id as soon as it is chosen (for several
         prompts a list, one id a row, None for a row without one): it is streamed at once, and
-        ``yield`` is True when no more is wanted: a stop string, an eos or the limit has come.
-        ``return`` the statistics, if there are any.
+        ``yield`` is True once no more is wanted: a stop string, an eos or the limit has come.
+        ``return`` the statistics then, if there are any.
 
         Otherwise return (text, statistics), lists of texts for several prompts. A text made by
         `hybridgen.utils.new_text` knows its tokens; of any other, ``statistics["tokens"]`` may
@@ -110,7 +111,7 @@ class Custom(Strategy):
 
     def _follow(
         self,
-        steps: Generator[Any, bool, Any],
+        steps: Generator[Any, bool | None, Any],
         streams: Sequence[TextStream],
         request: Request,
         vocab_size: int,
@@ -125,7 +126,9 @@ class Custom(Strategy):
                         streams[row].feed([token])
                         if ended(streams[row], request):
                             writing.discard(row)
-                step = steps.send(not writing)
+                if not writing and not listens(steps):
+                    break
+                step = next(steps) if writing else steps.send(True)
         except StopIteration as end:
             return self._checked(end.value)
         finally:
@@ -211,6 +214,15 @@ class Custom(Strategy):
 
     def _where(self) -> str:
         return f"strategies[{quoted(self.declaration.name)}]"
+
+
+def listens(steps: Any) -> bool:
+    """Whether a generator can be sent something: one that yields from a list cannot."""
+    while isinstance(steps, GeneratorType):
+        if steps.gi_yieldfrom is None:
+            return True
+        steps = steps.gi_yieldfrom
+    return False
 
 
 def ended(stream: TextStream, request: Request) -> bool:

@@ -208,6 +208,24 @@ def test_a_strategy_that_does_not_listen_is_closed(generator: HybridGenerator) -
     assert closed == [True]
 
 
+def test_tokens_may_be_yielded_from_anywhere(generator: HybridGenerator) -> None:
+    class Listed(GenerationStrategy):
+        def generate(self, request: Any, **rest: Any) -> Any:
+            assert (yield 5) is (True if request.max_new_tokens == 1 else None)
+            yield from [6, 7]
+            yield from self.deeper()
+            return {"decode_steps": 9}
+
+        def deeper(self) -> Any:
+            yield from (8, 9)
+
+    generator.strategies["listed"] = Listed()
+    for count in range(1, 8):
+        found = write(generator, "listed", max_new_tokens=count, ignore_eos=True)
+        assert found.tokens == [5, 6, 7, 8, 9][:count]
+        assert ("decode_steps" in found.stats) == (count > 5)
+
+
 class Parrot(GenerationStrategy):
     def generate(self, slm: Any, llm: Any, tokenizer: Any, prompt: Any, **kwargs: Any) -> Any:
         return prompt * kwargs["times"], {"strategy": "parrot", "total_tokens": 2}
