@@ -51,18 +51,21 @@ def test_logits_end_with_the_llms_vocabulary_and_ids_with_the_models(
         assert torch.equal(read(batch.rows, model, largest, at), expected)
 
 
-def test_no_round_calls_a_model_but_through_read() -> None:
-    """Calls of something named slm, llm or model; a proposer of drafts reads as rounds do."""
+def calls_of(*names: str) -> list[tuple[str, str]]:
+    """Module and code of each call of a function or object so named, in whatever rounds are of."""
     files = [*(ROOT / "hybridgen" / "strategies").glob("*.py")]
     files += [ROOT / "hybridgen" / "engine" / f"{name}.py" for name in ("rounds", "steps", "loop")]
-    calls = []
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                if called.split(".")[-1] in ("slm", "llm", "model"):
-                    calls.append((file.stem, ast.unparse(node)))
-    assert calls == [("steps", "model(embeddable(tokens, model, rows), start)")]
+    return [
+        (file.stem, ast.unparse(node.func))
+        for file in sorted(files)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in names
+    ]
+
+
+def test_a_round_calls_a_model_in_one_place_and_commits_in_one() -> None:
+    assert calls_of("slm", "llm", "model") == [("steps", "model")]
+    assert calls_of("commit") == [("steps", "commit")]
 
 
 def test_feed_reads_from_behind_the_end_and_takes_a_tensor_for_it() -> None:
