@@ -14,7 +14,8 @@ Row r of a grid is row r % COLUMNS of batch row r // COLUMNS, whose parameters i
 
 What belongs together is one argument of a kernel, a named tuple with the same fields as on the
 host. Triton compiles a binary for each alignment of what is in one, so addresses of single numbers,
-whose alignment is of no matter, stay outside.
+whose alignment is of no matter, stay outside. Triton 3.6 cannot ask of a group with a None in it
+whether it is None.
 """
 
 from typing import NamedTuple

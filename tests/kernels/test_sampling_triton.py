@@ -19,7 +19,7 @@ from hybridgen.kernels.candidates_triton import CAPACITY, COUNT, OPEN, logits_of
 from hybridgen.kernels.filter_triton import PAIRS
 from hybridgen.kernels.philox import DRAFT, TARGET
 from hybridgen.kernels.sampling import LOG_Z, TAU, filter_logits, sample
-from hybridgen.kernels.sampling_triton import launch_resolve
+from hybridgen.kernels.sampling_triton import Draws, launch_resolve
 from hybridgen.kernels.weights import MAX_VOCAB
 
 INF, NAN = float("inf"), float("nan")
@@ -158,7 +158,7 @@ def way_of(logits: Tensor, params: tuple, device: torch.device) -> str:
     sampling = params_of(params).to(device)
     scratch = sweep(rows, sampling, None)
     position = torch.zeros(1, dtype=torch.int64, device=device)
-    launch_resolve(rows, sampling, scratch, (position, position, TARGET))
+    launch_resolve(rows, sampling, scratch, Draws(position, position, TARGET))
     count = int(scratch.record[0, COUNT.value])
     if int(scratch.record[0, OPEN.value]):
         return "row"
