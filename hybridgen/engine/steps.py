@@ -46,7 +46,9 @@ def prefill(rows: Rows, model: Model, lengths: Sequence[int]) -> None:
 def feed(rows: Rows, model: Model, count: int, behind: int | Tensor) -> Tensor:
     """Read ``count`` tokens of each row, from ``behind`` before its end: logits [B, count, V]."""
     start = rows.length - behind
-    index = start[:, None] + torch.arange(count, dtype=torch.int64, device=start.device)
+    index = start[:, None]
+    if count > 1:
+        index = index + torch.arange(count, dtype=torch.int64, device=start.device)
     return read(rows, model, rows.tokens.gather(1, index.clamp_min(0)), start)
 
 
