@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_device import bits, launch
+from sampling_cases import GREEDY, INF, MIXED, OFF, QWEN, params_of, rows_of
 from sampling_oracle import ACCEPTABLE, HALVING, filtered, is_clear_cut, p_value, shares
 from torch import Tensor
 
@@ -22,20 +23,7 @@ from hybridgen.kernels.sampling import LOG_Z, TAU, filter_logits, sample
 from hybridgen.kernels.sampling_triton import Draws, launch_resolve
 from hybridgen.kernels.weights import MAX_VOCAB
 
-INF, NAN = float("inf"), float("nan")
-OFF = (1.0, 0, 1.0, 0.0)
-GREEDY = (0.0, 0, 1.0, 0.0)
-QWEN = (0.6, 20, 0.95, 0.0)
-MIXED = [
-    QWEN,
-    GREEDY,
-    OFF,
-    (0.7, 3, 1.0, 0.0),
-    (1.3, 0, 0.8, 0.0),
-    (1.0, 0, 1.0, 0.1),
-    (0.9, 50, 0.9, 0.05),
-    (2.0, 1000, 0.99, 0.0),
-]
+NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 samplings = st.tuples(
@@ -44,14 +32,6 @@ samplings = st.tuples(
     st.sampled_from([0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1.0]),
     st.sampled_from([0.0, 1e-6, 0.02, 0.5, 1.0]),
 )
-
-
-def rows_of(*rows: Any) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float32)
-
-
-def params_of(*rows: Any) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def random_logits(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> Tensor:
