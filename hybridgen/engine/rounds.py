@@ -33,9 +33,6 @@ class Round:
         object.__setattr__(self, "function", function)
         object.__setattr__(self, "static", static)
 
-    def __str__(self) -> str:
-        return f"{self.function.__name__}({', '.join(map(str, self.static))})"
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:
