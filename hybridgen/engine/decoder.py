@@ -142,17 +142,25 @@ class Decoder:
             return self._logits(tokens, start, self._layer_caches)
         return self._in_blocks(tokens, start)
 
-    def prefill(self, tokens: Tensor, lengths: Sequence[int] | Tensor, chunk: int = 128) -> None:
-        """Write keys and values of the prompts ``tokens[b, :lengths[b]]``, tokens int64 [B, T].
+    def prefill(
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int] | Tensor,
+        rows: Sequence[int] | None = None,
+        chunk: int = 128,
+    ) -> None:
+        """Write keys and values of the prompts ``tokens[i, :lengths[i]]``, tokens int64 [N, T].
 
-        Row by row, in chunks of ``chunk`` tokens: the shapes depend on that row alone.
+        Prompt i goes to row ``rows[i]`` of the cache, or to row i. Prompt by prompt, in chunks of
+        ``chunk`` tokens: the shapes depend on that prompt alone.
         """
         self._fit_threads()
-        for row, length in enumerate(lengths):
+        for i, (row, length) in enumerate(zip(rows or range(len(lengths)), lengths, strict=True)):
+            cache = self._rows(row, row + 1)
             for first in range(0, int(length), chunk):
-                part = tokens[row : row + 1, first : min(first + chunk, int(length))]
+                part = tokens[i : i + 1, first : min(first + chunk, int(length))]
                 start = torch.full((1,), first, dtype=torch.int64, device=tokens.device)
-                self._hidden(part, start, self._rows(row, row + 1))
+                self._hidden(part, start, cache)
 
     def _in_blocks(self, tokens: Tensor, start: Tensor) -> Tensor:
         """The forward in pieces of at most ``_block`` rows: earlier tokens first (causal)."""

@@ -39,8 +39,14 @@ class Model(Protocol):
         """Use ``cache`` [layers, 2, kv_heads, rows, positions, head_dim] from now on."""
         ...
 
-    def prefill(self, tokens: Tensor, lengths: Sequence[int]) -> None:
-        """Read the prompts ``tokens[b, :lengths[b]]``, tokens int64 [B, T], from position 0 on."""
+    def prefill(
+        self, tokens: Tensor, lengths: Sequence[int], rows: Sequence[int] | None = None
+    ) -> None:
+        """Read the prompts ``tokens[i, :lengths[i]]``, tokens int64 [N, T], from position 0 on.
+
+        Prompt i is read into row ``rows[i]`` of the cache; None: into row i. What is kept of a
+        prompt does not depend on the others.
+        """
         ...
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:

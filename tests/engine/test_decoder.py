@@ -317,6 +317,16 @@ def test_a_prompt_is_written_the_same_whatever_its_batch() -> None:
     assert torch.equal(together.cache[:, :, :, 1], alone.cache[:, :, :, 0])
 
 
+def test_a_prompt_is_read_into_the_row_that_is_named() -> None:
+    model = random_model("qwen3", **WIDE)
+    tokens = random_tokens(2, 140)
+    decoder, usual = bound(model, rows=4), bound(model, rows=2)
+    decoder.prefill(tokens, [140, 30], rows=[3, 1])
+    usual.prefill(tokens, [140, 30])
+    assert torch.equal(decoder.cache[:, :, :, [3, 1]], usual.cache)
+    assert not decoder.cache[:, :, :, [0, 2]].any()
+
+
 # --- memory and interface ---
 
 

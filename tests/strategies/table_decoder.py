@@ -36,9 +36,11 @@ class TableDecoder:
         """It keeps each id plus 1: what was never fed is 0."""
         self.fed = cache[0, 0, 0, :, :, 0]
 
-    def prefill(self, tokens: Tensor, lengths: Sequence[int]) -> None:
-        for row, length in enumerate(lengths):
-            self.fed[row, :length] = tokens[row, :length] + 1.0
+    def prefill(
+        self, tokens: Tensor, lengths: Sequence[int], rows: Sequence[int] | None = None
+    ) -> None:
+        for i, (row, length) in enumerate(zip(rows or range(len(lengths)), lengths, strict=True)):
+            self.fed[row, :length] = tokens[i, :length] + 1.0
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
         positions = (start[:, None] + torch.arange(tokens.shape[1])).clamp_min(0)
