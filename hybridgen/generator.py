@@ -7,21 +7,21 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from hybridgen.checks import check_bool, check_choice, check_int, quoted, shown
+from hybridgen.checks import check_bool, check_choice, check_int, exact_list, quoted, shown
 from hybridgen.engine.cache import check_room
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.loading import NAMES, choose_sources, look
 from hybridgen.engine.pair import SLACK, Pair
 from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
-from hybridgen.fields import Facts, Field, merged
+from hybridgen.fields import Facts, merged
 from hybridgen.parameters import FIELDS, is_streamer
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import SOURCE, not_applied, sampling_defaults
-from hybridgen.request import check_request
+from hybridgen.request import Request, check_request
 from hybridgen.result import GenerationResult
 from hybridgen.strategies import built_in_strategies
-from hybridgen.strategies.base import Strategy
+from hybridgen.strategies.base import RoundStrategy, Strategy
 from hybridgen.strategies.custom import Custom, GenerationStrategy
 
 DEFAULT_MAX_SEQ_LEN = 4096
@@ -128,7 +128,8 @@ class HybridGenerator:
         """Continue ``prompt``.
 
         prompt                   a string, token ids, chat messages, a tokenizer's output with its
-                                 attention mask, or a list of strings, ids or chats: see `Prompt`
+                                 attention mask, or a list of strings, ids or chats, of any length:
+                                 at most ``max_batch_size`` are written at once. See `Prompt`
         strategy                 a name in ``self.strategies``
         max_new_tokens           the most tokens to write
         temperature, top_k,      applied in this order; 0, 0, 1 and 0 turn them off (temperature 0
@@ -143,7 +144,8 @@ class HybridGenerator:
         seed                     an int s gives row r the seed s + r; or one int a row; None: drawn
         stop                     a string or strings before which the text ends
         eos_token_id             one id or several; None: the LLM's own. ``ignore_eos`` writes on
-        stream                   a transformers streamer, or a callable that takes text
+        stream                   a callable, stream(piece), or stream(row, piece) for a list of
+                                 prompts; or a transformers streamer, for one prompt
         print_stats              print the statistics block to stdout, on a line of its own
         **kwargs                 a custom strategy's own options; any keyword for one that declares
                                  none; an error for the built-in ones
@@ -157,23 +159,62 @@ class HybridGenerator:
         given = dict(locals())  # every argument by its name
         del given["self"], given["prompt"], given["kwargs"]
         chosen = self._choose(strategy)
-        rows = Prompt(self.tokenizer, prompt, self.pair.max_rows)
-        fields: Sequence[Field] = FIELDS
-        if chosen.declaration is not None:
-            fields = merged(FIELDS, chosen.declaration.options)
-            given |= kwargs
-        request = check_request(rows, given, self._facts(chosen, rows.rows, given), fields)
+        request = self._checked(chosen, prompt, given, kwargs)
         self._tell_what_is_not_applied()
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             if isinstance(chosen, GenerationStrategy):
                 chosen = Custom(request.strategy, chosen, {"prompt": prompt, **kwargs})
             result = chosen.run(self.pair, request, self.tokenizer)
-        result = result if rows.is_batch else result.single()
+        result = result if request.is_batch else result.single()
         if print_stats:
             if takes_text(stream) and ends_inside_a_line(result.text):
                 print()  # most streams of text print it: the block begins a line
             print(result.summary)
         return result
+
+    @one_at_a_time
+    def warmup(
+        self,
+        strategy: str = "speculative",
+        batch_sizes: Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
+        """Compile and capture on a GPU, now, what calls of `generate` with ``options`` will use.
+
+        batch_sizes    numbers of prompts; None: every width that the cache has room for
+
+        The first such call would do it otherwise, which takes half a minute where the kernels have
+        never been compiled on the machine. Shows its progress on a terminal. On a CPU there is
+        nothing to prepare. Raises as `generate` does.
+        """
+        sizes = [self.pair.max_rows] if batch_sizes is None else exact_list(batch_sizes)
+        if not sizes:
+            raise TypeError(f"batch_sizes must be a list of integers, got {shown(batch_sizes)}")
+        most = max(check_int("batch_sizes", size, 1, LARGEST) for size in sizes)
+        chosen, widths = self._choose(strategy), {self.pair.width(size) for size in sizes}
+        if batch_sizes is None:
+            widths |= {self.pair.width(1 << n) for n in range(most.bit_length())}
+        given = {field.name: field.default for field in FIELDS}
+        given |= {"strategy": strategy, "max_new_tokens": 1}
+        extra = {name: value for name, value in options.items() if name not in given}
+        given |= {name: value for name, value in options.items() if name in given}
+        for width in sorted(widths, reverse=True):  # the largest first: the others fit its memory
+            request = self._checked(chosen, [[0]] * width, given, extra)
+            if isinstance(chosen, RoundStrategy):
+                with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                    chosen.prepare(self.pair, request)
+
+    def _checked(
+        self, chosen: Any, prompt: Any, given: Mapping[str, Any], others: Mapping[str, Any]
+    ) -> Request:
+        """The request of a call: ``given`` are the arguments of `generate`, by name."""
+        most = None if isinstance(chosen, Strategy) else self.pair.max_rows
+        rows = Prompt(self.tokenizer, prompt, most)
+        facts = self._facts(chosen, rows.rows, given)
+        if chosen.declaration is None:
+            return check_request(rows, given, facts)
+        fields = merged(FIELDS, chosen.declaration.options)
+        return check_request(rows, {**given, **others}, facts, fields)
 
     def _tell_what_is_not_applied(self) -> None:
         """Warn of the LLM's recommendations that are not followed, in the first call."""

@@ -102,8 +102,11 @@ def check_stream(name: str, value: Any, facts: Facts) -> Any:
             f"{name} must be a callable that takes a piece of text, or a transformers streamer "
             f"object with the methods put() and end(), got {shown(value)}"
         )
-    if facts.rows > 1:
-        raise ValueError(f"{name} works with one prompt, got {facts.rows}")
+    if has_both and facts.rows > 1:
+        raise ValueError(
+            f"{name} is a transformers streamer, which works with one prompt, got {facts.rows}: "
+            "pass a callable, stream(row, piece)"
+        )
     return value
 
 
@@ -196,7 +199,7 @@ STREAM = Field(
     "stream",
     None,
     check_stream,
-    "a callable that takes text, or a transformers streamer; for one prompt",
+    "a callable: stream(piece), or stream(row, piece) for a list; or a transformers streamer",
     group=None,
 )
 PRINT_STATS = Field("print_stats", True, flag, "print the block of statistics", group=None)

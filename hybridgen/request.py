@@ -24,13 +24,15 @@ class Request:
     sampling        how tokens are drawn
     values          every other parameter by name. ``seed`` has one integer a row, which keys all
                     its random numbers; ``stop`` and ``eos_token_id`` are tuples; ``stream`` is
-                    None, a transformers streamer or a callable, for one row only
+                    None, a transformers streamer, for one row only, or a callable
+    is_batch        whether the prompt was a list of prompts, of one even
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
     prompt_texts: tuple[str | None, ...]
     sampling: Sampling
     values: Mapping[str, Any]
+    is_batch: bool = False
 
     def __getattr__(self, name: str) -> Any:
         if name in Sampling._fields:
@@ -91,6 +93,7 @@ def check_request(
         prompt_texts=prompt.texts,
         sampling=Sampling(*(values.pop(name) for name in Sampling._fields)),
         values=MappingProxyType(values),
+        is_batch=prompt.is_batch,
     )
 
 

@@ -10,6 +10,7 @@ the row's `tokens`; the row's `text` ends just before the stop string.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,9 +73,10 @@ class TextStream:
             streams[row].feed([5, 17])   # None, or how many of all its tokens the row keeps
             streams[row].finish()        # the text; `tokens` are the tokens kept
 
-    A callable stream gets each piece of the text. A transformers streamer follows transformers'
-    protocol instead: the prompt [1, T] first, then each token [1] that the row keeps, then `end()`;
-    being fed tokens, it also shows the stop string that the text leaves out.
+    A callable stream gets each piece of the text, of a list of prompts after the row's number. A
+    transformers streamer follows transformers' protocol instead: the prompt [1, T] first, then each
+    token [1] that the row keeps, then `end()`; being fed tokens, it also shows the stop string that
+    the text leaves out.
     """
 
     def __init__(self, tokenizer: Any, request: Request, row: int) -> None:
@@ -87,6 +89,8 @@ class TextStream:
         self._taken = False
         self._streamer = request.stream if is_streamer(request.stream) else None
         self._callback = None if self._streamer is not None else request.stream
+        if self._callback is not None and request.is_batch:
+            self._callback = partial(self._callback, row)
         self._needs_text = bool(request.stop) or self._callback is not None
         if self._needs_text:
             self._detokenizer = Detokenizer(tokenizer, self._prompt)

@@ -2,6 +2,7 @@
 
 A program reads the at most 16 new tokens of its row and compares them with the row's eos ids, all
 pairs at once. Nothing but what the contract names is written; a row that was done is not touched.
+The report is written in the same launch: it is what the host reads of a round.
 
 Predicted on an H100: one launch of 1.3 us and two dependent reads, 2.5 us for any number of rows.
 """
@@ -10,9 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels import verify
 from hybridgen.kernels.verify import SOURCE_SLM
 
 _SLM = tl.constexpr(SOURCE_SLM)
+_LENGTH, _FLAGS = tl.constexpr(verify.LENGTH), tl.constexpr(verify.FLAGS)
+_HEAD, _WINDOW = tl.constexpr(verify.HEAD), tl.constexpr(verify.WINDOW)
+_DONE, _BROKEN = tl.constexpr(verify.DONE), tl.constexpr(verify.BROKEN)
+_WRITER = tl.constexpr(verify.WRITER)
 
 
 @triton.jit(do_not_specialize=["columns", "ends"])
@@ -22,9 +28,8 @@ def append(
     stride_tokens,
     length_ptr,
     done_ptr,
-    source_ptr,
-    stride_source,
-    flag_ptr,
+    report_ptr,  # int64 [B, HEAD + WINDOW]
+    stride_report,
     # what is appended
     new_ptr,  # int64 [B, columns]
     stride_new,
@@ -42,8 +47,8 @@ def append(
 ):
     """Append a row's new tokens up to the first eos or its limit. Grid: rows.
 
-    Reads the row's length, limit, flags, new tokens and eos ids; writes the tokens with their
-    source, the length, done, and the flag of a broken row.
+    Reads the row's length, limit, flags, new tokens and eos ids; writes the tokens, the length,
+    done, and all of it with the tokens' writers into the report.
     """
     row = tl.program_id(0).to(tl.int64)
     length, limit = tl.load(length_ptr + row), tl.load(limit_ptr + row)
@@ -61,22 +66,26 @@ def append(
         emitted = tl.where(broken, 0, emitted)
         writes = column < emitted
         place = length + column
-        writer = tl.where(column == count - 1, WRITER, _SLM).to(tl.int8)
+        mark = tl.where(column == count - 1, WRITER, _SLM).to(tl.int64) * _WRITER
+        report = report_ptr + row * stride_report
         tl.store(tokens_ptr + row * stride_tokens + place, new, mask=writes)
-        tl.store(source_ptr + row * stride_source + place, writer, mask=writes)
-        tl.store(length_ptr + row, length + emitted)
+        tl.store(report + _HEAD + place % _WINDOW, new + mark, mask=writes)
         ended = (first < WIDTH) | (length + emitted >= limit)
         tl.store(done_ptr + row, broken | ended)
         if broken:
-            tl.store(flag_ptr + row, broken)
+            told = tl.load(report + _FLAGS)
+            tl.store(report + _FLAGS, told | _DONE | _BROKEN)
+        else:
+            tl.store(length_ptr + row, length + emitted)
+            tl.store(report + _LENGTH, length + emitted)
+            tl.store(report + _FLAGS, ended.to(tl.int64) * _DONE)
 
 
 def commit(
     tokens: Tensor,
     length: Tensor,
     done: Tensor,
-    source: Tensor,
-    broken_flag: Tensor,
+    report: Tensor,
     new_tokens: Tensor,
     count: Tensor,
     writer: int,
@@ -93,9 +102,8 @@ def commit(
         tokens.stride(0),
         length,
         done,
-        source,
-        source.stride(0),
-        broken_flag,
+        report,
+        report.stride(0),
         new_tokens,
         new_tokens.stride(0),
         count,

@@ -50,8 +50,17 @@ from hybridgen.kernels.sampling import (
     sample_rows,
 )
 
-SOURCE_PROMPT, SOURCE_SLM, SOURCE_LLM = 0, 1, 2
+SOURCE_SLM, SOURCE_LLM = 1, 2
 """Who wrote a token."""
+
+LENGTH, FLAGS, PENDING, NOTE, HEAD, WINDOW = 0, 1, 2, 3, 4, 32
+"""A row's report: its length, its flags, two numbers that are the round's own, its last tokens.
+
+The token of position p is at HEAD + p % WINDOW, plus its writer times WRITER: whoever reads a
+report at least every WINDOW tokens misses none.
+"""
+DONE, BROKEN = 1, 2
+WRITER = 1 << 32
 
 Verdict: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
@@ -225,8 +234,7 @@ def commit_reference(
     tokens: Tensor,
     length: Tensor,
     done: Tensor,
-    source: Tensor,
-    broken_flag: Tensor,
+    report: Tensor,
     new_tokens: Tensor,
     count: Tensor,
     writer: int,
@@ -236,12 +244,12 @@ def commit_reference(
 ) -> None:
     """Append new_tokens[b, :count[b]] to tokens[b] at length[b], in place.
 
-    tokens int64 [B, T], length int64 [B], done bool [B], source int8 [B, T] and broken_flag bool
-    [B] are written; new_tokens int64 [B, N], count int64 [B], broken bool [B], limit int64 [B] (the
-    largest length) and eos int64 [B, E] (padded with -1) are read. The last of a row's tokens is
-    marked as by ``writer``, those before it as drafts, by the SLM. The block ends with its first
-    eos, and at the limit; either sets done. A row that was done before is not touched at all; a
-    broken one gets done and broken_flag and nothing else.
+    tokens int64 [B, T], length int64 [B], done bool [B] and report int64 [B, HEAD + WINDOW] are
+    written; new_tokens int64 [B, N], N at most WINDOW, count int64 [B], broken bool [B], limit
+    int64 [B] (the largest length) and eos int64 [B, E] (padded with -1) are read. The last of a
+    row's tokens is marked as by ``writer``, those before it as drafts, by the SLM. The block ends
+    with its first eos, and at the limit; either sets done. A row that was done before is not
+    touched at all; a broken one gets done, the flags of its report, and nothing else.
     """
     at, finished = length.numpy(), done.numpy()
     block, counts, most = new_tokens.numpy(), count.numpy(), limit.numpy()
@@ -257,20 +265,21 @@ def commit_reference(
 
     row, offset = (column < emitted[:, None]).nonzero()
     place = (row, at[row] + offset)
-    tokens.numpy()[place] = block[row, offset]
-    source.numpy()[place] = np.where(offset == counts[row] - 1, writer, SOURCE_SLM)
+    tokens.numpy()[place] = new = block[row, offset]
+    told = report.numpy()
+    marks = np.where(offset == counts[row] - 1, writer, SOURCE_SLM) * WRITER
+    told[row, HEAD + place[1] % WINDOW] = new + marks
     at += emitted
     finished |= failed | (live & (ended | (at >= most)))  # an eos cut off leaves the limit reached
-    flag = broken_flag.numpy()
-    flag |= failed
+    told[:, LENGTH] = np.where(live, at, told[:, LENGTH])
+    told[:, FLAGS] = np.where(live, finished, told[:, FLAGS]) | (failed * (DONE | BROKEN))
 
 
 def _commit_fake(
     tokens: Tensor,
     length: Tensor,
     done: Tensor,
-    source: Tensor,
-    broken_flag: Tensor,
+    report: Tensor,
     new_tokens: Tensor,
     count: Tensor,
     writer: int,
@@ -297,9 +306,8 @@ verify_rejection = define(
     "verify_triton:verify_rejection",
 )
 commit = define(
-    "commit(Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) done, Tensor(d!) source,"
-    " Tensor(e!) broken_flag, Tensor new_tokens, Tensor count, int writer, Tensor broken,"
-    " Tensor limit, Tensor eos) -> ()",
+    "commit(Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) done, Tensor(d!) report,"
+    " Tensor new_tokens, Tensor count, int writer, Tensor broken, Tensor limit, Tensor eos) -> ()",
     commit_reference,
     _commit_fake,
     "commit_triton:commit",

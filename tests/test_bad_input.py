@@ -11,6 +11,7 @@ import pytest
 import torch
 from bad_values import OUT_OF_RANGE, WRONG_TYPE
 from conftest import TinyPair
+from transformers import TextStreamer
 
 from hybridgen import GenerationStrategy, HybridGenerator, verify_exactness
 
@@ -103,7 +104,6 @@ def test_prompts_of_a_wrong_type(generator: HybridGenerator, prompt: object) -> 
         ("\ud800", "Unicode"),
         ("x" * 10**7, "more than"),
         (torch.tensor([[1, 2], [1, 0]]), "pad id 0"),
-        (["a"] * (ROWS + 1), f"max_batch_size={ROWS}"),
         ([1] * (POSITIONS + 1), f"has {POSITIONS}"),
         ([1] * (POSITIONS - 5), f"{POSITIONS + 1} positions"),
         ([{"content": "hi"}], "role"),
@@ -137,9 +137,12 @@ def test_threshold_and_llm_fraction_together(generator: HybridGenerator) -> None
         generate(generator, strategy="entropy", threshold=1.0, llm_fraction=0.5)
 
 
-def test_a_stream_for_several_prompts(generator: HybridGenerator) -> None:
-    with pytest.raises(ValueError, match="stream"):
-        generate(generator, ["a", "b"], stream=print)
+def test_a_transformers_streamer_for_several_prompts(generator: HybridGenerator) -> None:
+    streamer = TextStreamer(generator.tokenizer)
+    with pytest.raises(
+        ValueError, match=r"stream is a transformers streamer.*stream\(row, piece\)"
+    ):
+        generate(generator, ["a", "b"], stream=streamer)
 
 
 def test_an_error_of_the_users_stream_reaches_the_user(generator: HybridGenerator) -> None:

@@ -160,12 +160,13 @@ def test_stop_is_one_string_or_several() -> None:
     assert request(stop=["a", "b", "a"]).stop == ("a", "b")
 
 
-def test_a_stream_is_a_callable_or_a_streamer_and_takes_one_row() -> None:
+def test_a_stream_is_a_callable_or_for_one_row_a_streamer() -> None:
     streamer = SimpleNamespace(put=print, end=print)
     assert request(stream=print).stream is print
     assert request(stream=streamer).stream is streamer
-    with pytest.raises(ValueError, match="stream works with one prompt, got 2"):
-        request([[1], [2]], stream=print)
+    with pytest.raises(ValueError, match=r"transformers streamer.*one prompt, got 2"):
+        request([[1], [2]], stream=streamer)
+    assert request([[1], [2]], stream=print).stream is print
 
 
 def test_prompts_must_have_tokens_of_the_vocabulary() -> None:

@@ -1,14 +1,16 @@
 """A pair of models over one arena, and the state that their rounds run on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import RLock
 
 import torch
 
 from hybridgen.engine.cache import Arena
+from hybridgen.engine.graphs import Graphs
 from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.model import Model
+from hybridgen.engine.reports import Immediate, Pinned, Reports
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
 from hybridgen.kernels.weights import MAX_VOCAB
@@ -22,6 +24,8 @@ class Pair:
 
     positions     most tokens of a row, prompt included
     vocab_size    the LLM's: a text's ids are below it, and logits end there
+    graphs        where rounds are captured, on a GPU
+    reports       how the host reads what rounds wrote
 
     Both models are bound to the pair's arena, which holds the state of the rounds too. Raises
     ValueError for a vocabulary that is too wide to sample from.
@@ -43,6 +47,9 @@ class Pair:
         for model, cache in zip((slm, llm), self.arena.caches, strict=True):
             model.bind(cache)
         self._state = self._allocate(Memory(llm.device, self.arena.workspace))
+        on_gpu = llm.device.type == "cuda"
+        self.graphs: Graphs | None = Graphs(llm.device) if on_gpu else None
+        self.reports: Reports = Pinned(max_rows) if on_gpu else Immediate()
         self._batches: dict[int, Batch] = {}
         self._lock, self._busy = RLock(), False
         self._written = 0, 0  # the rows and positions that the last call may have written
@@ -61,9 +68,29 @@ class Pair:
         if rows not in self._batches:
             texts, drafts, routing = self._state
             self._batches[rows] = Batch(
-                self.slm, self.llm, texts.first(rows), drafts.first(rows), routing.first(rows)
+                self.slm,
+                self.llm,
+                texts.first(rows),
+                drafts.first(rows),
+                routing.first(rows),
+                self.reports,
+                self.graphs.capture if self.graphs is not None and self._capturable else None,
             )
         return self._batches[rows]
+
+    @property
+    def _capturable(self) -> bool:
+        """Whether no model decides on the host in its forward."""
+        return all(getattr(model, "capturable", True) for model in (self.slm, self.llm))
+
+    def width(self, prompts: int) -> int:
+        """How many rows a batch is to have for so many prompts.
+
+        Where rounds are captured it is a power of two, or all: each width has graphs of its own.
+        """
+        if self.graphs is not None:
+            prompts = 1 << (prompts - 1).bit_length()
+        return min(prompts, self.max_rows)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -81,9 +108,10 @@ class Pair:
                 )
             try:
                 self._busy = True
-                self.arena.wipe_if_broken(*self._written)
-                self._written = self.max_rows, self.positions + SLACK
-                yield
+                with nullcontext() if self.graphs is None else self.graphs.ours():
+                    self.arena.wipe_if_broken(*self._written)
+                    self._written = self.max_rows, self.positions + SLACK
+                    yield
             finally:
                 self._busy = False
 

@@ -1,8 +1,9 @@
 """Rounds by name, and the batch that they run on.
 
 A round is a function of a `Batch` and of static arguments, which are part of its name. All that
-differs between requests or steps is a tensor, so what a round does to a batch can be captured once
-and replayed: `Batch.round` is where that is kept.
+differs between requests or steps is a tensor, so what a round does to a batch is captured once on a
+GPU (`hybridgen.engine.graphs`) and replayed: `Batch.round` is where that is kept. On a CPU the same
+call runs the function.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from hybridgen.engine.model import Model
+from hybridgen.engine.reports import Immediate, Reports
 from hybridgen.engine.state import Drafts, Routing, Rows
 
 Owned = TypeVar("Owned")
@@ -36,16 +38,27 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A pair as the rounds of B rows see it: the models, and the state of the first B rows."""
+    """A pair as the rounds of B rows see it: the models, and the state of the first B rows.
+
+    reports    how the host reads what the rounds wrote
+    capture    makes of a round what is to be called in its place: its captured graph
+    """
 
     slm: Model
     llm: Model
     rows: Rows
     most_drafts: Drafts
     routing: Routing
+    reports: Reports = field(default_factory=Immediate)
+    capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None
     _drafts: dict[tuple[int, bool], Drafts] = field(default_factory=dict)
     _rounds: dict[Round, Callable[[], None]] = field(default_factory=dict)
     _owned: dict[Callable[..., Any], Any] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """B."""
+        return self.rows.length.shape[0]
 
     def drafts(self, count: int, with_q: bool) -> Drafts:
         """The first ``count`` drafts; ``with_q`` where verification asks for their distributions.
@@ -58,10 +71,16 @@ class Batch:
         return self._drafts[key]
 
     def round(self, function: Callable[..., None], *static: Hashable) -> Callable[[], None]:
-        """The round of this name on this batch, ready to be called; the same one every time."""
+        """The round of this name on this batch, ready to be called; the same one every time.
+
+        It is captured when it is asked for first, with every row at rest: before texts are loaded.
+        """
         name = Round(function, *static)
         if name not in self._rounds:
-            self._rounds[name] = partial(function, self, *static)
+            work = partial(function, self, *static)
+            if self.capture is not None:
+                self.rows.rest()
+            self._rounds[name] = work if self.capture is None else self.capture(work)
         return self._rounds[name]
 
     def own(self, allocate: Callable[["Batch"], Owned]) -> Owned:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybridgen.engine.cache import ALIGNMENT, round_up
 from hybridgen.engine.limits import MAX_EOS
+from hybridgen.kernels.verify import HEAD, LENGTH, WINDOW
 
 QUANTILE_WINDOW = 128
 
@@ -47,11 +48,10 @@ class Rows:
     vocab_size: int  # of the LLM: committed ids are below it
 
     tokens: Tensor  # [B, T] int64: the prompt, then what was committed
-    source: Tensor  # [B, T] int8: which model wrote each token
     length: Tensor  # [B] int64: committed tokens
     limit: Tensor  # [B] int64: the length at which the row ends
     done: Tensor  # [B] bool
-    broken: Tensor  # [B] bool: a model gave NaN or +inf logits for this row
+    report: Tensor  # [B, HEAD + WINDOW] int64: what the host reads of a round, see `verify.commit`
     seed: Tensor  # [B] int64
     sampling: Tensor  # [B, 4] float64: temperature, top-k, top-p, min-p
     eos: Tensor  # [B, MAX_EOS] int64, padded with -1
@@ -59,15 +59,13 @@ class Rows:
 
     @classmethod
     def allocate(cls, memory: Memory, rows: int, positions: int, vocab_size: int) -> "Rows":
-        flag = torch.bool
         return cls(
             vocab_size=vocab_size,
             tokens=memory.tensor(rows, positions),
-            source=memory.tensor(rows, positions, dtype=torch.int8),
             length=memory.tensor(rows),
             limit=memory.tensor(rows),
-            done=memory.tensor(rows, dtype=flag),
-            broken=memory.tensor(rows, dtype=flag),
+            done=memory.tensor(rows, dtype=torch.bool),
+            report=memory.tensor(rows, HEAD + WINDOW),
             seed=memory.tensor(rows),
             sampling=memory.tensor(rows, 4, dtype=torch.float64),
             eos=memory.tensor(rows, MAX_EOS),
@@ -77,6 +75,11 @@ class Rows:
         """Views of the first ``rows`` rows."""
         return _first(self, rows)
 
+    def rest(self) -> None:
+        """No row has anything to write: rounds may run, and nothing that is committed changes."""
+        self.done.fill_(True)
+        self.length.fill_(1)
+
     def load(
         self,
         prompts: Sequence[Sequence[int]],
@@ -84,19 +87,36 @@ class Rows:
         seeds: Sequence[int],
         sampling: tuple[float, float, float, float],
         eos: Sequence[int],
+        rows: Sequence[int] | None = None,
     ) -> None:
-        """Start a request: prompts[r] are row r's token ids, limits[r] the length it may reach."""
+        """Start texts in ``rows``, or in all: others may go on being written.
+
+        prompts[i] are the token ids of the i-th, limits[i] the length it may reach.
+        """
+        ends = [*eos] + [-1] * (MAX_EOS - len(eos))
         width = max(len(prompt) for prompt in prompts)
-        padded = integers([[*prompt] + [0] * (width - len(prompt)) for prompt in prompts])
-        self.tokens[:, :width].copy_(padded)
-        self.source.zero_()
-        self.length.copy_(integers([len(prompt) for prompt in prompts]))
-        self.limit.copy_(integers(limits))
-        self.done.fill_(False)
-        self.broken.fill_(False)
-        self.seed.copy_(integers(seeds))
-        self.sampling.copy_(torch.tensor(sampling, dtype=torch.float64, device="cpu"))
-        self.eos.copy_(integers([*eos] + [-1] * (MAX_EOS - len(eos))))
+        packed = [
+            [row, len(prompt), limit, seed, *ends, *_first_report(len(prompt)), *prompt]
+            + [0] * (width - len(prompt))
+            for row, prompt, limit, seed in zip(
+                rows or range(len(prompts)), prompts, limits, seeds, strict=True
+            )
+        ]
+        # One copy to the device for all of it: others are being written meanwhile.
+        sizes = [1, 1, 1, 1, MAX_EOS, HEAD + WINDOW, width]
+        place, *numbers, last, report, tokens = self._moved(integers(packed)).split(sizes, 1)
+        index = place[:, 0]
+        for kept, column in zip((self.length, self.limit, self.seed), numbers, strict=True):
+            kept.index_copy_(0, index, column[:, 0])
+        self.tokens[:, :width].index_copy_(0, index, tokens)
+        self.eos.index_copy_(0, index, last)
+        self.report.index_copy_(0, index, report)
+        values = torch.tensor([sampling], dtype=torch.float64, device="cpu")
+        self.sampling.index_copy_(0, index, self._moved(values).expand(len(packed), 4))
+        self.done.index_fill_(0, index, False)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return moved(tensor, self.tokens.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +168,6 @@ class Routing:
 
     routed: Tensor  # [B] bool: the row's next token is the LLM's
     llm_cached: Tensor  # [B] int64: leading tokens whose K/V the LLM holds
-    pending: Tensor  # [1] int64: most tokens that a routed row's LLM has yet to read
     threshold: Tensor  # [B] float32
     rate: Tensor  # [B] float32: the share of decisions that a moving threshold is to route
     metrics: Tensor  # [B, QUANTILE_WINDOW] float32: the last metrics, -inf where unseen
@@ -160,7 +179,6 @@ class Routing:
         return cls(
             routed=memory.tensor(rows, dtype=torch.bool),
             llm_cached=memory.tensor(rows),
-            pending=memory.tensor(1),
             threshold=memory.tensor(rows, dtype=f32),
             rate=memory.tensor(rows, dtype=f32),
             metrics=memory.tensor(rows, QUANTILE_WINDOW, dtype=f32),
@@ -171,14 +189,18 @@ class Routing:
         """Views of the first ``rows`` rows."""
         return _first(self, rows)
 
-    def load(self, rows: Rows, threshold: float, rate: float) -> None:
-        """Start a request whose prompts the LLM has read but for their last token."""
-        self.routed.fill_(False)
-        self.llm_cached.copy_(rows.length - 1)
-        self.threshold.fill_(threshold)
-        self.rate.fill_(rate)
-        self.metrics.fill_(float("-inf"))
-        self.decisions.zero_()
+    def load(
+        self, texts: Rows, threshold: float, rate: float, rows: Sequence[int] | None = None
+    ) -> None:
+        """Start the texts of ``rows``, or all; the LLM has read their prompts but for a token."""
+        every = range(len(self.routed)) if rows is None else rows
+        index = moved(integers([*every]), self.routed.device)
+        self.routed.index_fill_(0, index, False)
+        self.llm_cached.index_copy_(0, index, texts.length.index_select(0, index) - 1)
+        self.threshold.index_fill_(0, index, threshold)
+        self.rate.index_fill_(0, index, rate)
+        self.metrics.index_fill_(0, index, float("-inf"))
+        self.decisions.index_fill_(0, index, 0)
 
 
 Part = TypeVar("Part", Rows, Drafts, Routing)
@@ -191,5 +213,18 @@ def _first(part: Part, rows: int) -> Part:
     return replace(part, **views)
 
 
+def _first_report(length: int) -> list[int]:
+    report = [0] * (HEAD + WINDOW)
+    report[LENGTH] = length
+    return report
+
+
 def integers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``; nothing waits for the copy."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridgen.engine.model import Model
-from hybridgen.engine.state import Rows
+from hybridgen.engine.state import Rows, integers, moved
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import LOG_Z, sample
 from hybridgen.kernels.verify import commit
@@ -38,14 +38,21 @@ def embeddable(tokens: Tensor, model: Model, rows: Rows) -> Tensor:
     return tokens.clamp_max(model.vocab_size - 1)
 
 
-def prefill(rows: Rows, model: Model, lengths: Sequence[int]) -> None:
-    """Let ``model`` read the first ``lengths[b]`` tokens of each row."""
-    model.prefill(embeddable(rows.tokens[:, : max(lengths)], model, rows), lengths)
+def prefill(
+    rows: Rows, model: Model, lengths: Sequence[int], places: Sequence[int] | None = None
+) -> None:
+    """Let ``model`` read the first ``lengths[i]`` tokens of row ``places[i]``, or of row i."""
+    if not max(lengths):
+        return
+    tokens = rows.tokens[:, : max(lengths)]
+    if places is not None and [*places] != [*range(len(tokens))]:
+        index = moved(integers(places), tokens.device)
+        tokens = tokens.index_select(0, index)
+    model.prefill(embeddable(tokens, model, rows), lengths, places)
 
 
-def feed(rows: Rows, model: Model, count: int, behind: int | Tensor) -> Tensor:
-    """Read ``count`` tokens of each row, from ``behind`` before its end: logits [B, count, V]."""
-    start = rows.length - behind
+def feed(rows: Rows, model: Model, count: int, start: Tensor) -> Tensor:
+    """Read ``count`` tokens of each row from position ``start`` [B] on: logits [B, count, V]."""
     index = start[:, None]
     if count > 1:
         index = index + torch.arange(count, dtype=torch.int64, device=start.device)
@@ -81,8 +88,7 @@ def append(
         rows.tokens,
         rows.length,
         rows.done,
-        rows.source,
-        rows.broken,
+        rows.report,
         new,
         count,
         source,

@@ -10,10 +10,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from hybridgen.engine.loop import Program, Watcher, run
+from hybridgen.engine.loop import Placed, Program, Text, Watcher, run
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
-from hybridgen.engine.state import Rows
 from hybridgen.engine.steps import prefill
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
@@ -38,10 +37,17 @@ class Strategy(ABC):
 
 
 @dataclass(frozen=True)
-class RowCounts:
-    """Who wrote the tokens of one row."""
+class Written:
+    """What there is to say of a text: its tokens up to a stop string count.
+
+    sources    who wrote each token
+    rounds     each round that gave some: what the program called it, and how many it gave
+    note       the last number that a round left for it
+    """
 
     sources: tuple[int, ...]
+    rounds: tuple[tuple[Any, int], ...]
+    note: int
 
     @property
     def total(self) -> int:
@@ -70,85 +76,102 @@ class RowCounts:
 class RoundStrategy(Strategy):
     """A strategy whose work is a `Program` of rounds over a batch of the pair."""
 
-    def load(self, batch: Batch, request: Request) -> None:
-        """Load what only this strategy keeps, after the rows have been loaded."""
+    def load(self, batch: Batch, request: Request, rows: Sequence[int]) -> None:
+        """Load what only this strategy keeps of the texts that have been put into ``rows``."""
 
     @abstractmethod
     def program(self, batch: Batch, request: Request) -> Program:
-        """The rounds of this request, from `Batch.round`."""
+        """The rounds of this request, all from `Batch.round`: later ones could not be captured."""
 
     @abstractmethod
-    def describe(self, counts: RowCounts, batch: Batch, row: int, request: Request) -> Stats:
+    def describe(self, written: Written, request: Request) -> Stats:
         """The statistics of one row that only this strategy has."""
 
     def run(self, pair: Pair, request: Request, tokenizer: Any) -> GenerationResult:
         """Write the texts of ``request``: a batch result, whatever the prompt."""
+        batch, program = self.prepare(pair, request)
         began = perf_counter()
-        with open_streams(tokenizer, request) as streams:
-            batch = self.start(pair, request)
-            with watchers(streams, request) as watching:
-                run(batch.rows, self.program(batch, request), watching)
-            refuse_broken(batch.rows)
-            texts = [stream.finish() for stream in streams]
-        elapsed = perf_counter() - began
-        tokens = [stream.tokens for stream in streams]
-        rows = [
-            self.row_stats(batch, row, len(tokens[row]), request, elapsed)
-            for row in range(request.rows)
+        texts = [
+            Text(i, prompt, len(prompt) + request.max_new_tokens, request.seed[i])
+            for i, prompt in enumerate(request.prompt_ids)
         ]
+        pair.will_write(batch.width, max(text.limit for text in texts))
+        with open_streams(tokenizer, request) as streams:
+
+            def load(placed: Placed) -> None:
+                self.start(pair, batch, request, placed)
+
+            def ended(text: Text) -> None:
+                streams[text.index].finish()
+
+            with watchers(streams, request) as watching:
+                run(batch, program, texts, load, watching, ended)
+        rows = [
+            self.row_stats(text, len(stream.tokens), request)
+            for text, stream in zip(texts, streams, strict=True)
+        ]
+        stats = fold(rows, self.declaration.statistics)
+        stats["elapsed_time"] = perf_counter() - began
+        tokens, written = [s.tokens for s in streams], [s.text for s in streams]
         return GenerationResult(
-            text=texts,
+            text=written,
             tokens=tokens,
-            stats=fold(rows, self.declaration.statistics),
-            full_text=full_texts(tokenizer, request, texts, tokens),
+            stats=add_rates(stats, self.declaration.statistics),
+            full_text=full_texts(tokenizer, request, written, tokens),
             lines=self.declaration.lines,
         )
 
-    def row_stats(
-        self, batch: Batch, row: int, kept: int, request: Request, elapsed: float
-    ) -> Stats:
+    def prepare(self, pair: Pair, request: Request) -> tuple[Batch, Program]:
+        """The batch and the rounds of such a request, captured where they have not been yet."""
+        batch = pair.batch(pair.width(request.rows))
+        with capturing(pair):
+            program = self.program(batch, request)
+        batch.rows.rest()
+        return batch, program
+
+    def row_stats(self, text: Text, kept: int, request: Request) -> Stats:
         """The statistics of one row; tokens after its stop string do not count."""
-        first = len(request.prompt_ids[row])
-        written = batch.rows.source[row, first : first + kept].tolist()
-        counts = RowCounts(tuple(written))
+        written = Written(tuple(text.sources[:kept]), tuple(text.rounds), text.note)
         return add_rates(
             {
                 "strategy": request.strategy,
-                "total_tokens": counts.total,
-                "slm_tokens": counts.slm,
-                "llm_tokens": counts.llm,
-                "elapsed_time": elapsed,
-                "prompt_tokens": first,
-                "seed": request.seed[row],
-                **self.describe(counts, batch, row, request),
+                "total_tokens": written.total,
+                "slm_tokens": written.slm,
+                "llm_tokens": written.llm,
+                "elapsed_time": text.seconds,
+                "prompt_tokens": len(text.prompt),
+                "seed": text.seed,
+                **self.describe(written, request),
             },
             self.declaration.statistics,
         )
 
-    def start(self, pair: Pair, request: Request) -> Batch:
-        """Load the request into its batch and let the models read the prompts but for one token."""
-        prompts = request.prompt_ids
-        limits = [len(prompt) + request.max_new_tokens for prompt in prompts]
-        pair.will_write(request.rows, max(limits))
-        batch = pair.batch(request.rows)
-        batch.rows.load(prompts, limits, request.seed, request.sampling, request.end_ids)
-        self.load(batch, request)
+    def start(self, pair: Pair, batch: Batch, request: Request, placed: Placed) -> None:
+        """Put texts into rows, and let the models read their prompts but for one token."""
+        rows, texts = [row for row, _ in placed], [text for _, text in placed]
+        prompts = [text.prompt for text in texts]
+        limits, seeds = [text.limit for text in texts], [text.seed for text in texts]
+        batch.rows.load(prompts, limits, seeds, request.sampling, request.end_ids, rows)
+        self.load(batch, request, rows)
         lengths = [len(prompt) - 1 for prompt in prompts]
         for model, reads in ((pair.slm, self.reads_slm), (pair.llm, self.reads_llm)):
             if reads:
-                prefill(batch.rows, model, lengths)
-        return batch
+                prefill(batch.rows, model, lengths, rows)
 
 
-def refuse_broken(rows: Rows) -> None:
-    """Raise ValueError, naming the rows, where a model computed NaN."""
-    if not bool(rows.broken.any()):
+@contextmanager
+def capturing(pair: Pair) -> Iterator[None]:
+    """Count the rounds that are compiled and captured meanwhile, on a terminal."""
+    if pair.graphs is None or not sys.stderr.isatty():
+        yield
         return
-    broken = rows.broken.nonzero()[:, 0].tolist()
-    raise ValueError(
-        f"a model computed NaN or infinite logits in row(s) {broken} of the prompt, after "
-        f"{[int(rows.length[row]) for row in broken]} tokens: check its weights and dtype"
-    )
+    before = pair.graphs.captured
+    with tqdm(desc="compiling and capturing", unit=" rounds", leave=False) as bar:
+        pair.graphs.captured = bar.update
+        try:
+            yield
+        finally:
+            pair.graphs.captured = before
 
 
 @contextmanager
@@ -158,16 +181,16 @@ def watchers(streams: Sequence[TextStream], request: Request) -> Iterator[list[W
     The bar is shown on a terminal where no text is streamed.
     """
 
-    def text(rows: Rows, row: int, first: int, last: int) -> bool:
-        return streams[row].feed(rows.tokens[row, first:last].tolist()) is not None
+    def show(text: Text, new: Sequence[int]) -> bool:
+        return streams[text.index].feed(new) is not None
 
     if request.stream is not None or not sys.stderr.isatty():
-        yield [text]
+        yield [show]
         return
 
-    def progress(rows: Rows, row: int, first: int, last: int) -> bool:
-        bar.update(last - first)
+    def progress(text: Text, new: Sequence[int]) -> bool:
+        bar.update(len(new))
         return False
 
     with tqdm(total=request.rows * request.max_new_tokens, unit="tok", leave=False) as bar:
-        yield [text, progress]
+        yield [show, progress]

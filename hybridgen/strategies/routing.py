@@ -6,24 +6,28 @@ routing"). After the prompt the LLM reads nothing until it is asked; then it cat
 tokens a forward.
 """
 
+import struct
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from hybridgen.engine.loop import Program
+from hybridgen.engine.loop import Outcome, Program
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import QUANTILE_WINDOW, Routing
 from hybridgen.engine.steps import append, feed, sample_and_append
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import LOG_Z
 from hybridgen.kernels.uncertainty import ALEATORIC, ENTROPY, EVIDENCE, sample_measured
-from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
+from hybridgen.kernels.verify import NOTE, PENDING, SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
-from hybridgen.strategies.base import RoundStrategy, RowCounts
+from hybridgen.strategies.base import RoundStrategy, Written
 from hybridgen.strategies.declarations import THRESHOLDS, Declaration
 
 LOGTOKU_K = 10
 MAX_FEED = 16
+BUCKETS = 1, 2, 4, 8, MAX_FEED  # tokens that the LLM reads in one forward
 
 
 class TokenRouting(RoundStrategy):
@@ -33,28 +37,67 @@ class TokenRouting(RoundStrategy):
         self.declaration = declaration
         self.metric = declaration.name
 
-    def load(self, batch: Batch, request: Request) -> None:
-        given, fraction = request.threshold, request.llm_fraction
-        threshold = THRESHOLDS[self.metric] if given is None else given
+    def load(self, batch: Batch, request: Request, rows: Sequence[int]) -> None:
+        threshold, fraction = self._threshold(request), request.llm_fraction
         rate = 0.0 if fraction is None else route_rate(fraction, request.llm_consecutive_tokens)
-        batch.routing.load(batch.rows, threshold, rate)
+        batch.routing.load(batch.rows, threshold, rate, rows)
+
+    def _threshold(self, request: Request) -> float:
+        return float(THRESHOLDS[self.metric] if request.threshold is None else request.threshold)
 
     def program(self, batch: Batch, request: Request) -> Program:
         writes = request.llm_consecutive_tokens
         moving = request.llm_fraction is not None
-        return Program(
+        return Routed(
             batch.round(slm_round, self.metric, EVIDENCE[request.evidence], moving, writes),
-            batch.routing.pending,
-            lambda pending: llm_rounds(batch, writes, pending),
+            batch,
+            writes,
         )
 
-    def describe(self, counts: RowCounts, batch: Batch, row: int, request: Request) -> Stats:
+    def describe(self, written: Written, request: Request) -> Stats:
+        threshold = self._threshold(request)
+        if request.llm_fraction is not None:
+            (threshold,) = struct.unpack("f", struct.pack("i", written.note))
         return {
-            "decode_steps": counts.total,
+            "decode_steps": written.total,
             # -inf, where every token is routed: no metric is below 0
-            "threshold": max(float(batch.routing.threshold[row]), 0.0),
+            "threshold": max(threshold, 0.0),
             "llm_consecutive_tokens": request.llm_consecutive_tokens,
         }
+
+
+class Routed(Program):
+    """Steps of the SLM, and where one has routed rows, the LLM's rounds before the next.
+
+    It waits for each step's report: running ahead would waste an SLM step a routed token.
+    """
+
+    waits = True
+
+    def __init__(self, step: Callable[[], None], batch: Batch, writes: int) -> None:
+        self.step, self.pending = step, 0
+        self.catch_up = batch.round(catch_up_round, MAX_FEED)
+        self.llm_rounds = {size: batch.round(llm_round, size) for size in BUCKETS}
+        self.writes = writes
+
+    def enqueue(self) -> None:
+        """What the last step asks the LLM for, then a step of the SLM."""
+        if self.pending:
+            self.write(self.pending)
+        self.step()
+
+    def write(self, pending: int) -> None:
+        """The LLM reads the ``pending`` tokens it has not seen and writes ``writes`` tokens."""
+        while pending > MAX_FEED:
+            self.catch_up()
+            pending -= MAX_FEED
+        self.llm_rounds[next(size for size in BUCKETS if size >= pending)]()
+        for _ in range(self.writes - 1):
+            self.llm_rounds[1]()
+
+    def reported(self, outcome: Outcome) -> None:
+        """Whether rows have been routed."""
+        self.pending = outcome.pending
 
 
 def route_rate(llm_fraction: float, writes: int) -> float:
@@ -69,51 +112,60 @@ def slm_round(batch: Batch, metric: str, evidence: int, moving: bool, count: int
     """The SLM reads its last ``count`` tokens; its next one is appended, or the row is routed.
 
     A row is routed when the metric, at temperature 1 whatever the sampling, exceeds its threshold,
-    which first moves to a running quantile if it is ``moving``. ``pending`` then tells how far the
-    LLM has to catch up.
+    which first moves to a running quantile if it is ``moving``. The report tells how far the LLM
+    has to catch up.
     """
     k, column = (0, ENTROPY) if metric == "entropy" else (LOGTOKU_K, ALEATORIC)
     rows, routing = batch.rows, batch.routing
-    logits = feed(rows, batch.slm, count, count)[:, -1]
+    logits = feed(rows, batch.slm, count, rows.length - count)[:, -1]
     token, truncation, measures = sample_measured(
         logits, rows.sampling, rows.seed, rows.length, TARGET, k, evidence
     )
     value = measures[:, column]
     if moving:
-        move_threshold(routing, value)
+        move_threshold(routing, value, rows.done)
     torch.logical_and(value > routing.threshold, rows.done.logical_not(), out=routing.routed)
     count_new, broken = routing.routed.logical_not().long(), truncation[:, LOG_Z].isnan()
     append(rows, token[:, None], count_new, broken, SOURCE_SLM, {"measures": measures})
-    routing.pending.copy_(((rows.length - routing.llm_cached) * routing.routed).max())
-
-
-def llm_rounds(batch: Batch, writes: int, pending: int) -> None:
-    """The LLM reads the ``pending`` tokens it has not seen and writes ``writes`` tokens."""
-    while pending > MAX_FEED:
-        batch.round(catch_up_round, MAX_FEED)()
-        pending -= MAX_FEED
-    bucket = next(size for size in (1, 2, 4, 8, MAX_FEED) if size >= pending)
-    batch.round(llm_round, bucket)()
-    for _ in range(writes - 1):
-        batch.round(llm_round, 1)()
+    rows.report[:, PENDING].copy_((rows.length - routing.llm_cached) * routing.routed)
+    if moving:
+        rows.report[:, NOTE].copy_(routing.threshold.view(torch.int32))
 
 
 def catch_up_round(batch: Batch, count: int) -> None:
-    """The LLM reads ``count`` tokens, from ``pending`` before the end of each row on."""
-    feed(batch.rows, batch.llm, count, batch.routing.pending)
-    batch.routing.pending.sub_(count)
+    """The LLM reads ``count`` of the tokens it has not seen, of each routed row."""
+    rows, routing = batch.rows, batch.routing
+    feed(rows, batch.llm, count, unread(batch))
+    read = (routing.llm_cached + count).minimum(rows.length - 1)
+    routing.llm_cached.copy_(torch.where(routing.routed, read, routing.llm_cached))
 
 
 def llm_round(batch: Batch, count: int) -> None:
-    """The LLM reads the last ``count`` tokens of each row and writes one where it was routed."""
+    """The LLM reads the at most ``count`` tokens it has not seen and writes one, where routed."""
     rows, routing = batch.rows, batch.routing
-    logits = feed(rows, batch.llm, count, count)[:, -1]
-    sample_and_append(rows, logits, routing.routed, SOURCE_LLM)
+    start = unread(batch)
+    logits = feed(rows, batch.llm, count, start)
+    last = (rows.length - 1 - start).clamp(0, count - 1)
+    after_last = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[2]))[:, 0]
+    sample_and_append(rows, after_last, routing.routed, SOURCE_LLM)
     routing.llm_cached.copy_(torch.where(routing.routed, rows.length - 1, routing.llm_cached))
 
 
-def move_threshold(routing: Routing, value: Tensor) -> None:
-    """Set each row's threshold to the (1 - rate) quantile of its last QUANTILE_WINDOW metrics."""
+def unread(batch: Batch) -> Tensor:
+    """Where the LLM is to go on reading each row, [B]: what it has read keeps its bits.
+
+    A row that is not routed is read behind its end, where nothing is kept: so what becomes of it
+    does not depend on the rows beside it.
+    """
+    rows, routing = batch.rows, batch.routing
+    return torch.where(routing.routed, routing.llm_cached, rows.length)
+
+
+def move_threshold(routing: Routing, value: Tensor, done: Tensor) -> None:
+    """Set each row's threshold to the (1 - rate) quantile of its last QUANTILE_WINDOW metrics.
+
+    That of a row that is done stays: it is told in the row's statistics.
+    """
     slot = routing.decisions.remainder(QUANTILE_WINDOW)[:, None]
     routing.metrics.scatter_(1, slot, value[:, None])
     routing.decisions.add_(1)
@@ -121,4 +173,5 @@ def move_threshold(routing: Routing, value: Tensor) -> None:
     rank = (seen * routing.rate + 0.5).long()  # so many of those seen are to be above the threshold
     ordered = routing.metrics.sort(dim=1, descending=True).values
     quantile = ordered.gather(1, rank.clamp_max(QUANTILE_WINDOW - 1)[:, None])[:, 0]
-    routing.threshold.copy_(torch.where(rank < QUANTILE_WINDOW, quantile, -torch.inf))
+    moved = torch.where(rank < QUANTILE_WINDOW, quantile, -torch.inf)
+    routing.threshold.copy_(torch.where(done, routing.threshold, moved))

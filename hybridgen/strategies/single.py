@@ -1,12 +1,12 @@
 """The baselines: one model alone, on the same engine as the strategies."""
 
-from hybridgen.engine.loop import Program
+from hybridgen.engine.loop import Program, Repeat
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.steps import feed, sample_and_append
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
-from hybridgen.strategies.base import RoundStrategy, RowCounts
+from hybridgen.strategies.base import RoundStrategy, Written
 from hybridgen.strategies.declarations import Declaration
 
 
@@ -18,14 +18,15 @@ class Single(RoundStrategy):
         self.reads_slm, self.reads_llm = declaration.name == "slm", declaration.name == "llm"
 
     def program(self, batch: Batch, request: Request) -> Program:
-        return Program(batch.round(single_round, SOURCE_LLM if self.reads_llm else SOURCE_SLM))
+        return Repeat(batch.round(single_round, SOURCE_LLM if self.reads_llm else SOURCE_SLM))
 
-    def describe(self, counts: RowCounts, batch: Batch, row: int, request: Request) -> Stats:
-        return {"decode_steps": counts.total}
+    def describe(self, written: Written, request: Request) -> Stats:
+        return {"decode_steps": written.total}
 
 
 def single_round(batch: Batch, source: int) -> None:
     """One token a row, by the model that ``source`` names."""
     rows = batch.rows
-    logits = feed(rows, batch.llm if source == SOURCE_LLM else batch.slm, 1, 1)[:, -1]
+    model = batch.llm if source == SOURCE_LLM else batch.slm
+    logits = feed(rows, model, 1, rows.length - 1)[:, -1]
     sample_and_append(rows, logits, rows.done.logical_not(), source)

@@ -6,13 +6,13 @@ communication and drafter-invariant speculative decoding") for ``verification="c
 greedy decoding is the temperature 0 case.
 """
 
-from hybridgen.engine.loop import Program
+from hybridgen.engine.loop import Program, Repeat
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.steps import append, read
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
-from hybridgen.strategies.base import RoundStrategy, RowCounts
+from hybridgen.strategies.base import RoundStrategy, Written
 from hybridgen.strategies.declarations import SPECULATIVE, Declaration
 from hybridgen.strategies.drafts import Proposer, SlmDrafts, verify
 
@@ -33,13 +33,13 @@ class Speculative(RoundStrategy):
 
     def program(self, batch: Batch, request: Request) -> Program:
         with_q = self._verification(request) == "rejection" and not request.sampling.greedy
-        return Program(batch.round(speculative_round, self.proposer, request.num_drafts, with_q))
+        return Repeat(batch.round(speculative_round, self.proposer, request.num_drafts, with_q))
 
     def _verification(self, request: Request) -> str:
         return str(request.verification) if self.proposer.draws else "coupled"
 
-    def describe(self, counts: RowCounts, batch: Batch, row: int, request: Request) -> Stats:
-        rounds = counts.accepted_runs()
+    def describe(self, written: Written, request: Request) -> Stats:
+        rounds = written.accepted_runs()
         drafted = request.num_drafts * len(rounds)
         return {
             "decode_steps": len(rounds),

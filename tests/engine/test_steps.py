@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_model
+from table_decoder import write
 from torch import Tensor
 
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.loop import Program, run
+from hybridgen.engine.loop import Repeat
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.steps import append, feed, read
 from hybridgen.kernels.uncertainty import ENTROPY, MEASURES, PROBS, entropy
-from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
+from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies.routing import slm_round
-from hybridgen.strategies.single import single_round
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = [[5, 6, 7], [8, 9]]
@@ -68,12 +68,14 @@ def test_a_round_calls_a_model_in_one_place_and_commits_in_one() -> None:
     assert calls_of("commit") == [("steps", "commit")]
 
 
-def test_feed_reads_from_behind_the_end_and_takes_a_tensor_for_it() -> None:
+def test_feed_reads_each_row_from_a_place_of_its_own() -> None:
     made = pair()
     batch = start(made)
-    expected = feed(batch.rows, made.llm, 2, 2)
-    assert torch.equal(feed(batch.rows, made.llm, 2, torch.tensor([2])), expected)
-    assert torch.equal(feed(batch.rows, made.llm, 1, 1)[:, 0], expected[:, 1])
+    length, tokens = batch.rows.length, batch.rows.tokens
+    found = feed(batch.rows, made.llm, 2, length - 2)
+    fed = torch.stack([tokens[0, 1:3], tokens[1, 0:2]])
+    assert torch.equal(found, made.llm(fed, torch.tensor([1, 0])))
+    assert torch.equal(feed(batch.rows, made.llm, 1, length - 1)[:, 0], found[:, 1])
 
 
 def kept_by(batch: Batch, shape: tuple[int, ...], new: Tensor, **measured: Tensor) -> Tensor:
@@ -123,22 +125,4 @@ def test_a_recorder_sees_the_entropy_of_every_token_and_changes_none() -> None:
 
 
 def run_slm_alone(batch: Batch) -> None:
-
-    run(batch.rows, Program(batch.round(slm_round, "entropy", PROBS, False, 1)))
-
-
-def test_watchers_are_told_what_is_new_and_may_end_a_row() -> None:
-
-    batch = start(pair())
-    told: list[tuple[int, int, int]] = []
-
-    def watch(rows: object, row: int, first: int, last: int) -> bool:
-        assert rows is batch.rows
-        told.append((row, first, last))
-        return row == 0 and last == 5
-
-    run(batch.rows, Program(batch.round(single_round, SOURCE_SLM)), [watch, lambda *_: False])
-    assert [(first, last) for row, first, last in told if row == 0] == [(3, 4), (4, 5)]
-    assert [(first, last) for row, first, last in told if row == 1] == [
-        (i, i + 1) for i in range(2, 22)
-    ]
+    write(batch, Repeat(batch.round(slm_round, "entropy", PROBS, False, 1)))

@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_PROMPT, SOURCE_SLM, commit
+from hybridgen.kernels.verify import (
+    BROKEN,
+    DONE,
+    FLAGS,
+    HEAD,
+    LENGTH,
+    NOTE,
+    PENDING,
+    SOURCE_LLM,
+    SOURCE_SLM,
+    WINDOW,
+    WRITER,
+    commit,
+)
 
 EOS, OTHER_EOS = 2, 3
 WIDTH = 30
@@ -20,8 +33,7 @@ class Written(NamedTuple):
     tokens: Tensor
     length: Tensor
     done: Tensor
-    source: Tensor
-    broken: Tensor
+    report: Tensor
 
     def copy(self) -> "Written":
         return Written(*(field.clone() for field in self))
@@ -42,13 +54,10 @@ def state(rows: int = 1, length: int = 10) -> Written:
     """Rows with `length` tokens 9 of the prompt and, beyond them, a filling of 7 to be kept."""
     tokens = torch.full((rows, WIDTH), 7)
     tokens[:, :length] = 9
-    return Written(
-        tokens,
-        torch.full((rows,), length),
-        torch.zeros(rows, dtype=torch.bool),
-        torch.zeros(rows, WIDTH, dtype=torch.int8),
-        torch.zeros(rows, dtype=torch.bool),
-    )
+    report = torch.full((rows, HEAD + WINDOW), -7)
+    report[:, LENGTH], report[:, FLAGS] = length, 0
+    done = torch.zeros(rows, dtype=torch.bool)
+    return Written(tokens, torch.full((rows,), length), done, report)
 
 
 def block(
@@ -79,7 +88,8 @@ def oracle(before: Written, given: Block) -> Written:
         if before.done[b]:
             continue
         if given.broken[b]:
-            after.broken[b] = after.done[b] = True
+            after.done[b] = True
+            after.report[b, FLAGS] |= DONE | BROKEN
             continue
         for i in range(int(given.count[b])):
             if after.done[b] or after.length[b] >= given.limit[b]:
@@ -87,12 +97,14 @@ def oracle(before: Written, given: Block) -> Written:
             token = int(given.new_tokens[b, i])
             source = given.writer if i == given.count[b] - 1 else SOURCE_SLM
             after.tokens[b, after.length[b]] = token
-            after.source[b, after.length[b]] = source
+            after.report[b, HEAD + after.length[b] % WINDOW] = token + source * WRITER
             after.length[b] += 1
             if token in given.eos[b].tolist():
                 after.done[b] = True
         if after.length[b] >= given.limit[b]:
             after.done[b] = True
+        after.report[b, LENGTH] = after.length[b]
+        after.report[b, FLAGS] = DONE * int(after.done[b])
     return after
 
 
@@ -104,9 +116,10 @@ def assert_equal(actual: Written, expected: Written) -> None:
 def test_appends_the_accepted_drafts_and_the_token_after_them() -> None:
     after = committed(state(), block([11, 12, 13, 99, 99], count=[3]))
     assert after.tokens[0, 9:15].tolist() == [9, 11, 12, 13, 7, 7]
-    assert after.source[0, 9:15].tolist() == [
-        SOURCE_PROMPT, SOURCE_SLM, SOURCE_SLM, SOURCE_LLM, SOURCE_PROMPT, SOURCE_PROMPT,
-    ]  # fmt: skip
+    writers = [SOURCE_SLM, SOURCE_SLM, SOURCE_LLM]
+    told = [token + writer * WRITER for token, writer in zip([11, 12, 13], writers, strict=True)]
+    assert after.report[0, HEAD + 9 : HEAD + 15].tolist() == [-7, *told, -7, -7]
+    assert after.report[0, :HEAD].tolist() == [13, 0, -7, -7]
     assert after.length.tolist() == [13] and after.done.tolist() == [False]
 
 
@@ -159,8 +172,21 @@ def test_nothing_of_a_done_row_changes(broken: bool) -> None:
 def test_a_broken_row_is_flagged_and_ended_and_keeps_what_it_had() -> None:
     before = state()
     after = committed(before, block([11, 12, 13], broken=True))
-    assert after.broken.tolist() == [True] and after.done.tolist() == [True]
-    assert_equal(after._replace(broken=before.broken, done=before.done), before)
+    assert after.done.tolist() == [True] and after.report[0, FLAGS] == DONE | BROKEN
+    after.report[0, FLAGS] = before.report[0, FLAGS]
+    assert_equal(after._replace(done=before.done), before)
+
+
+def test_the_place_of_a_token_in_the_report_comes_round_again() -> None:
+    """Whoever has read a report sees what came since, whatever the length."""
+    written = state(length=2)._replace(tokens=torch.zeros(1, 200, dtype=torch.int64))
+    for first in range(2, 180, 6):
+        new = [100 + place for place in range(first, first + 6)]
+        commit(*written, *block(new, limit=200))
+        told = [int(written.report[0, HEAD + p % WINDOW]) for p in range(first, first + 6)]
+        assert [word % WRITER for word in told] == new
+        assert [word // WRITER for word in told] == 5 * [SOURCE_SLM] + [SOURCE_LLM]
+    assert written.report[0, [PENDING, NOTE]].tolist() == [-7, -7]  # they are the round's own
 
 
 def test_writes_in_place_and_nothing_else() -> None:

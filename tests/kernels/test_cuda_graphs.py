@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.uncertainty import PROBS
-from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.kernels.verify import HEAD, SOURCE_LLM, WINDOW
 
 Call = Callable[[], Any]
 Capture = Callable[[Call], Call]
@@ -76,8 +76,7 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
             integers(0, VOCAB, ROWS, 48),
             draws[1],
             torch.tensor([False, seed == 0]),
-            torch.zeros(ROWS, 48, dtype=torch.int8),
-            torch.zeros(ROWS, dtype=torch.bool),
+            integers(0, 9, ROWS, HEAD + WINDOW),
             integers(0, 4, ROWS, DRAFTS + 1),
             integers(1, DRAFTS + 2, ROWS),
             SOURCE_LLM,

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hybridgen.kernels import sampling, uncertainty, verify
 
-WRITTEN = {"commit": ["tokens", "length", "done", "source", "broken_flag"]}
+WRITTEN = {"commit": ["tokens", "length", "done", "report"]}
 
 
 def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, tuple[Any, tuple]]:
@@ -34,8 +34,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         torch.zeros(rows, 40, dtype=torch.int64),
         length.clone(),
         torch.zeros(rows, dtype=torch.bool),
-        torch.zeros(rows, 40, dtype=torch.int8),
-        torch.zeros(rows, dtype=torch.bool),
+        torch.zeros(rows, verify.HEAD + verify.WINDOW, dtype=torch.int64),
     )
     block = (
         torch.ones(rows, drafts + 1, dtype=torch.int64),

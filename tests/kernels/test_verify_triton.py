@@ -18,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hybridgen.kernels.philox import DRAFT
 from hybridgen.kernels.sampling import LOG_Z, sample
 from hybridgen.kernels.verify import (
+    HEAD,
     SOURCE_LLM,
     SOURCE_SLM,
+    WINDOW,
     commit,
     verify_coupled,
     verify_rejection,
@@ -325,13 +327,12 @@ def test_commits_as_the_reference_does(
         values = data.draw(st.lists(st.integers(low, high), min_size=size, max_size=size))
         return torch.tensor(values).reshape(shape)
 
-    length = integers(0, 12, batch)
+    length = integers(24, 36, batch)  # the report's places wrap at 32
     state = (
-        integers(0, 5, batch, 20),
+        integers(0, 5, batch, 44),
         length,
         integers(0, 1, batch).bool(),
-        integers(0, 2, batch, 20).to(torch.int8),
-        integers(0, 1, batch).bool(),
+        integers(0, 3, batch, HEAD + WINDOW),
     )
     read = (
         integers(0, 5, batch, width + 1)[:, 1:],

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from hybridgen.engine.cache import CacheLayout
-from hybridgen.engine.loop import Program, run
+from hybridgen.engine.loop import Program, Text, Watcher, run
 from hybridgen.engine.model import Model
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
@@ -74,6 +74,18 @@ def loaded(
     return batch
 
 
+def write(batch: Batch, program: Program, watchers: Sequence[Watcher] = ()) -> list[Text]:
+    """Run ``program`` until all rows, which have been loaded, are done."""
+    rows = batch.rows
+    loaded = zip(rows.length.tolist(), rows.limit.tolist(), rows.seed.tolist(), strict=True)
+    texts = [
+        Text(row, rows.tokens[row, :length].tolist(), limit, seed)
+        for row, (length, limit, seed) in enumerate(loaded)
+    ]
+    run(batch, program, texts, lambda placed: None, watchers)
+    return texts
+
+
 def random_table(vocab: int, seed: int, like: Tensor | None = None, noise: float = 1.0) -> Tensor:
     """Logits of spread 1.5, or those of ``like`` disturbed, as a draft's are."""
     generator = torch.Generator().manual_seed(seed)
@@ -122,7 +134,7 @@ def sample_law(
     batch: Batch, program: Program, prompt: list[int], depth: int, vocab: int
 ) -> np.ndarray:
     """How often each continuation was written, over the rows of a loaded batch."""
-    run(batch.rows, program)
+    write(batch, program)
     new = batch.rows.tokens[:, len(prompt) : len(prompt) + depth]
     index = (new * vocab ** torch.arange(depth - 1, -1, -1)).sum(1)
     return torch.bincount(index, minlength=vocab**depth).numpy()

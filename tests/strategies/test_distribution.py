@@ -18,9 +18,10 @@ from table_decoder import (
     p_value,
     random_table,
     sample_law,
+    write,
 )
 
-from hybridgen.engine.loop import Program, run
+from hybridgen.engine.loop import Program, Repeat
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels import philox
@@ -59,7 +60,7 @@ def start(pair: tuple[TableDecoder, TableDecoder], sampling: tuple, depth: int =
 
 
 def speculation(batch: Batch, num_drafts: int, rejection: bool) -> Program:
-    return Program(batch.round(speculative_round, SlmDrafts(), num_drafts, rejection))
+    return Repeat(batch.round(speculative_round, SlmDrafts(), num_drafts, rejection))
 
 
 def speculative_p_value(
@@ -107,7 +108,7 @@ def test_every_vocabulary_writes_the_llms_law(vocab: int, depth: int) -> None:
 def test_the_llm_alone_writes_its_law(sampling: tuple) -> None:
     pair = decoders(5)
     batch = start(pair, sampling)
-    program = Program(batch.round(single_round, SOURCE_LLM))
+    program = Repeat(batch.round(single_round, SOURCE_LLM))
     observed = sample_law(batch, program, PROMPT, DEPTH, 5)
     assert p_value(observed, enumerate_law(pair[1].table, PROMPT, DEPTH, sampling)) > BOUND
 
@@ -139,7 +140,7 @@ def mixture(batch: Batch, counts: Sequence[int], rejection: bool) -> Program:
         rounds.append(rounds.pop(0))
         rounds[-1]()
 
-    return Program(round_)
+    return Repeat(round_)
 
 
 def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
@@ -149,9 +150,9 @@ def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
         program = (
             mixture(batch, counts, False)
             if counts
-            else Program(batch.round(single_round, SOURCE_LLM))
+            else Repeat(batch.round(single_round, SOURCE_LLM))
         )
-        run(batch.rows, program)
+        write(batch, program)
         texts.append(batch.rows.tokens[:, : len(PROMPT) + 8].clone())
     assert all(torch.equal(text, texts[0]) for text in texts[1:])
 
@@ -198,7 +199,7 @@ def test_a_vocabulary_of_4096_writes_the_llms_law(sampling: tuple, rejection: bo
     for i in range(runs):
         seeds = range(i * rows, (i + 1) * rows)
         batch.rows.load([PROMPT] * rows, [len(PROMPT) + 2] * rows, seeds, sampling, [])
-        run(batch.rows, speculation(batch, 3, rejection))
+        write(batch, speculation(batch, 3, rejection))
         for column in (0, 1):
             new = batch.rows.tokens[:, len(PROMPT) + column].numpy()
             counts[column] += np.bincount(new, minlength=vocab)

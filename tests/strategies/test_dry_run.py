@@ -20,7 +20,7 @@ from hybridgen.kernels.uncertainty import LOGITS, MEASURES, PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.strategies import speculative
 from hybridgen.strategies.drafts import SlmDrafts
-from hybridgen.strategies.routing import catch_up_round, llm_round, llm_rounds, slm_round
+from hybridgen.strategies.routing import Routed, catch_up_round, llm_round, slm_round
 from hybridgen.strategies.single import single_round
 from hybridgen.strategies.speculative import speculative_round
 
@@ -65,7 +65,7 @@ ROUNDS: dict[str, Step] = {
     "entropy, recorded": recorded,
     **{f"catch-up, {n} tokens": called(llm_round, n) for n in (1, 2, 4, 8, 16)},
     "catch-up, first half": called(catch_up_round, 16),
-    "routed block": lambda batch: llm_rounds(batch, 3, 21),
+    "routed block": lambda batch: Routed(lambda: None, batch, 3).write(21),
 }
 
 

@@ -1,21 +1,23 @@
 """State and arena stay where they are, and a round's memory does not grow with the context."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from conftest import random_model
+from table_decoder import write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.loop import Program, run
+from hybridgen.engine.loop import Program, Repeat
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies.drafts import SlmDrafts
-from hybridgen.strategies.routing import llm_rounds, slm_round
+from hybridgen.strategies.routing import Routed, slm_round
 from hybridgen.strategies.single import single_round
 from hybridgen.strategies.speculative import speculative_round
 
@@ -34,14 +36,10 @@ PROGRAMS = ["rejection", "coupled", "llm", "routing"]
 
 def program(batch: Batch, name: str) -> Program:
     if name in ("rejection", "coupled"):
-        return Program(batch.round(speculative_round, PROPOSER, 4, name == "rejection"))
+        return Repeat(batch.round(speculative_round, PROPOSER, 4, name == "rejection"))
     if name == "llm":
-        return Program(batch.round(single_round, SOURCE_LLM))
-    return Program(
-        batch.round(slm_round, "entropy", PROBS, True, 1),
-        batch.routing.pending,
-        lambda pending: llm_rounds(batch, 1, pending),
-    )
+        return Repeat(batch.round(single_round, SOURCE_LLM))
+    return Routed(batch.round(slm_round, "entropy", PROBS, True, 1), batch, 1)
 
 
 def load(pair: Pair, prompt_length: int, new_tokens: int) -> Batch:
@@ -55,6 +53,14 @@ def load(pair: Pair, prompt_length: int, new_tokens: int) -> Batch:
     return batch
 
 
+def rounds(program: Program) -> set[Callable[[], None]]:
+    """What a program may enqueue."""
+    if isinstance(program, Routed):
+        return {program.step, program.catch_up, *program.llm_rounds.values()}
+    assert isinstance(program, Repeat)
+    return {program.round}
+
+
 def addresses(pair: Pair, batch: Batch) -> list[int]:
     """Of all that a round reads or writes from one call to the next."""
     parts = (batch.rows, batch.routing, *(batch.drafts(4, q) for q in (True, False)))
@@ -66,7 +72,7 @@ def addresses(pair: Pair, batch: Batch) -> list[int]:
 def test_addresses_do_not_change(pair: Pair, name: str) -> None:
     batch = load(pair, 10, 30)
     before = addresses(pair, batch)
-    run(batch.rows, program(batch, name))
+    write(batch, program(batch, name))
     assert bool(batch.rows.done.all())
     again = load(pair, 20, 5)
     assert again is batch
@@ -76,8 +82,8 @@ def test_addresses_do_not_change(pair: Pair, name: str) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_round_of_one_name_is_one_round(pair: Pair, name: str) -> None:
     batch = pair.batch(2)
-    assert program(batch, name).round is program(batch, name).round
-    assert program(batch, name).round is not program(pair.batch(1), name).round
+    assert rounds(program(batch, name)) == rounds(program(batch, name))
+    assert not rounds(program(batch, name)) & rounds(program(pair.batch(1), name))
 
 
 def test_other_static_arguments_are_another_round(pair: Pair) -> None:
@@ -118,7 +124,7 @@ def test_a_round_allocates_the_same_late_and_early(pair: Pair, name: str) -> Non
     for prompt_length in (10, 10, 200):
         batch = load(pair, prompt_length, 30)
         with Allocations() as allocations:
-            program(batch, name).round()
+            program(batch, name).enqueue()
         recorded.append(allocations.sizes)
     assert recorded[1] == recorded[2]
     assert recorded[1]

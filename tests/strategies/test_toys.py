@@ -14,7 +14,7 @@ from toy_strategy import Relay, relay_round
 from hybridgen import HybridGenerator
 from hybridgen.cli import build_parser, main
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.loop import Program
+from hybridgen.engine.loop import Repeat
 from hybridgen.result import GenerationResult
 from hybridgen.strategies.declarations import BUILT_IN
 from hybridgen.strategies.speculative import speculative_round
@@ -144,7 +144,7 @@ def test_the_law_is_the_llms_whoever_drafts() -> None:
     prompt, depth, sampling = [1, 0, 1], 3, (0.9, 0, 0.9, 0.0)
     tables = random_table(5, seed=1), random_table(5, seed=0)
     batch = loaded(*map(TableDecoder, tables), [prompt] * 20_000, depth, sampling)
-    program = Program(batch.round(speculative_round, Lookup(), 3, False))
+    program = Repeat(batch.round(speculative_round, Lookup(), 3, False))
     observed = sample_law(batch, program, prompt, depth, 5)
     assert p_value(observed, enumerate_law(tables[1], prompt, depth, sampling)) > 1e-4
 
