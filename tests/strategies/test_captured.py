@@ -4,7 +4,8 @@ As on a GPU, but for the device: rounds are recorded once and replayed (`fake_gr
 arrive late. Prompts change between replays, in number, length, seed and sampling.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from fake_graph import FakeGraphs, ReadBack, as_on_a_gpu
 
 from hybridgen import HybridGenerator
 from hybridgen.engine.rounds import Batch
-from hybridgen.kernels.registry import Op
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies.single import single_round
 
@@ -179,8 +179,6 @@ def frozen(batch: Batch, _: str) -> None:
 
 
 def replaced(batch: Batch, seed: torch.Tensor) -> Batch:
-    from dataclasses import replace
-
     return replace(batch, rows=replace(batch.rows, seed=seed), _rounds={})
 
 
@@ -202,17 +200,3 @@ def test_what_the_host_holds_at_capture_is_stale_in_a_replay(
                 texts.append(batch.rows.tokens[0, 3:11].tolist())
     assert texts[0] == texts[1] != texts[3]
     assert texts[2] != texts[3]
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Every op takes its Triton launcher, interpreted; the names of those that ran."""
-    ran: set[str] = set()
-
-    def launch(op: Op, *arguments: Any) -> Any:
-        ran.add(op.name)
-        return op.launcher()(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Op, "__call__", launch)
-        yield ran

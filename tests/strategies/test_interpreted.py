@@ -1,4 +1,7 @@
-"""Whole strategies on the Triton kernels, interpreted: the text is that of the CPU's own ops."""
+"""Whole strategies on the Triton kernels, interpreted: the text is that of the CPU's own ops.
+
+Eagerly, and as on a GPU: captured, replayed and one round ahead (see `fake_graph`).
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_model
+from fake_graph import as_on_a_gpu
 from transformers import PreTrainedTokenizerFast
 
 from hybridgen import HybridGenerator
@@ -15,13 +19,17 @@ SAMPLED = {"temperature": 0.8, "top_k": 30, "top_p": 0.95, "seed": 5}
 QUIET = {"max_new_tokens": 3, "num_drafts": 2, "print_stats": False}
 
 
-@pytest.fixture(scope="module")
-def generator(tiny_tokenizer: PreTrainedTokenizerFast) -> HybridGenerator:
+def made(tiny_tokenizer: PreTrainedTokenizerFast, rows: int = 2) -> HybridGenerator:
     # Loaded models keep plain weights, which Triton can read.
     size = len(tiny_tokenizer)
     models = random_model(size, 1, 32, seed=1), random_model(size, 2, 64, seed=2)
-    options = {"device": "cpu", "dtype": torch.float32, "max_seq_len": 256, "max_batch_size": 2}
+    options = {"device": "cpu", "dtype": torch.float32, "max_seq_len": 256, "max_batch_size": rows}
     return HybridGenerator(*models, tokenizer=tiny_tokenizer, **options)
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_tokenizer: PreTrainedTokenizerFast) -> HybridGenerator:
+    return made(tiny_tokenizer)
 
 
 @pytest.fixture
@@ -65,3 +73,23 @@ def test_coupled_text_is_the_llms_own(generator: HybridGenerator, launched: set[
     alone = generator.generate("def area", strategy="llm", **SAMPLED, **QUIET)
     assert generator.generate("def area", **coupled).tokens == alone.tokens
     assert launched == FORWARD | {"sample", "verify_coupled", "commit"}
+
+
+@pytest.mark.parametrize("name", ["rejection", "uncertainty"])
+def test_replays_write_it_too(
+    generator: HybridGenerator,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    launched: set[str],
+) -> None:
+    """Two prompts in one row: what the first captured writes the second too."""
+    request, ops = REQUESTS[name]
+    prompts, captured = ["def area", "x"], made(tiny_tokenizer, rows=1)
+    short = {**QUIET, "max_new_tokens": 2}
+    graphs = as_on_a_gpu(captured.pair)
+    result = captured.generate(prompts, **request, **short)
+    assert graphs.replays > 3
+    assert launched == FORWARD | ops | {"commit"}
+    monkeypatch.undo()
+    assert generator.generate(prompts, **request, **short).tokens == result.tokens
