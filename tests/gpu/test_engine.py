@@ -1,7 +1,8 @@
 """The engine on a card: captured rounds write what eager ones do, wait for nothing, grow nothing.
 
-Every test runs without a card too, as far as it goes: there rounds are captured by a stand-in
-(`fake_graph`), which shows that the test itself holds. What only a device can show is marked.
+Every test runs without a card too, as far as it goes, on a tiny pair: there rounds are captured by
+a stand-in (`fake_graph`), which shows that the test itself holds. What only a device can show is
+marked.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import random_model, train_tokenizer
 from fake_graph import as_on_a_gpu
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -45,18 +46,22 @@ def place(request: pytest.FixtureRequest) -> str:
 
 
 def made(place: str, *models: Any, **options: Any) -> HybridGenerator:
-    """A generator whose rounds are captured, on a card or by the stand-in."""
-    device = "cuda" if place == "cuda" else "cpu"
-    generator = HybridGenerator(*models, device=device, **{"max_batch_size": 4, **options})
-    if place != "cuda":
-        as_on_a_gpu(generator.pair)
+    """The embedded pair, or ``models``, on a card; for the stand-in a tiny pair of float32."""
+    if place == "cuda":
+        return HybridGenerator(*models, device="cuda", max_batch_size=4, max_seq_len=512, **options)
+    tokenizer = train_tokenizer()
+    size = len(tokenizer)
+    pair = random_model(size, 1, 32, seed=1), random_model(size, 2, 64, seed=2)
+    generator = HybridGenerator(
+        *pair, tokenizer=tokenizer, device="cpu", max_batch_size=4, max_seq_len=256
+    )
+    as_on_a_gpu(generator.pair)
     return generator
 
 
 @pytest.fixture(scope="module")
 def embedded(place: str) -> HybridGenerator:
-    """The embedded pair, in the dtype that is the device's default."""
-    return made(place, max_seq_len=512)
+    return made(place)
 
 
 def shaped(size: int, hidden: int, inner: int, heads: int, seed: int) -> Qwen3ForCausalLM:
@@ -76,20 +81,16 @@ def shaped(size: int, hidden: int, inner: int, heads: int, seed: int) -> Qwen3Fo
     return Qwen3ForCausalLM(config).eval()
 
 
-@pytest.fixture(scope="module", params=["embedded", "shapes"])
+@pytest.fixture(scope="module", params=["embedded", pytest.param("shapes", marks=needs_card)])
 def generator(
     place: str, request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> HybridGenerator:
-    """The embedded pair; and layers as of Qwen3-1.7B and Qwen3-8B, small ones for the stand-in."""
-    if request.param == "embedded":
-        return made(place, max_seq_len=512)
+    """The embedded pair; and layers as of Qwen3-1.7B and Qwen3-8B."""
+    if request.param == "embedded" or place != "cuda":
+        return made(place)
     size = len(tiny_tokenizer)
-    if place != "cuda":
-        pair = random_model(size, 1, 32, seed=1), random_model(size, 2, 64, seed=2)
-        return made(place, *pair, tokenizer=tiny_tokenizer, dtype=torch.float32, max_seq_len=256)
     pair = shaped(size, 2048, 6144, 16, 1), shaped(size, 4096, 12288, 32, 2)
-    options = {"tokenizer": tiny_tokenizer, "dtype": torch.bfloat16, "max_seq_len": 512}
-    return made(place, *pair, **options)
+    return made(place, *pair, tokenizer=tiny_tokenizer, dtype=torch.bfloat16)
 
 
 def write(generator: HybridGenerator, prompt: Any, **options: Any) -> Any:
@@ -153,7 +154,7 @@ def test_a_refilled_row_equals_a_fresh_one(embedded: HybridGenerator, name: str)
 
 
 def test_two_generators_take_turns(place: str, embedded: HybridGenerator) -> None:
-    other = made(place, max_seq_len=256)
+    other = made(place)
     for name in ("coupled", "entropy"):
         texts = [
             write(generator, PROMPTS[:2], **STRATEGIES[name]).tokens
@@ -180,7 +181,7 @@ def without_waiting(run: Callable[..., None]) -> Callable[..., None]:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_nothing_in_the_loop_waits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads, prompts, rounds and reports; only the report's event is waited for."""
-    generator = made("cuda", max_seq_len=512)
+    generator = made("cuda")
     write(generator, PROMPTS, **STRATEGIES[name])
     monkeypatch.setattr(base, "run", without_waiting(loop.run))
     write(generator, PROMPTS, **STRATEGIES[name])
@@ -188,7 +189,7 @@ def test_nothing_in_the_loop_waits(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 @needs_card
 def test_memory_does_not_grow_in_10_000_tokens() -> None:
-    generator = made("cuda", max_seq_len=512)
+    generator = made("cuda")
     options = {"ignore_eos": True, "max_new_tokens": 400}
     for name in ("rejection", "llm", "entropy"):
         write(generator, PROMPTS[:4], **{**STRATEGIES[name], **options})
@@ -206,7 +207,7 @@ def test_replays_use_no_new_launch_of_the_host() -> None:
     """A replayed round is one launch of a graph: the host's own are the copies around it."""
     from torch.profiler import ProfilerActivity, profile
 
-    generator = made("cuda", max_seq_len=512)
+    generator = made("cuda")
     options = {**STRATEGIES["llm"], "ignore_eos": True, "max_new_tokens": 64}
     write(generator, PROMPTS[0], **options)
     with profile(activities=[ProfilerActivity.CPU]) as seen:

@@ -53,8 +53,8 @@ def every_draft_count(batch: Batch) -> None:
 
 
 ROUNDS: dict[str, Step] = {
-    **{f"rejection, K = {k}": drafting(k, True) for k in (1, 4, 8)},
-    **{f"coupled or greedy, K = {k}": drafting(k, False) for k in (1, 4, 8)},
+    **{f"rejection, K = {k}": drafting(k, True) for k in (1, 4, 8, 15)},
+    **{f"coupled or greedy, K = {k}": drafting(k, False) for k in (1, 4, 8, 15)},
     "K from round to round": every_draft_count,
     "llm alone": called(single_round, SOURCE_LLM),
     "slm alone": called(single_round, SOURCE_SLM),
@@ -76,7 +76,7 @@ def decoders() -> tuple[Decoder, Decoder]:
     return Decoder.from_model(slm), Decoder.from_model(llm)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("name", ROUNDS)
 def test_a_round_never_touches_the_host(
     decoders: tuple[Decoder, Decoder], name: str, rows: int

@@ -70,10 +70,13 @@ def addresses(pair: Pair, batch: Batch) -> list[int]:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_addresses_do_not_change(pair: Pair, name: str) -> None:
-    batch = load(pair, 10, 30)
-    before = addresses(pair, batch)
-    write(batch, program(batch, name))
-    assert bool(batch.rows.done.all())
+    """Over more than 100 rounds, each of which writes at least a token, and from call to call."""
+    batch = load(pair, 10, 220)
+    before, writing = addresses(pair, batch), program(batch, name)
+    for _ in range(4):
+        write(load(pair, 10, 220), writing)
+        assert bool(batch.rows.done.all())
+        assert addresses(pair, batch) == before
     again = load(pair, 20, 5)
     assert again is batch
     assert addresses(pair, again) == before
