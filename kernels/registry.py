@@ -44,6 +44,9 @@ class Op:
             return self.launcher()(first, *rest)
 
 
+OPS: dict[str, Op] = {}
+"""Every op that has been defined, by name."""
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -69,6 +72,6 @@ def define(
     LIBRARY.define(schema)
     LIBRARY.impl(name, reference, "CPU")
     torch.library.register_fake(f"hybridgen::{name}", fake, lib=LIBRARY)
-    op = Op(name, reference, launcher)
+    op = OPS[name] = Op(name, reference, launcher)
     LIBRARY.impl(name, op.launch, "CUDA")
     return op

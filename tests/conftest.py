@@ -39,6 +39,7 @@ if find_spec("triton") is None:  # there is none for this system: no kernel of i
     collect_ignore_glob = [
         "kernels/test_*_triton.py",
         "kernels/test_aot.py",
+        "kernels/test_cost.py",
         "kernels/test_cuda_graphs.py",
         "kernels/test_weights.py",
         "strategies/test_interpreted.py",

@@ -1,0 +1,127 @@
+"""What an op is said to move, counted by hand; what it is said to launch, as it is launched."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from all_ops import OPS
+from on_device import launch
+from test_cuda_graphs import arguments
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from hybridgen.kernels.cost import COSTS, Cost, cost
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+needs_cuda_build = pytest.mark.skipif(
+    torch.version.cuda is None, reason="fake CUDA tensors need a CUDA build of torch (no card)"
+)
+
+
+def test_every_op_has_a_cost() -> None:
+    assert COSTS.keys() == OPS.keys()
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_the_launches_recorded_without_a_device_are_those_made(
+    name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from meter import Launch, Meter
+
+    made = []
+    for kind in (JITFunction, InterpretedFunction):
+
+        def counted(self: Any, *args: Any, run: Any = kind.run, **kwargs: Any) -> Any:
+            made.append(Launch(self.__name__, tuple(kwargs["grid"])))
+            return run(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "run", counted)
+    given = arguments(name, 0)
+    launch(OPS[name], device, *given)
+    monkeypatch.undo()
+    with FakeTensorMode(), torch.inference_mode():
+        fakes = [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+            if isinstance(x, Tensor)
+            else x
+            for x in given
+        ]
+        with Meter(context=0) as meter:
+            OPS[name](*fakes)
+    (call,) = meter.calls
+    assert call.op == name and call.launches == made
+    assert all(one.programs > 0 for one in made)
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def integers(*shape: int) -> Tensor:
+    return meta(*shape, dtype=torch.int64)
+
+
+def cost_of(name: str, *given: Any, context: int = 0) -> Cost:
+    return cost(name, given, OPS[name]._packet(*given), context)
+
+
+def test_products_read_their_weight_once() -> None:
+    rows, depth, columns = 5, 64, 96
+    x, norm, weight, bias = meta(rows, depth), meta(depth), meta(columns, depth), meta(columns)
+    flops = 2 * rows * depth * columns
+    read = 2 * (rows * depth + columns * depth)
+    assert cost_of("linear_residual", x, weight, None, meta(rows, columns)) == Cost(
+        read + 2 * rows * columns, 2 * rows * columns, flops
+    )
+    assert cost_of("norm_linear", x, norm, 1e-6, weight, bias) == Cost(
+        read + 2 * depth + 2 * columns, 2 * rows * columns, flops
+    )
+    assert cost_of("norm_gated_linear", x, norm, 1e-6, weight, None) == Cost(
+        read + 2 * depth, rows * columns, flops
+    )
+
+
+@pytest.mark.parametrize(("window", "before"), [(0, 100), (32, 31), (500, 100)])
+def test_attention_reads_the_keys_that_are_seen(window: int, before: int) -> None:
+    rows, tokens, q_heads, kv_heads, dim = 3, 2, 4, 2, 32
+    count, width = rows * tokens, (q_heads + 2 * kv_heads) * dim
+    cache, angles = meta(2, kv_heads, 8, 512, dim), meta(count, 1, dim, dtype=torch.float32)
+    given = (meta(count, width), cache, integers(rows), angles, angles, None, 1e-6, window, 0.0)
+    key = 2 * 2 * kv_heads * dim
+    found = cost_of("attention", *given, context=100)
+    assert found.read == 2 * count * width + 8 * rows + 8 * count * dim + rows * before * key
+    assert found.written == 2 * count * q_heads * dim + count * key
+    assert found.flops == rows * 4 * q_heads * dim * ((before + 1) + (before + 2))
+
+
+def test_what_is_looked_up_is_not_read_whole() -> None:
+    embedding, rope = meta(1000, 64), meta(2, 512, 1, 32, dtype=torch.float32)
+    x = 2 * 6 * 64 + 2 * 6 * 4 * 32
+    found = cost_of("embed", integers(3, 2), integers(3), embedding, rope)
+    assert found == Cost(8 * 6 + 8 * 3 + x, x)
+    sampling, one = meta(3, 4, dtype=torch.float64), integers(3)
+    truncation = meta(3, 5, 3, dtype=torch.float32)
+    target, draft = meta(3, 6, 1000), meta(3, 5, 900)
+    found = cost_of(
+        "verify_rejection", target, draft, integers(3, 5), truncation, sampling, one, one
+    )
+    small = 8 * 15 + 4 * 45 + 8 * 12 + 8 * 3 + 8 * 3
+    assert found == Cost(2 * 3 * 6 * 1000 + 2 * 3 * (900 + 5) + small, 8 * 18 + 8 * 3 + 3)
+
+
+def test_a_commit_does_not_read_the_text() -> None:
+    flag, one, new = meta(3, dtype=torch.bool), integers(3), integers(3, 5)
+    texts = integers(3, 4096), one, flag, integers(3, 36)
+    found = cost_of("commit", *texts, new, one, 2, flag, one, integers(3, 16))
+    assert found == Cost(8 * (3 * 3 + 15 + 48) + 2 * 3, 8 * (2 * 15 + 3 * 3) + 3)
+
+
+def test_logits_are_read_once() -> None:
+    rows = integers(2), integers(2)
+    found = cost_of("sample", meta(2, 1000), meta(2, 4, dtype=torch.float64), *rows, 1)
+    assert found == Cost(2 * 2000 + 8 * 8 + 2 * 16, 2 * 8 + 4 * 6)
