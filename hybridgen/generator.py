@@ -8,10 +8,11 @@ from typing import Any, TypeVar, cast
 import torch
 
 from hybridgen.checks import check_bool, check_choice, check_int, exact_list, quoted, shown
-from hybridgen.engine.cache import check_room
+from hybridgen.engine.cache import demand
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.loading import NAMES, choose_sources, look
 from hybridgen.engine.pair import SLACK, Pair
+from hybridgen.engine.room import check_room
 from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
@@ -62,9 +63,10 @@ class HybridGenerator:
     ``strategies`` is an ordinary dict from name to `GenerationStrategy`; add your own.
 
     Raises ValueError, naming the argument, for models that cannot be loaded, are not what their
-    config says, cannot roll back their cache, have different tokenizers, or whose cache does not
-    fit in memory; TypeError for arguments of another type. What arguments, configs and the headers
-    of the weights tell is said before any weights are read.
+    config says, cannot roll back their cache, have different tokenizers,
+    or do not fit in memory with their cache; TypeError for arguments of another type. What
+    arguments, configs and the headers of the weights tell is said before any weights are read.
+    Memory that runs out all the same is torch's OutOfMemoryError, which says what took how much.
     """
 
     _told = False  # whether a warning has named what is not applied
@@ -93,8 +95,8 @@ class HybridGenerator:
         )
         self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
         positions = choose_positions(max_seq_len, llm.max_positions)
-        layouts = [model.cache_layout(self.device, chosen_dtype) for model in (slm, llm)]
-        check_room(layouts, rows, positions + SLACK, self.device)
+        footprints = [model.footprint(self.device, chosen_dtype) for model in (slm, llm)]
+        check_room(demand(footprints, rows, positions + SLACK, self.device), rows, positions)
         self.slm = slm.load(self.device, chosen_dtype, batch_invariant=False)
         self.llm = llm.load(self.device, chosen_dtype)
         self.pair = Pair(self.slm, self.llm, rows, positions)

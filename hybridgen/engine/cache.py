@@ -1,16 +1,16 @@
-"""One preallocated key-value arena for the models of a pair.
+"""Preallocated key-value arenas for the models of a pair, one on each device.
 
-The arena is allocated once and never grows, so addresses are fixed (a captured graph may replay
-over it) and no call allocates per token. It keeps no length: a decoder is told where to write.
+They are allocated once and never grow, so addresses are fixed (a captured graph may replay over
+them) and no call allocates per token. They keep no length: a decoder is told where to write.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hybridgen.engine.room import Demand, Needs, check_room, indexed
 from hybridgen.kernels.attention import KEY_CHUNK
 
 ALIGNMENT = 16
@@ -18,12 +18,16 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """What one model keeps per position: a key and a value for each layer and key head."""
+    """What one model keeps per position: a key and a value for each layer and key head.
+
+    device   where it keeps them; None: with the pair's state
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
+    device: torch.device | None = None
 
     def nbytes(self, rows: int, positions: int) -> int:
         """Bytes for ``rows`` sequences of ``positions`` positions."""
@@ -31,14 +35,44 @@ class CacheLayout:
         return numbers * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What one model takes of a device: weights in bytes, cache, and the logits of a row."""
+
+    layout: CacheLayout
+    weights: int = 0
+    logits: int = 0
+
+
+def demand(
+    footprints: Iterable[Footprint],
+    rows: int,
+    positions: int,
+    home: torch.device | str,
+    state: int = 0,
+) -> Demand:
+    """What models of these footprints take of each device, for ``rows`` rows of ``positions``.
+
+    ``state`` bytes are the rounds', on the device ``home``.
+    """
+    home = indexed(torch.device(home))
+    needed = {home: Needs(state=state)}
+    for one in footprints:
+        device = indexed(one.layout.device or home)
+        cache = round_up(one.layout.nbytes(rows, round_up(positions, KEY_CHUNK)), ALIGNMENT)
+        own = Needs(weights=one.weights, cache=cache, scratch=rows * one.logits)
+        needed[device] = needed.get(device, Needs()).plus(own)
+    return needed
+
+
 class Arena:
-    """The zero-filled caches of several models, in one allocation.
+    """The zero-filled caches of several models, in one allocation on each device.
 
     ``caches[i]`` is a view [layers, 2 (key, value), kv_heads, rows, positions, head_dim] for
     ``layouts[i]``. ``positions`` is rounded up to whole chunks of `KEY_CHUNK` keys. ``workspace``,
-    uint8 [workspace bytes], lies beside them.
+    uint8 [workspace bytes], lies beside those on ``device``.
 
-    Raises ValueError, before allocating, when the device has too little free memory.
+    Raises ValueError, before allocating, when a device has too little free memory.
     """
 
     def __init__(
@@ -49,22 +83,28 @@ class Arena:
         device: torch.device | str,
         workspace: int = 0,
     ) -> None:
-        check_room(layouts, rows, positions, device, workspace)
+        home = indexed(torch.device(device))
+        needed = demand(map(Footprint, layouts), rows, positions, home, workspace)
+        check_room(needed, rows, positions)
         self.layouts = tuple(layouts)
         self.rows = rows
         self.positions = round_up(positions, KEY_CHUNK)
-        sizes = [layout.nbytes(rows, self.positions) for layout in self.layouts]
-        offsets = _offsets(sizes)
-        self.nbytes = offsets[-1] + workspace
-        self._storage = torch.zeros(self.nbytes, dtype=torch.uint8, device=device)
-        self.caches = [
-            self._view(layout, offset, size)
-            for layout, offset, size in zip(self.layouts, offsets, sizes, strict=False)
-        ]
-        self.workspace = self._storage[offsets[-1] :]
+        self.nbytes = sum(needs.total for needs in needed.values())
+        self._storages = {
+            place: torch.zeros(needs.total, dtype=torch.uint8, device=place)
+            for place, needs in needed.items()
+        }
+        used = dict.fromkeys(needed, 0)
+        self.caches = []
+        for layout in self.layouts:
+            place = indexed(layout.device or home)
+            self.caches.append(self._view(layout, self._storages[place], used[place]))
+            used[place] = round_up(used[place] + self.caches[-1].nbytes, ALIGNMENT)
+        self.workspace = self._storages[home][used[home] :]
 
-    def _view(self, layout: CacheLayout, offset: int, size: int) -> Tensor:
-        flat = self._storage[offset : offset + size].view(layout.dtype)
+    def _view(self, layout: CacheLayout, storage: Tensor, offset: int) -> Tensor:
+        size = layout.nbytes(self.rows, self.positions)
+        flat = storage[offset : offset + size].view(layout.dtype)
         shape = (layout.layers, 2, layout.kv_heads, self.rows, self.positions, layout.head_dim)
         return flat.view(shape)
 
@@ -79,53 +119,6 @@ class Arena:
             seen = cache[:, :, :, :rows, :positions]
             if not bool(seen[-1].sum(dtype=torch.float32).isfinite()):
                 seen.zero_()
-
-
-def check_room(
-    layouts: Sequence[CacheLayout],
-    rows: int,
-    positions: int,
-    device: torch.device | str,
-    workspace: int = 0,
-) -> None:
-    """Raise ValueError unless ``device`` has memory for the arena of these arguments."""
-    if rows < 1 or positions < 1:
-        raise ValueError(f"the cache needs at least one row and position, not {rows}, {positions}")
-    positions = round_up(positions, KEY_CHUNK)
-    needed = _offsets([layout.nbytes(rows, positions) for layout in layouts])[-1] + workspace
-    available = available_bytes(torch.device(device))
-    if available is not None and needed > available:
-        raise ValueError(
-            f"the key-value cache and state for {rows} rows of {positions} positions need "
-            f"{needed:,} bytes, but {device} has {available:,} available: lower max_batch_size or "
-            "max_seq_len"
-        )
-
-
-def _offsets(sizes: Sequence[int]) -> list[int]:
-    """Where each part begins, aligned, and where the last one ends."""
-    offsets = [0]
-    for size in sizes:
-        offsets.append(round_up(offsets[-1] + size, ALIGNMENT))
-    return offsets
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Free memory of ``device`` in bytes; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
-    if device.type != "cpu":
-        return None
-    try:
-        with open("/proc/meminfo") as lines:
-            sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-        return sizes["MemAvailable"] * 1024
-    except (OSError, KeyError, ValueError, IndexError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -114,6 +114,11 @@ class Decoder:
         )
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(tensor.nbytes for tensor in self.weights.tensors())
+
+    @property
     def max_positions(self) -> int:
         """The longest sequence the model is made for, in tokens."""
         return context(self.config)

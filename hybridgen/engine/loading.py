@@ -8,7 +8,7 @@ checkpoint runs unless the caller says ``trust_remote_code=True``.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -23,11 +23,14 @@ from transformers import (
 
 from hybridgen.checks import shown
 from hybridgen.engine import checkpoint
-from hybridgen.engine.cache import CacheLayout
+from hybridgen.engine.cache import CacheLayout, Footprint
 from hybridgen.engine.decoder import Decoder, cache_layout
 from hybridgen.engine.dtypes import default_dtype
 from hybridgen.engine.families import FAMILIES, Family, check
 from hybridgen.engine.keys import check_headers, check_keys
+from hybridgen.engine.limits import MAX_DRAFTS
+from hybridgen.engine.placement import bytes_to_load, final_device
+from hybridgen.engine.room import Needs, explained, indexed
 from hybridgen.engine.rope import check_rope, context
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
@@ -57,12 +60,14 @@ class Found:
     name       what the caller gave, for messages
     config     the model's, which `families.check` has let through
     dtype      what it is loaded in on a device if the caller names none
+    module     the loaded model, or the checkpoint's on the meta device
     """
 
     argument: str
     name: str
     config: PretrainedConfig
     dtype: Callable[[torch.device], torch.dtype]
+    module: PreTrainedModel
     _build: Callable[[torch.device, torch.dtype], tuple[PreTrainedModel, bool]]
 
     @property
@@ -79,6 +84,16 @@ class Found:
         """What the model will keep per position when it is loaded so."""
         return cache_layout(self.config, device, dtype or self.dtype(device))
 
+    def footprint(self, device: torch.device, dtype: torch.dtype | None = None) -> Footprint:
+        """What the model will take, beyond what it takes now, when it is loaded so."""
+        chosen = dtype or self.dtype(device)
+        place = final_device(self.module, device)
+        return Footprint(
+            replace(self.cache_layout(device, chosen), device=place),
+            bytes_to_load(self.module, device, chosen),
+            (MAX_DRAFTS + 1) * self.config.get_text_config().vocab_size * chosen.itemsize,
+        )
+
     def load(
         self,
         device: torch.device | str,
@@ -87,8 +102,14 @@ class Found:
     ) -> Decoder:
         """The native decoder. Raises ValueError, naming the argument, where that fails."""
         place = torch.device(device)
-        with named(self.argument, self.name):
-            model, is_ours = self._build(place, dtype or self.dtype(place))
+        chosen = dtype or self.dtype(place)
+
+        def needed() -> dict[torch.device, Needs]:
+            final = indexed(final_device(self.module, place))
+            return {final: Needs(weights=bytes_to_load(self.module, place, chosen))}
+
+        with named(self.argument, self.name), explained(needed):
+            model, is_ours = self._build(place, chosen)
             decoder = Decoder.from_model(model, batch_invariant, self.family)
             if not decoder.weights.norm.any():
                 raise ValueError("its final norm is all zeros: every logit would be 0")
@@ -112,7 +133,12 @@ def look(
     with named(argument, model):
         plan = _plan(model, trust_remote_code, _check_native)
         return Found(
-            argument, str(model), plan.config, plan.dtype, lambda *place: (plan.build(*place), True)
+            argument,
+            str(model),
+            plan.config,
+            plan.dtype,
+            plan.blueprint,
+            lambda *place: (plan.build(*place), True),
         )
 
 
@@ -131,7 +157,12 @@ def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
             checkpoint.end_ids(ids, f"{part}: eos_token_id")
         dtype = next(model.parameters()).dtype
     return Found(
-        argument, name, model.config, lambda _: dtype, lambda *place: (_place(model, *place), False)
+        argument,
+        name,
+        model.config,
+        lambda _: dtype,
+        model,
+        lambda *place: (_place(model, *place), False),
     )
 
 
@@ -178,7 +209,7 @@ def named(argument: str, model: Any, part: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, Warning):
+    except (MemoryError, torch.OutOfMemoryError, Warning):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -275,8 +306,7 @@ def _choose_how_to_run(config: PretrainedConfig, raw: dict[str, Any]) -> None:
 def _place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     module: Any = model  # `to` is decorated beyond what its annotation says
     current = next(model.parameters())
-    if device.index is None and current.device.type == device.type:
-        device = current.device
+    device = final_device(model, device)
     if (current.device, current.dtype) != (device, dtype):
         module.to(device=device, dtype=dtype)
     module.eval()

@@ -6,11 +6,12 @@ from threading import RLock
 
 import torch
 
-from hybridgen.engine.cache import Arena
+from hybridgen.engine.cache import Arena, Footprint, demand
 from hybridgen.engine.graphs import Graphs
 from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.model import Model
 from hybridgen.engine.reports import Immediate, Pinned, Reports
+from hybridgen.engine.room import Demand, explained
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
 from hybridgen.kernels.weights import MAX_VOCAB
@@ -28,7 +29,8 @@ class Pair:
     reports       how the host reads what rounds wrote
 
     Both models are bound to the pair's arena, which holds the state of the rounds too. Raises
-    ValueError for a vocabulary that is too wide to sample from.
+    ValueError for a vocabulary that is too wide to sample from; what of a device's memory does not
+    suffice is said by name.
     """
 
     def __init__(self, slm: Model, llm: Model, max_rows: int, positions: int) -> None:
@@ -40,10 +42,12 @@ class Pair:
         self.slm, self.llm = slm, llm
         self.max_rows, self.positions = max_rows, positions
         self.vocab_size = llm.vocab_size
-        layouts = (slm.cache_layout(), llm.cache_layout())
+        layouts = [model.cache_layout() for model in (self.slm, llm)]
         needed = Memory(torch.device("meta"))
         self._allocate(needed)
-        self.arena = Arena(layouts, max_rows, positions + SLACK, llm.device, needed.used)
+        self._state_bytes = needed.used
+        with explained(self.demand):
+            self.arena = Arena(layouts, max_rows, positions + SLACK, llm.device, needed.used)
         for model, cache in zip((slm, llm), self.arena.caches, strict=True):
             model.bind(cache)
         self._state = self._allocate(Memory(llm.device, self.arena.workspace))
@@ -53,6 +57,19 @@ class Pair:
         self._batches: dict[int, Batch] = {}
         self._lock, self._busy = RLock(), False
         self._written = 0, 0  # the rows and positions that the last call may have written
+
+    def demand(self) -> Demand:
+        """What the pair takes of each device, in bytes."""
+        footprints = [
+            Footprint(
+                model.cache_layout(),
+                getattr(model, "nbytes", 0),
+                (MAX_DRAFTS + 1) * model.vocab_size * model.dtype.itemsize,
+            )
+            for model in (self.slm, self.llm)
+        ]
+        rows, positions = self.max_rows, self.positions + SLACK
+        return demand(footprints, rows, positions, self.llm.device, self._state_bytes)
 
     def _allocate(self, memory: Memory) -> tuple[Rows, Drafts, Routing]:
         rows = self.max_rows
@@ -108,7 +125,10 @@ class Pair:
                 )
             try:
                 self._busy = True
-                with nullcontext() if self.graphs is None else self.graphs.ours():
+                with (
+                    explained(self.demand),
+                    nullcontext() if self.graphs is None else self.graphs.ours(),
+                ):
                     self.arena.wipe_if_broken(*self._written)
                     self._written = self.max_rows, self.positions + SLACK
                     yield

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hybridgen.engine.cache import ALIGNMENT, Arena, CacheLayout, available_bytes
+from hybridgen.engine.cache import ALIGNMENT, Arena, CacheLayout
+from hybridgen.engine.room import available_bytes
 
 LLM = CacheLayout(layers=3, kv_heads=2, head_dim=64, dtype=torch.float32)
 SLM = CacheLayout(layers=1, kv_heads=1, head_dim=5, dtype=torch.bfloat16)
