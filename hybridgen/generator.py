@@ -53,7 +53,9 @@ class HybridGenerator:
                                   given: the embedded pair that ships with the package
     tokenizer                     needed only for loaded models that do not tell where they are
                                   from; compared with each model's own where that can be found
-    device                        None: cuda if there is one, else cpu
+    device                        None: cuda if there is one, else cpu; a loaded model that is on a
+                                  card stays there unless a number is given, so that the SLM and
+                                  the LLM may be on two
     dtype                         None: bfloat16 on cuda; on cpu, for each model, what is fastest
     trust_remote_code             run code that a checkpoint brings; off unless you turn it on
     max_batch_size, max_seq_len   what the KV cache is allocated for, once; max_seq_len counts the
@@ -63,7 +65,7 @@ class HybridGenerator:
     ``strategies`` is an ordinary dict from name to `GenerationStrategy`; add your own.
 
     Raises ValueError, naming the argument, for models that cannot be loaded, are not what their
-    config says, cannot roll back their cache, have different tokenizers,
+    config says, are spread over devices, cannot roll back their cache, have different tokenizers,
     or do not fit in memory with their cache; TypeError for arguments of another type. What
     arguments, configs and the headers of the weights tell is said before any weights are read.
     Memory that runs out all the same is torch's OutOfMemoryError, which says what took how much.

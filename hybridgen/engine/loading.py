@@ -29,7 +29,7 @@ from hybridgen.engine.dtypes import default_dtype
 from hybridgen.engine.families import FAMILIES, Family, check
 from hybridgen.engine.keys import check_headers, check_keys
 from hybridgen.engine.limits import MAX_DRAFTS
-from hybridgen.engine.placement import bytes_to_load, final_device
+from hybridgen.engine.placement import bytes_to_load, check_whole, final_device
 from hybridgen.engine.room import Needs, explained, indexed
 from hybridgen.engine.rope import check_rope, context
 from hybridgen.pair import LLM_PATH, SLM_PATH
@@ -147,6 +147,7 @@ def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
     with named(argument, name):
         checkpoint.check_quantization(getattr(model.config, "quantization_config", None))
         _check_native(model.config)
+        check_whole(model)
         if not hasattr(model, "lm_head"):
             raise ValueError(f"{type(model).__name__} is no causal language model: it has no head")
         for parameter_name, parameter in model.named_parameters():

@@ -10,6 +10,7 @@ from hybridgen.engine.cache import Arena, Footprint, demand
 from hybridgen.engine.graphs import Graphs
 from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.model import Model
+from hybridgen.engine.remote import within_reach
 from hybridgen.engine.reports import Immediate, Pinned, Reports
 from hybridgen.engine.room import Demand, explained
 from hybridgen.engine.rounds import Batch
@@ -28,9 +29,9 @@ class Pair:
     graphs        where rounds are captured, on a GPU
     reports       how the host reads what rounds wrote
 
-    Both models are bound to the pair's arena, which holds the state of the rounds too. Raises
-    ValueError for a vocabulary that is too wide to sample from; what of a device's memory does not
-    suffice is said by name.
+    Both models are bound to the pair's arena, which holds the state of the rounds too. That is on
+    the LLM's device; an SLM on another one has its cache there. Raises ValueError for a vocabulary
+    that is too wide to sample from; what of a device's memory does not suffice is said by name.
     """
 
     def __init__(self, slm: Model, llm: Model, max_rows: int, positions: int) -> None:
@@ -39,7 +40,7 @@ class Pair:
                 raise ValueError(
                     f"the {name}'s vocab_size must be at most {MAX_VOCAB}, got {model.vocab_size}"
                 )
-        self.slm, self.llm = slm, llm
+        self.slm, self.llm = within_reach(slm, llm.device), llm
         self.max_rows, self.positions = max_rows, positions
         self.vocab_size = llm.vocab_size
         layouts = [model.cache_layout() for model in (self.slm, llm)]
