@@ -231,6 +231,7 @@ def test_every_watcher_sees_the_last_tokens() -> None:
     script.endless = (0,)
     go(script, watchers=[ends, notes])
     assert seen == [1, 2]
+    assert bool(script.rows.done[0]), "the device writes on for nobody"
 
 
 def test_a_program_hears_of_each_round_and_only_of_living_texts() -> None:
