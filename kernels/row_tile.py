@@ -24,13 +24,14 @@ REFERENCE_ROWS = 8
 SHIFT = 3  # a row's place in the products compared differs by this, modulo the reference's rows
 TRIED = 100_000
 DISTINCT_OUTPUTS = 512
+MOST_TRIED_ROWS = 8192  # of products with a few outputs, such as a router's
 
 
 def row_tile(layers: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
     """Row counts at which a product's rows have the same bits, whatever their number and place.
 
-    layers  the weights [O, H], packed or not, with their biases [O]; one of each kind is tried, on
-            the current number of threads, with values of its own
+    layers  the weights [O, H], packed or not, or transposed views of [H, O], with their biases [O];
+            one of each kind is tried, on the current number of threads, with values of its own
 
     Returns ``(tile, block)``: pad to a multiple of ``tile`` rows and never go beyond ``block``. The
     last resort is (1, 1), a row at a time.
@@ -46,7 +47,11 @@ def row_tile(layers: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
 
 
 def _kind(weight: Tensor, bias: Tensor | None) -> tuple[object, ...]:
-    return weight.shape, weight.dtype, weight.is_mkldnn, bias is not None
+    return weight.shape, weight.dtype, weight.is_mkldnn, _is_transposed(weight), bias is not None
+
+
+def _is_transposed(weight: Tensor) -> bool:
+    return not weight.is_mkldnn and not weight.is_contiguous()
 
 
 class _Trial:
@@ -54,9 +59,11 @@ class _Trial:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         outputs = weight.shape[0]
-        least = max(-(-TRIED // outputs), MAX_ROWS) + REFERENCE_ROWS
+        least = max(min(-(-TRIED // outputs), MOST_TRIED_ROWS), MAX_ROWS) + REFERENCE_ROWS
         rows = -(-least // REFERENCE_ROWS) * REFERENCE_ROWS
         self.x, plain = cancelling(rows, outputs, weight.shape[1], weight.dtype)
+        if _is_transposed(weight):
+            plain = plain.t().contiguous().t()
         self.weight = pack(plain) if weight.is_mkldnn else plain
         self.bias = None if bias is None else torch.zeros_like(bias)
         parts = self.x.split(REFERENCE_ROWS)

@@ -31,6 +31,11 @@ def layer(
     return pack(weight) if packed else weight, bias
 
 
+def transposed(weight: Tensor) -> Tensor:
+    """The same numbers, laid out as [H, O]."""
+    return weight.t().contiguous().t()
+
+
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -54,6 +59,34 @@ def test_rows_have_their_bits_wherever_they_stand(
             first = int(torch.randint(65 - rows, (), generator=generator))
             found = product(x[first : first + rows], weight, bias)
             assert torch.equal(found, expected[first : first + rows]), (rows, tile, block)
+
+
+def test_transposed_weights_and_few_outputs_are_tried_as_they_are() -> None:
+    """GPT-2 keeps weights as [H, O]; a router or a gate has but a few outputs."""
+    shapes = [(768, 256), (256, 256), (8, 256), (1, 256)]
+    weights = [transposed(torch.zeros(shape)) for shape in shapes[:2]]
+    weights += [torch.zeros(shape) for shape in shapes[2:]]
+    tile, block = row_tile([(weight, None) for weight in weights])
+    for shape, kind in zip(shapes, weights, strict=True):
+        x, weight = cancelling(64, *shape, torch.float32)
+        weight = weight if kind.is_contiguous() else transposed(weight)
+        expected = torch.cat([product(part, weight, None) for part in x.split(tile)])
+        for rows in range(tile, block + 1, tile):
+            assert torch.equal(product(x[-rows:], weight, None), expected[-rows:])
+
+
+def test_the_layout_of_a_weight_is_part_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library whose products of transposed weights hold for eight rows alone."""
+    plain = F.linear
+
+    def broken(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        right = plain(x, weight, bias)
+        is_wrong = not weight.is_contiguous() and len(x) != 8
+        return right + torch.rand(()) if is_wrong else right
+
+    monkeypatch.setattr(linear.F, "linear", broken)
+    weight = torch.zeros(576, 1)[:, [0, 0]]
+    assert row_tile([(transposed(weight), None), (weight.contiguous(), None)]) == (8, 8)
 
 
 Wrong = Callable[[Tensor, Tensor], Tensor]
