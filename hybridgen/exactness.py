@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hybridgen.checks import check_int, shown
-from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.model import Model
 from hybridgen.kernels import philox
 from hybridgen.prompts import Prompt
 
@@ -150,7 +150,7 @@ def llm_scores(
     return logits + temperature * noise, tolerance
 
 
-def llm_logits(llm: Decoder, prefix: list[int]) -> tuple[torch.Tensor, float]:
+def llm_logits(llm: Model, prefix: list[int]) -> tuple[torch.Tensor, float]:
     """Logits after ``prefix``, float32 [V], and how far rounding moves one.
 
     A logit is a sum of roundings of relative size eps along a handful of layers; eight eps of the

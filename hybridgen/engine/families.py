@@ -109,22 +109,41 @@ class Weights:
         return found
 
 
+SILU = ("silu", "swish")
 RECURRENT = ("mamba", "rwkv", "recurrent", "xlstm", "jamba", "zamba", "bamba", "lfm2", "next")
+
+
+def is_native(config: PretrainedConfig) -> bool:
+    """Whether the native decoder is the one for such models; others go through transformers."""
+    return config.model_type in FAMILIES and config.hidden_act in SILU
+
+
+def check_can_run(config: PretrainedConfig) -> None:
+    """Raise ValueError for models that need more than keys and values of each position."""
+    kind = config.model_type
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    recurrent = kinds - {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+    if recurrent or any(name in kind for name in RECURRENT):
+        raise ValueError(
+            f"{type(config).__name__} ({kind}) has recurrent or linear-attention layers: their "
+            "state cannot roll back rejected tokens"
+        )
+    if kind in ("bloom", "mpt") or getattr(config, "alibi", False):
+        raise ValueError(
+            f"{kind} adds a bias of the distance (alibi) to its attention, which is not supported"
+        )
 
 
 def refusal(config: PretrainedConfig) -> str | None:
     """Why the native decoder cannot run a model of this config; None when it can."""
     kind = config.model_type
-    kinds = set(getattr(config, "layer_types", None) or ())
-    recurrent = kinds - {"full_attention", "sliding_attention", "chunked_attention", "attention"}
-    if recurrent or any(name in kind for name in RECURRENT):
-        return (
-            f"{type(config).__name__} ({kind}) has recurrent or linear-attention layers: their "
-            "state cannot roll back rejected tokens"
-        )
+    try:
+        check_can_run(config)
+    except ValueError as error:
+        return str(error)
     if kind not in FAMILIES:
         return f"model type {kind!r} has no native decoder"
-    if config.hidden_act not in ("silu", "swish"):
+    if config.hidden_act not in SILU:
         return f"{kind} with hidden_act={shown(config.hidden_act)}: only silu is supported"
     try:
         _check_layers(config, FAMILIES[kind])

@@ -26,12 +26,16 @@ from hybridgen.engine import checkpoint
 from hybridgen.engine.cache import CacheLayout, Footprint
 from hybridgen.engine.decoder import Decoder, cache_layout
 from hybridgen.engine.dtypes import default_dtype
-from hybridgen.engine.families import FAMILIES, Family, check
+from hybridgen.engine.families import FAMILIES, check, check_can_run, is_native
 from hybridgen.engine.keys import check_headers, check_keys
 from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.placement import bytes_to_load, check_whole, final_device
 from hybridgen.engine.room import Needs, explained, indexed
 from hybridgen.engine.rope import check_rope, context
+from hybridgen.engine.transformers_decoder import TransformersDecoder
+from hybridgen.engine.transformers_decoder import cache_layout as foreign_layout
+from hybridgen.engine.transformers_decoder import max_positions as foreign_positions
+from hybridgen.engine.transformers_probe import Facts, probe
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
 NAMES = ("slm_model_id", "llm_model_id")
@@ -58,7 +62,8 @@ class Found:
 
     argument   the name of the caller's argument, for messages ("slm_model_id")
     name       what the caller gave, for messages
-    config     the model's, which `families.check` has let through
+    config     the model's, which has been checked
+    facts      what the probe found; None for a model that the native decoder runs
     dtype      what it is loaded in on a device if the caller names none
     module     the loaded model, or the checkpoint's on the meta device
     """
@@ -66,23 +71,22 @@ class Found:
     argument: str
     name: str
     config: PretrainedConfig
+    facts: Facts | None
     dtype: Callable[[torch.device], torch.dtype]
     module: PreTrainedModel
     _build: Callable[[torch.device, torch.dtype], tuple[PreTrainedModel, bool]]
 
     @property
-    def family(self) -> Family:
-        """What the native decoder must know of the model's type."""
-        return FAMILIES[self.config.model_type]
-
-    @property
     def max_positions(self) -> int:
         """The longest sequence that the model is made for, in tokens."""
-        return context(self.config)
+        return context(self.config) if self.facts is None else foreign_positions(self.config)
 
     def cache_layout(self, device: torch.device, dtype: torch.dtype | None = None) -> CacheLayout:
         """What the model will keep per position when it is loaded so."""
-        return cache_layout(self.config, device, dtype or self.dtype(device))
+        chosen = dtype or self.dtype(device)
+        if self.facts is None:
+            return cache_layout(self.config, device, chosen)
+        return foreign_layout(self.facts, device, chosen)
 
     def footprint(self, device: torch.device, dtype: torch.dtype | None = None) -> Footprint:
         """What the model will take, beyond what it takes now, when it is loaded so."""
@@ -99,8 +103,11 @@ class Found:
         device: torch.device | str,
         dtype: torch.dtype | None = None,
         batch_invariant: bool = True,
-    ) -> Decoder:
-        """The native decoder. Raises ValueError, naming the argument, where that fails."""
+    ) -> Decoder | TransformersDecoder:
+        """The decoder, native where there is one for the model's type.
+
+        Raises ValueError, naming the argument, where that fails.
+        """
         place = torch.device(device)
         chosen = dtype or self.dtype(place)
 
@@ -110,7 +117,10 @@ class Found:
 
         with named(self.argument, self.name), explained(needed):
             model, is_ours = self._build(place, chosen)
-            decoder = Decoder.from_model(model, batch_invariant, self.family)
+            if self.facts is not None:
+                return TransformersDecoder(model, batch_invariant, self.facts)
+            family = FAMILIES[self.config.model_type]
+            decoder = Decoder.from_model(model, batch_invariant, family)
             if not decoder.weights.norm.any():
                 raise ValueError("its final norm is all zeros: every logit would be 0")
             if is_ours:
@@ -131,11 +141,12 @@ def look(
     if isinstance(model, PreTrainedModel):
         return _look_at_loaded(model, argument)
     with named(argument, model):
-        plan = _plan(model, trust_remote_code, _check_native)
+        plan = _plan(model, trust_remote_code, _check_config)
         return Found(
             argument,
             str(model),
             plan.config,
+            _facts(plan.blueprint),
             plan.dtype,
             plan.blueprint,
             lambda *place: (plan.build(*place), True),
@@ -146,9 +157,9 @@ def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
     name = model.name_or_path or type(model).__name__
     with named(argument, name):
         checkpoint.check_quantization(getattr(model.config, "quantization_config", None))
-        _check_native(model.config)
+        _check_config(model.config)
         check_whole(model)
-        if not hasattr(model, "lm_head"):
+        if not hasattr(model, "lm_head") and model.get_output_embeddings() is None:
             raise ValueError(f"{type(model).__name__} is no causal language model: it has no head")
         for parameter_name, parameter in model.named_parameters():
             if parameter.is_meta:
@@ -156,20 +167,28 @@ def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
         for part in ("config", "generation_config"):
             ids = getattr(getattr(model, part, None), "eos_token_id", None)
             checkpoint.end_ids(ids, f"{part}: eos_token_id")
-        dtype = next(model.parameters()).dtype
+        dtype, facts = next(model.parameters()).dtype, _facts(model)
     return Found(
         argument,
         name,
         model.config,
+        facts,
         lambda _: dtype,
         model,
         lambda *place: (_place(model, *place), False),
     )
 
 
-def _check_native(config: PretrainedConfig) -> None:
-    check(config)
-    check_rope(config)
+def _check_config(config: PretrainedConfig) -> None:
+    if is_native(config):
+        check(config)
+        check_rope(config)
+    else:
+        check_can_run(config)
+
+
+def _facts(model: PreTrainedModel) -> Facts | None:
+    return None if is_native(model.config) else probe(model)
 
 
 def load(
@@ -179,8 +198,8 @@ def load(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     batch_invariant: bool = True,
-) -> Decoder:
-    """A native decoder: `look`, then `Found.load`."""
+) -> Decoder | TransformersDecoder:
+    """A decoder: `look`, then `Found.load`."""
     return look(model, argument, trust_remote_code).load(device, dtype, batch_invariant)
 
 
@@ -291,8 +310,8 @@ def _plan(
 def _choose_how_to_run(config: PretrainedConfig, raw: dict[str, Any]) -> None:
     """Undo what a config says of how transformers is to read and run the model.
 
-    It may name attention that is not installed, code on a hub, or another file. The native decoder
-    has its own attention; for a model that transformers is to run, None is transformers' choice:
+    It may name attention that is not installed, code on a hub, or another file. Our decoders have
+    their own attention; for a model that transformers is to run, None is transformers' choice:
     sdpa where the model has it, else eager. fp8 weights are multiplied by their scales, whatever
     device there is.
     """

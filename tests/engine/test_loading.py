@@ -5,21 +5,30 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import edit_json
+from checkpoints import edit_json, edit_weights
+from foreign_models import foreign_model
 from tiny_models import at, random_model, random_tokens, reference_logits
-from transformers import GPT2Config, LlamaModel
+from transformers import (
+    AutoConfig,
+    GPT2Model,
+    LlamaModel,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen3NextConfig,
+)
 
 from hybridgen.engine import families
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.families import refusal
+from hybridgen.engine.families import check_can_run, refusal
 from hybridgen.engine.loading import load, load_model, look
 from hybridgen.engine.tokenizers import load_tokenizer
+from hybridgen.engine.transformers_decoder import TransformersDecoder
 
 CPU = torch.device("cpu")
 
 
-def first_logits(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+def first_logits(decoder: Any, tokens: torch.Tensor) -> torch.Tensor:
     decoder.bind(Arena([decoder.cache_layout()], 1, 256, "cpu").caches[0])
     return decoder(tokens, at(0))
 
@@ -99,6 +108,56 @@ def test_a_model_that_was_cut_by_hand_runs_as_in_transformers() -> None:
         assert torch.allclose(first_logits(decoder, tokens), expected, atol=1e-4)
 
 
+# --- other families, through transformers ---
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt2", "mixtral"])
+def test_a_folder_of_another_family(kind: str, tmp_path: Path) -> None:
+    model, tokens = foreign_model(kind), random_tokens(1, 16)
+    model.save_pretrained(tmp_path)
+    found = look(tmp_path, "llm_model_id")
+    decoder = found.load(CPU, torch.float32)
+    assert isinstance(decoder, TransformersDecoder)
+    assert found.max_positions == decoder.max_positions == 512
+    assert found.cache_layout(CPU, torch.float32) == decoder.cache_layout()
+    expected = reference_logits(model, tokens)
+    assert torch.allclose(first_logits(decoder, tokens), expected, atol=1e-4)
+    loaded = load(model, "llm_model_id", CPU)
+    assert torch.equal(first_logits(loaded, tokens), first_logits(decoder, tokens))
+
+
+def test_a_native_family_with_another_activation_goes_through_transformers() -> None:
+    model, tokens = random_model("llama", hidden_act="gelu"), random_tokens(1, 16)
+    decoder = load(model, "slm_model_id", CPU)
+    assert isinstance(decoder, TransformersDecoder)
+    expected = reference_logits(model, tokens)
+    assert torch.allclose(first_logits(decoder, tokens), expected, atol=1e-4)
+    assert isinstance(load(random_model("llama"), "slm_model_id", CPU), Decoder)
+
+
+def test_a_checkpoint_of_another_family_must_be_whole(tmp_path: Path) -> None:
+    foreign_model("gpt2").save_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda tensors: {k: v for k, v in tensors.items() if "h.1.mlp" not in k})
+    with pytest.raises(ValueError, match=r"llm_model_id: .*they lack .*h\.1\.mlp"):
+        load(tmp_path, "llm_model_id", CPU)
+
+
+def test_models_that_cannot_roll_back_are_refused_by_name() -> None:
+    with torch.device("meta"):
+        mamba = MambaForCausalLM(MambaConfig(num_hidden_layers=1))
+    with pytest.raises(ValueError, match=r"slm_model_id: .*\(mamba\) has recurrent .*roll back"):
+        look(mamba, "slm_model_id")
+    with pytest.raises(ValueError, match=r"\(qwen3_next\) has recurrent or linear-attention"):
+        check_can_run(Qwen3NextConfig(num_hidden_layers=4))
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "falcon"])
+def test_models_with_a_bias_of_the_distance_are_refused_by_name(kind: str) -> None:
+    config = AutoConfig.for_model(kind, **({"alibi": True} if kind == "falcon" else {}))
+    with pytest.raises(ValueError, match=rf"{kind} adds a bias of the distance"):
+        check_can_run(config)
+
+
 # --- refusals ---
 
 
@@ -145,9 +204,9 @@ def test_a_broken_checkpoint(folder: Path) -> None:
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
-    GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    MambaConfig(architectures=["MambaForCausalLM"]).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"never read")
-    with pytest.raises(ValueError, match="Supported model types"):
+    with pytest.raises(ValueError, match=r"llm_model_id: .*MambaConfig.*cannot roll back"):
         load(tmp_path, "llm_model_id", CPU)
 
 
@@ -165,9 +224,10 @@ def test_a_model_without_weights_or_head_is_refused() -> None:
         empty = random_model("llama")
     with pytest.raises(ValueError, match=r"slm_model_id: .*not loaded: model\.\S+ is on meta"):
         load(empty, "slm_model_id", CPU)
-    body = LlamaModel(random_model("llama").config)
-    with pytest.raises(ValueError, match=r"llm_model_id: .*LlamaModel is no causal language"):
-        load(body, "llm_model_id", CPU)
+    for body in (LlamaModel(random_model("llama").config), GPT2Model(foreign_model("gpt2").config)):
+        reason = rf"llm_model_id: .*{type(body).__name__} is no causal language"
+        with pytest.raises(ValueError, match=reason):
+            load(body, "llm_model_id", CPU)
 
 
 def test_positions_without_sense_are_refused(folder: Path) -> None:
