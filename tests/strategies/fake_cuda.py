@@ -5,6 +5,7 @@ indexing and `nonzero`, and on tensors of different devices in one op. It lets c
 pass and accepts 0-dimensional CPU tensors; `HostGuard` refuses both.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,10 @@ from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
+from hybridgen.engine.transformers_decoder import TransformersDecoder
 
 POSITIONS = 512
+AnyDecoder = Decoder | TransformersDecoder
 
 
 class HostTouched(AssertionError):
@@ -46,7 +49,9 @@ class HostGuard(TorchDispatchMode):
         return result
 
 
-def dry_run(decoders: tuple[Decoder, Decoder], rows: int, round_: Callable[[Batch], None]) -> int:
+def dry_run(
+    decoders: tuple[AnyDecoder, AnyDecoder], rows: int, round_: Callable[[Batch], None]
+) -> int:
     """Run ``round_(batch)`` on fake rows: the bytes that it allocated.
 
     The rows are some of a larger state, as a pair's are; its arena would ask the device for memory.
@@ -67,14 +72,29 @@ def dry_run(decoders: tuple[Decoder, Decoder], rows: int, round_: Callable[[Batc
     return guard.allocated
 
 
-def fake_decoder(decoder: Decoder, rows: int) -> Decoder:
-    """``decoder`` with fake CUDA weights and cache; to be called within a FakeTensorMode."""
+def fake_decoder(decoder: AnyDecoder, rows: int) -> AnyDecoder:
+    """``decoder`` with fake CUDA weights and cache; to be called within a FakeTensorMode.
+
+    One through transformers must not be batch-invariant: on a CPU its modules are changed for it.
+    """
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device="cuda")
 
-    fake = Decoder(decoder.config, decoder.weights.map(empty))
+    fake: Any
+    if isinstance(decoder, Decoder):
+        fake = Decoder(decoder.config, decoder.weights.map(empty))
+    else:
+        fake = TransformersDecoder(with_tensors(decoder.module, empty), facts=decoder.facts)
     layout = fake.cache_layout()
     shape = (layout.layers, 2, layout.kv_heads, rows, POSITIONS, layout.head_dim)
     fake.bind(torch.empty(shape, dtype=layout.dtype, device="cuda"))
     return fake
+
+
+def with_tensors(module: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of a module whose parameters and buffers are made of its own by ``change``."""
+    memo: dict[int, Any] = {id(buffer): change(buffer) for buffer in module.buffers()}
+    for parameter in module.parameters():
+        memo[id(parameter)] = torch.nn.Parameter(change(parameter), requires_grad=False)
+    return copy.deepcopy(module, memo)
