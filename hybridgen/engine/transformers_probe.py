@@ -85,13 +85,20 @@ class _Watch(TorchDispatchMode):
 
     touches_host: str | None = None
     is_loose = False
+    reads_positions = False
     _inside = False  # a module that is known to be curved
+
+    def __init__(self, positions: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._positions = positions.untyped_storage()._cdata
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs, result)):
             if isinstance(tensor, Tensor) and not tensor.is_meta:
                 self.touches_host = self.touches_host or f"{func} on a {tensor.device.type} tensor"
+            elif isinstance(tensor, Tensor):
+                self.reads_positions |= tensor.untyped_storage()._cdata == self._positions
         self.is_loose |= not self._inside and bool(args) and is_loose(func, args[0])
         return result
 
@@ -135,14 +142,17 @@ def probe(model: PreTrainedModel) -> Facts:
 
 def _run(model: PreTrainedModel, cache_argument: str) -> tuple[Tensor, _ProbeCache, _Watch]:
     twin: Any = copied(model, NAME, "batched_mm", torch.device("meta"))
-    cache, watch = _ProbeCache(), _Watch()  # type: ignore[no-untyped-call]
+    ids = torch.zeros(1, 3, dtype=torch.int64, device="meta")
+    positions = ids.clone()
+    cache, watch = _ProbeCache(), _Watch(positions)
     for part, _ in curved_modules(twin):
         module: Any = part
         module.forward = partial(watch.inside, module.forward)
-    ids = torch.zeros(1, 3, dtype=torch.int64, device="meta")
-    given: dict[str, Any] = {"position_ids": ids.clone(), cache_argument: cache}
+    given: dict[str, Any] = {"position_ids": positions, cache_argument: cache}
     with torch.no_grad(), watch:
         logits: Tensor = twin(input_ids=ids, use_cache=True, **given).logits
+    if not watch.reads_positions:
+        raise Unfit("its forward does not read the positions that it is given")
     return logits, cache, watch
 
 

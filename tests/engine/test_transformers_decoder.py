@@ -222,6 +222,19 @@ def test_a_model_that_bypasses_the_cache_is_refused() -> None:
         probe(model)
 
 
+def test_a_model_that_counts_its_own_positions_is_refused() -> None:
+    model = foreign_model("olmo2")
+    rotary: Any = model.model.rotary_emb
+
+    class Counting(type(rotary)):
+        def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+            return super().forward(x, torch.arange(x.shape[1], device=x.device)[None])
+
+    rotary.__class__ = Counting
+    with pytest.raises(ValueError, match="does not read the positions that it is given"):
+        probe(model)
+
+
 def test_a_forward_on_the_host_is_told_and_not_captured(caplog: pytest.LogCaptureFixture) -> None:
     class Hosted(torch.nn.Identity):
         def forward(self, x: Tensor) -> Tensor:
