@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import save, train_tokenizer
 from foreign_models import KINDS, foreign_model
+from test_transformers_decoder import REFUSED
 from transformers import PreTrainedModel
 
 from hybridgen import HybridGenerator, verify_exactness
+from hybridgen.engine.families import FAMILIES
 from hybridgen.engine.transformers_decoder import TransformersDecoder
 
 TOKENIZER = train_tokenizer()
@@ -70,6 +72,15 @@ def test_folders_in_half_precision(tmp_path: Path) -> None:
     assert pair.slm.dtype == pair.llm.dtype == torch.bfloat16
     coupled = tokens(pair, PROMPTS, "speculative", verification="coupled", **SAMPLED)
     assert coupled == tokens(pair, PROMPTS, "llm", **SAMPLED)
+
+
+def test_readme_names_the_types_that_are_tested() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = readme.split("| `model_type` | runs on |")[1].split("\n\n")[0].splitlines()[2:]
+    native, foreign, refused = (set(row.split("|")[1].strip().split(", ")) for row in table)
+    assert native == set(FAMILIES)
+    assert foreign == set(KINDS)
+    assert refused <= {*REFUSED, "mpt"}
 
 
 def test_a_refusal_names_the_argument_and_the_model() -> None:
