@@ -30,7 +30,7 @@ CURVED = {
 
 
 class RealRows:
-    """How many rows of a forward are tokens; the others are padding."""
+    """How many rows of a forward are tokens, the others are padding; 0: they need not be alone."""
 
     count = 0
 
@@ -100,6 +100,8 @@ def _has_state(module: nn.Module) -> bool:
 
 def _by_token(real: RealRows, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Experts of ``hidden [R, H]`` with what belongs to its rows; zeros for padding."""
+    if real.count == 0:
+        return forward(*args, **kwargs)
     rows = len(args[0])
     count = min(real.count, rows)
 

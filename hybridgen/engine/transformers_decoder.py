@@ -166,14 +166,14 @@ class TransformersDecoder:
             for first in range(0, int(length), chunk):
                 part = tokens[i : i + 1, first : min(first + chunk, int(length))]
                 start = torch.full((1,), first, dtype=torch.int64, device=tokens.device)
-                self._run(part, start, cache, 1, last_only=True)
+                self._run(part, start, cache, is_prompt=True)
 
     def _rows(self, first: int, end: int) -> Sequence[Tensor]:
         return self.cache[:, :, :, first:end].unbind()
 
     def _logits(self, tokens: Tensor, start: Tensor, caches: Sequence[Tensor]) -> Tensor:
         batch, count = tokens.shape
-        logits = self._run(tokens, start, caches, self._tile)
+        logits = self._run(tokens, start, caches)
         return logits[0, : batch * count, : self.vocab_size].view(batch, count, -1).to(self.dtype)
 
     def _run(
@@ -181,23 +181,26 @@ class TransformersDecoder:
         tokens: Tensor,
         start: Tensor,
         caches: Sequence[Tensor],
-        tile: int,
-        last_only: bool = False,
+        is_prompt: bool = False,
     ) -> Tensor:
-        """The model's forward of ``tokens`` as one row, padded to a multiple of ``tile`` tokens."""
+        """The model's logits of ``tokens`` as one row, padded as `_fit_threads` found.
+
+        is_prompt   tokens of one text whose logits nobody asks for: they need not be alone
+        """
         batch, count = tokens.shape
         offsets = torch.arange(count, dtype=torch.int64, device=tokens.device)
         # A round may write past the last position that the model knows; nobody reads those.
         at = (start[:, None] + offsets).clamp(0, self.max_positions - 1).view(1, -1)
         ids = tokens.reshape(1, -1)
-        padding = -ids.shape[1] % tile
-        if padding:
+        padding = -ids.shape[1] % self._tile
+        if padding and not is_prompt:
             ids, at = F.pad(ids, (0, padding)), F.pad(at, (0, padding))
         step = self._step
-        step.caches, step.start, self._real.count = caches, start, batch * count
+        step.caches, step.start = caches, start
+        self._real.count = 0 if is_prompt else batch * count
         step.cos, step.sin = self._turns(start, batch, count)
         more: dict[str, Any] = {self.facts.cache_argument: self._layers}
-        if last_only and self.facts.last_logits_only:
+        if is_prompt and self.facts.last_logits_only:
             more["logits_to_keep"] = 1
         with torch.no_grad(), self._by_rows:
             output = self.module(input_ids=ids, position_ids=at, use_cache=True, **more)

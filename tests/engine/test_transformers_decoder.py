@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from hybridgen.engine.model import Model
 from hybridgen.engine.transformers_decoder import TransformersDecoder, max_positions
 from hybridgen.engine.transformers_probe import probe, window_of
+from hybridgen.kernels.registry import Op
 
 CACHE = ("cache", "past_key_values")
 TOKENS = random_tokens(3, 60)
@@ -127,6 +128,20 @@ def test_it_computes_what_the_native_decoder_does() -> None:
     assert ours.max_positions == native.max_positions
     found, expected = (decoder(TOKENS[:1, :16], at(0)) for decoder in (ours, native))
     torch.testing.assert_close(found, expected, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt2"])
+def test_the_triton_kernel_sees_what_the_reference_sees(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpreted: heads that are padded, windows and soft caps, rows that are padding."""
+    pytest.importorskip("triton")
+    decoder, start = bound_foreign(foreign_model(kind), rows=2, positions=32), [0, 3]
+    expected = read(decoder, start, 10)
+    decoder.cache.zero_()
+    decoder._tile = 32  # of which 20 are tokens
+    monkeypatch.setattr(Op, "__call__", lambda op, *arguments: op.launcher()(*arguments))
+    torch.testing.assert_close(read(decoder, start, 10), expected, atol=3e-5, rtol=1e-4)
 
 
 def test_it_is_a_model_of_a_pair() -> None:
