@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hybridgen.engine.transformers_decoder import TransformersDecoder
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.strategies.drafts import SlmDrafts
-from hybridgen.strategies.routing import llm_rounds, slm_round
+from hybridgen.strategies.routing import llm_round, slm_round
 from hybridgen.strategies.speculative import speculative_round
 
 pytestmark = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def test_a_round_never_touches_the_host(
     for rows in (1, 4):
         dry_run((slm, llm), rows, lambda batch: speculative_round(batch, SlmDrafts(), 4, True))
         dry_run((llm, slm), rows, lambda batch: slm_round(batch, "entropy", PROBS, False, 1))
-    dry_run((slm, llm), 2, lambda batch: llm_rounds(batch, 3, 21))
+    dry_run((slm, llm), 2, lambda batch: llm_round(batch, 8))
 
 
 def test_what_the_probe_says_of_the_host_is_so(
