@@ -106,8 +106,13 @@ class TransformersDecoder:
         """Bytes of the weights that a forward may read whole: of the embedding it takes rows."""
         embedding, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
         tied = head is not None and head.weight is embedding.weight
+        return self.nbytes if tied else self.nbytes - int(embedding.weight.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
         total: int = sum(parameter.nbytes for parameter in self.module.parameters())
-        return total if tied else total - int(embedding.weight.nbytes)
+        return total
 
     def cache_layout(self) -> CacheLayout:
         """What the model keeps per position."""

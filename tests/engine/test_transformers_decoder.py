@@ -118,7 +118,11 @@ def test_the_model_still_works_and_shares_its_weights() -> None:
     assert torch.equal(reference_logits(model, TOKENS), before)
     shared = {parameter.data_ptr() for parameter in model.parameters()}
     assert {parameter.data_ptr() for parameter in decoder.module.parameters()} == shared
-    assert decoder.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
+    assert (
+        decoder.nbytes
+        == decoder.weight_bytes
+        == sum(parameter.nbytes for parameter in model.parameters())
+    )
 
 
 def test_it_computes_what_the_native_decoder_does() -> None:
