@@ -230,7 +230,8 @@ def _threshold(maxima, maxima_ptr, row, rank, chunks, vocab):
     for first in range(0, chunks, _STEP):
         j = first + tl.arange(0, _STEP)
         other = tl.load(maxima_ptr + row * chunks + j, mask=j < chunks, other=float("-inf"))
-        reaching += tl.sum((other[None, :] >= maxima[:, None]).to(tl.int32), 1)
+        # Summed over the axis that a thread has to itself: along the other it would take shuffles.
+        reaching += tl.sum((other[:, None] >= maxima[None, :]).to(tl.int32), 0)
     threshold = tl.max(tl.where(reaching >= rank, maxima, float("-inf")), 0)
     return tl.where(vocab <= _SMALL, float("-inf"), threshold)
 

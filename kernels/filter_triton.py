@@ -31,7 +31,7 @@ def filter_pairs(values_ptr, count, x, largest, has_k, k, total, top_p, rate, bo
         for first in range(0, count, _STEP):
             j = first + tl.arange(0, _STEP)
             other = tl.load(values_ptr + j, mask=j < count, other=float("-inf"))
-            greater += tl.sum((other[None, :] > x[:, None]).to(tl.int32), 1)
+            greater += tl.sum((other[:, None] > x[None, :]).to(tl.int32), 0)
         kept = kept & (greater < k)
         total = tl.sum(tl.where(kept, weight, 0), 0)
     least = tl.min(tl.where(kept, x, float("inf")), 0)
