@@ -105,14 +105,19 @@ def _linear(
     sums = tl.zeros([QUARTERS, BLOCK_R, BLOCK_O], tl.float32)
     sums_up = tl.zeros([QUARTERS, BLOCK_R, BLOCK_O], tl.float32)
     squares = tl.zeros([QUARTERS, BLOCK_R, BLOCK_K], tl.float32)
+    if norm_ptr is not None:
+        gain = tl.load(norm_ptr + k, mask=k < depth, other=0.0)
     for start in range(0, depth, QUARTERS * BLOCK_K):
         inside = start + k < depth
         a = tl.load(x_ptr + start, mask=in_rows[None, :, None] & inside[:, None, :], other=0.0)
         if norm_ptr is not None:
-            gain = tl.load(norm_ptr + start + k, mask=inside, other=0.0).to(tl.float32)
+            # Two bytes a thread are too little for cp.async: loaded a tile ahead.
+            ahead = start + QUARTERS * BLOCK_K + k
+            next_gain = tl.load(norm_ptr + ahead, mask=ahead < depth, other=0.0)
             wide = a.to(tl.float32)
             squares += wide * wide
-            a = (wide * gain[:, None, :]).to(a.dtype)
+            a = _product(a, gain[:, None, :], INTERPRETED)
+            gain = next_gain
         mask = in_columns[None, None, :] & inside[:, :, None]
         w = tl.load(weight_ptr + start, mask=mask, other=0.0, eviction_policy="evict_first")
         sums = _dot(a, w, sums, INTERPRETED)
@@ -136,6 +141,14 @@ def _linear(
         at = r[:, None] * stride_residual + o[None, :]
         y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(output_ptr + r[:, None] * columns + o[None, :], y, mask=mask)
+
+
+@triton.jit
+def _product(a, b, INTERPRETED: tl.constexpr):
+    """a * b, rounded once: in pairs on a GPU, in float32 by the interpreter, which has no other."""
+    if INTERPRETED:
+        return (a.to(tl.float32) * b.to(tl.float32)).to(a.dtype)
+    return a * b
 
 
 @triton.jit
