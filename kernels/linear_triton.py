@@ -1,7 +1,8 @@
 """Products of a few rows at the speed of their weights: one kernel for `linear.py`'s three ops.
 
-**Work.** A program makes `ROWS` = 16 rows of 16, 32 or 64 outputs (gate and up: 32 of each, so that
-the [R, 2 I] between them is never written). It walks the whole depth in tiles of weights [outputs,
+**Work.** A program makes 16 rows (of more than 16: 32, `MANY_ROWS`, so that half as many read the
+weights again) of 16, 32 or 64 outputs (gate and up: 32 of each, so that the [R, 2 I] between them
+is never written). It walks the whole depth in tiles of weights [outputs,
 depth], which stream through shared memory by cp.async, several tiles ahead. Each of its four warps
 takes a quarter of every tile's depth, for all outputs, and the four sums are added in the end, in a
 fixed order:
@@ -19,8 +20,11 @@ its squares are added up beside the products, x g is what is multiplied, and s =
 + eps) scales the sum. In float16 x g can overflow where s x g cannot (activations of 10^4 occur):
 there, the norm is a launch of its own.
 
-**Bits.** A row is a row of a 16-row product whatever else is in it: more rows are more programs,
-fewer are zeros, and NaN in one stays there. Tiles depend on outputs and dtype alone, never on R.
+**Bits.** A row is a row of its product whatever else is in it: more rows are more programs, fewer
+are zeros, and NaN in one stays there. What orders a row's sums (outputs and depth of a tile, the
+quarters) depends on outputs and dtype alone, never on R. A tile of 32 rows is two products of 16
+for each of 16: each walks the depth as it would alone. The squares lie over the depth as they do
+in 16 rows, and what is laid out otherwise, the quarters of them, is added in a written order.
 
 **Bytes in flight.** The weights cross once, O * H * itemsize bytes; x comes from L2, as much as
 R / (outputs of a program) of that again. To keep an H100's 3.35 TB/s busy for the 0.8 us that a
@@ -46,6 +50,8 @@ tile and the last; 3 us where a multiprocessor has one program, and none to over
     Qwen2.5-0.5B  down             896 (16) x  4864      9 MB     56     6 us
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -55,15 +61,16 @@ from hybridgen.kernels.layers_triton import rms_norm
 from hybridgen.kernels.triton_utils import blocks, interpreted
 
 ROWS = 16
+MANY_ROWS = 32
 WARPS = 4
 FEWEST_PROGRAMS = 96
-# Shared memory lets a multiprocessor hold two programs, which might have 256 each. Without a bound
+# Shared memory lets a multiprocessor hold two programs, which might have 255 each. Without a bound
 # the assembler saves them, and spills two or three to get below a round number.
-REGISTERS = 168
+REGISTERS, MANY_REGISTERS = 168, 255
 
 # Outputs of a program -> what a warp takes of a tile's depth, and the stages of the pipeline (one
-# more than the tiles in shared memory).
-TILES = {64: (32, 5), 32: (64, 5), 16: (64, 7)}
+# more than the tiles in shared memory) with `ROWS` and with `MANY_ROWS`.
+TILES = {64: (32, 5, 4), 32: (64, 5, 4), 16: (64, 7, 5)}
 FLOAT32_TILES = {32: (16, 8), 16: (16, 11)}  # these have no tensor cores, but need registers
 
 
@@ -125,9 +132,9 @@ def _linear(
             w = tl.load(up_ptr + start, mask=mask, other=0.0, eviction_policy="evict_first")
             sums_up = _dot(a, w, sums_up, INTERPRETED)
 
-    y, up = tl.sum(sums, 0), tl.sum(sums_up, 0)
+    y, up = _quarters(sums), _quarters(sums_up)
     if norm_ptr is not None:
-        scale = tl.rsqrt(tl.sum(tl.sum(squares, 2), 0) / depth + eps)[:, None]
+        scale = tl.rsqrt(_quarters(tl.sum(squares, 2)) / depth + eps)[:, None]
         y, up = y * scale, up * scale
     if bias_ptr is not None:
         y += tl.load(bias_ptr + o, mask=in_columns, other=0.0).to(tl.float32)[None, :]
@@ -152,6 +159,19 @@ def _product(a, b, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def _quarters(parts):
+    """(0 + 2) + (1 + 3) of the first axis: `tl.sum`'s order would depend on the tile's layout."""
+    if len(parts.shape) == 3:
+        last = tl.reshape(tl.permute(parts, 1, 2, 0), [parts.shape[1], parts.shape[2], 2, 2])
+    else:
+        last = tl.reshape(tl.permute(parts, 1, 0), [parts.shape[1], 2, 2])
+    even, odd = tl.split(last)
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return (first + third) + (second + fourth)
+
+
+@triton.jit
 def _dot(a, b, sums, INTERPRETED: tl.constexpr):
     """sums + a @ b; the interpreter's bfloat16 products are wrong."""
     if INTERPRETED:
@@ -159,15 +179,30 @@ def _dot(a, b, sums, INTERPRETED: tl.constexpr):
     return tl.dot(a, b, sums, input_precision="ieee")
 
 
-def tile(columns: int, gated: bool, dtype: torch.dtype) -> tuple[int, int, int]:
-    """``(BLOCK_O, BLOCK_K, stages)`` of a product with ``columns`` outputs."""
+class Tile(NamedTuple):
+    """What a program computes at a time, and with what."""
+
+    rows: int
+    outputs: int
+    depth: int  # of each quarter
+    stages: int
+    registers: int  # at most
+
+
+def tile(columns: int, gated: bool, dtype: torch.dtype, rows: int = 1) -> Tile:
+    """The tile of a product of ``rows`` rows with ``columns`` outputs."""
     tiles = FLOAT32_TILES if dtype == torch.float32 else TILES
-    if gated:
-        outputs = max(tiles)
-        return outputs // 2, *tiles[outputs]
     fitting = [n for n in tiles if blocks(columns, n) >= FEWEST_PROGRAMS]
-    outputs = max(fitting, default=min(tiles))
-    return outputs, *tiles[outputs]
+    outputs = max(tiles) if gated else max(fitting, default=min(tiles))
+    depth, *stages = tiles[outputs]
+    many = rows > ROWS and len(stages) > 1
+    return Tile(
+        MANY_ROWS if many else ROWS,
+        outputs // 2 if gated else outputs,
+        depth,
+        stages[many],
+        MANY_REGISTERS if many else REGISTERS,
+    )
 
 
 def _launch(
@@ -183,9 +218,9 @@ def _launch(
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if gated else 1)
     output = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    block_o, block_k, stages = tile(columns, gated, x.dtype)
+    block = tile(columns, gated, x.dtype, rows)
     # The row tiles of the same outputs are neighbours: all but the first read weights from L2.
-    _linear[(blocks(rows, ROWS), blocks(columns, block_o))](
+    _linear[(blocks(rows, block.rows), blocks(columns, block.outputs))](
         x,
         norm,
         weight,
@@ -200,13 +235,13 @@ def _launch(
         eps,
         GATED=gated,
         INTERPRETED=interpreted(),
-        BLOCK_R=ROWS,
-        BLOCK_O=block_o,
+        BLOCK_R=block.rows,
+        BLOCK_O=block.outputs,
         QUARTERS=WARPS,
-        BLOCK_K=block_k,
+        BLOCK_K=block.depth,
         num_warps=WARPS,
-        num_stages=stages,
-        maxnreg=REGISTERS,
+        num_stages=block.stages,
+        maxnreg=block.registers,
         enable_fp_fusion=True,
     )
     return output

@@ -155,7 +155,7 @@ def test_tiles_keep_every_multiprocessor_busy() -> None:
     """The programs of the shapes in the docstring, and of the rest of those models."""
 
     def programs(columns: int, gated: bool = False) -> int:
-        return -(-columns // linear_triton.tile(columns, gated, torch.bfloat16)[0])
+        return -(-columns // linear_triton.tile(columns, gated, torch.bfloat16).outputs)
 
     assert [programs(n) for n in (2048, 4096, 6144, 151936)] == [128, 128, 96, 2374]
     assert [programs(n) for n in (1152, 3072, 3584, 4608)] == [72, 96, 112, 144]
