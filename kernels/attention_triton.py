@@ -22,8 +22,9 @@ other. No other program of the launch reads them but those with further tiles of
 the compiler does not see, so one binary serves any number of them: a tile is always ROWS x KEYS
 whichever query stands in it, chunks have fixed borders, and the combination takes the chunks at
 fixed places, those that a query does not see as exact zeros. Who computes a chunk does not matter
-either: programs take every n-th one. Their number depends on static shapes alone, the lengths are
-read on the device, and a program whose first chunk lies behind its row's last key ends there.
+either: programs take every n-th one. Their number depends on static shapes and the card, the
+lengths are read on the device, and a program whose first chunk lies behind its row's last key ends
+there.
 
 Behind the last position, and before every window, scores are masked after the product and values
 in the load: whatever the cache holds there, NaN too, takes part as zero. Of the keys that only some
@@ -39,9 +40,9 @@ two programs of 4 warps fit on an SM: up to 128 KB in flight, where the latency 
 - 1K keys: 4.2 MB (1.3 us) in 64 programs, so it is a chain of latencies: launch 1.3, start 0.5, the
   new key 0.6, keys and values 0.9, query 0.4, products and store 0.8, together 4.5 us. Combination:
   launch 1.3, start 0.3, loads 0.5, sum and store 0.3, together 2.4 us. In all 6.9 us.
-- 32K keys: 134 MB (40 us, at 3.0 TB/s 44.7) in 2048 programs, 7.8 waves; launch and tail 2 us; the
-  combination reads 4.3 MB from the L2 cache in 128 programs of four steps, 3.6 us. In all 50 us,
-  80 % of the bandwidth.
+- 32K keys: 134 MB (40 us, at 3.0 TB/s 44.7) in 528 programs of 3 or 4 chunks, two waves; launch and
+  tail 2 us; the combination reads 4.3 MB from the L2 cache in 128 programs of four steps, 3.6 us.
+  In all 50 us, 80 % of the bandwidth.
 - 5 tokens: two tiles instead of one, 0.5 us more a chunk, at 32K keys behind the loads of the other
   program; the partials are five times as large. 7.6 and 55 us.
 """
@@ -52,7 +53,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridgen.kernels.attention_plan import MASKED
-from hybridgen.kernels.triton_utils import blocks, interpreted
+from hybridgen.kernels.triton_utils import blocks, interpreted, multiprocessors
 
 KEYS = 128
 """Keys of a chunk; fewer where they would take more than `CHUNK_BYTES`."""
@@ -61,8 +62,11 @@ ROWS = 16
 """Queries, or new tokens, of a tile."""
 TILES = 8
 """Query tiles of a program, at most: beyond (in prefill) further programs share the work."""
-PROGRAMS = 2048
-"""Programs for `TILES` tiles of all rows, about: they even out the last wave of a long context."""
+PROGRAMS = 4
+"""Programs a multiprocessor for `TILES` tiles of all rows, about: two waves of the two that fit. Of
+more, most would find that their first chunk lies behind the last key of a row."""
+SHARES = 8
+"""Programs of a row and key head, at least: of a long row among many short ones."""
 PARTS = 64
 """Chunks that `_combine` merges in one step."""
 COLUMNS = 32
@@ -105,7 +109,7 @@ def attention(
     stats = torch.empty((*shape, 2), dtype=torch.float32, device=qkv.device)
     sums = torch.empty((*shape, dim), dtype=torch.float32, device=qkv.device)
     output = torch.empty((rows, q_heads * dim), dtype=qkv.dtype, device=qkv.device)
-    shares = min(chunks, max(PROGRAMS // pairs, 1))
+    shares = min(chunks, max(PROGRAMS * multiprocessors(qkv.device) // pairs, SHARES))
     _partials[pairs, shares, blocks(queries, ROWS * TILES)](
         qkv,
         cache,
