@@ -189,19 +189,27 @@ class Tile(NamedTuple):
     registers: int  # at most
 
 
-def tile(columns: int, gated: bool, dtype: torch.dtype, rows: int = 1) -> Tile:
-    """The tile of a product of ``rows`` rows with ``columns`` outputs."""
+def tile(
+    columns: int, gated: bool, dtype: torch.dtype, rows: int = 1, aligned: bool = True
+) -> Tile:
+    """The tile of a product of ``rows`` rows with ``columns`` outputs.
+
+    aligned  the depth is a multiple of 16, so that all rows begin at a multiple of 16 bytes: others
+             come number by number through registers, of which wide tiles would take too many
+    """
     tiles = FLOAT32_TILES if dtype == torch.float32 else TILES
     fitting = [n for n in tiles if blocks(columns, n) >= FEWEST_PROGRAMS]
     outputs = max(tiles) if gated else max(fitting, default=min(tiles))
+    if not aligned:
+        outputs = min(n for n in tiles if n > 16 or not gated)
     depth, *stages = tiles[outputs]
-    many = rows > ROWS and len(stages) > 1
+    many = aligned and rows > ROWS and len(stages) > 1
     return Tile(
         MANY_ROWS if many else ROWS,
         outputs // 2 if gated else outputs,
         depth,
         stages[many],
-        MANY_REGISTERS if many else REGISTERS,
+        MANY_REGISTERS if many or not aligned else REGISTERS,
     )
 
 
@@ -218,7 +226,7 @@ def _launch(
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if gated else 1)
     output = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    block = tile(columns, gated, x.dtype, rows)
+    block = tile(columns, gated, x.dtype, rows, depth % 16 == 0)
     # The row tiles of the same outputs are neighbours: all but the first read weights from L2.
     _linear[(blocks(rows, block.rows), blocks(columns, block.outputs))](
         x,

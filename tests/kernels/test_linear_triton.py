@@ -168,10 +168,10 @@ def test_tiles_keep_every_multiprocessor_busy() -> None:
 def cancelling(op: str, dtype: torch.dtype, rows: int = 33) -> Case:
     """Products (of a gate alone) whose second half is minus the first: what they add up to is the
     rounding of the float32 sums, so that another order of summing shows in half precision too."""
-    case = Case(op, dtype, rows, columns=20, depth=140)
-    case.x[:, 70:] = -case.x[:, :70]
-    case.norm[70:] = case.norm[:70]
-    case.weight[:20, 70:] = case.weight[:20, :70]
+    case = Case(op, dtype, rows, columns=20, depth=144)
+    case.x[:, 72:] = -case.x[:, :72]
+    case.norm[72:] = case.norm[:72]
+    case.weight[:20, 72:] = case.weight[:20, :72]
     case.residual.zero_()
     return case
 
