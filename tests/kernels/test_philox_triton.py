@@ -83,7 +83,7 @@ def test_uniforms_are_the_same_bits_in_triton_numpy_and_torch(
 def test_noise_is_that_of_numpy_up_to_the_last_bits(device: torch.device, stream: int) -> None:
     u, e, g = draws(12345, 678, 0, stream, device)
     exact = -np.log1p(-u.astype(np.float64))
-    # 1 - u, its logarithm, two divisions and a product, each rounded to 2**-24: say 8 of them.
+    # In 2**-24: the logarithm 2, one ulp; a GPU's quotient 4, two ulp of div.full; the product 1.
     np.testing.assert_allclose(e, exact, rtol=8 * 2.0**-24)
     # As much again from E, and half an ulp of at most 44.4.
     np.testing.assert_allclose(g, -np.log(exact), atol=8 * 2.0**-24 + 2.0**-19, rtol=2.0**-23)
