@@ -19,7 +19,9 @@ from transformers import (
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
+from hybridgen.kernels.attention import attention
 from hybridgen.kernels.layers import normalize
+from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import filter_logits
 from hybridgen.kernels.uncertainty import LOGITS, PROBS, entropy, logtoku, sample_measured
@@ -86,10 +88,10 @@ def config(model: Any) -> PretrainedConfig:
     )
 
 
-def decoder(model: Any, rows: int, device: torch.device) -> Decoder:
-    """A bfloat16 decoder, its weights and cache uninitialised."""
+def decoder(model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """A decoder, its weights and cache uninitialised."""
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config(model), dtype=torch.bfloat16)
+        empty = AutoModelForCausalLM.from_config(config(model), dtype=dtype)
     fused = Decoder.from_model(empty)
 
     def allocate(tensor: Tensor) -> Tensor:
@@ -102,9 +104,9 @@ def decoder(model: Any, rows: int, device: torch.device) -> Decoder:
     return made
 
 
-def decode(pair: str, rows: int, device: torch.device) -> None:
+def decode(pair: str, rows: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
     """The prefill, one of each round of each strategy, and the ops that no round calls."""
-    slm, llm = (decoder(model, rows, device) for model in PAIRS[pair])
+    slm, llm = (decoder(model, rows, device, dtype) for model in PAIRS[pair])
     memory, shared = Memory(device), min(slm.vocab_size, llm.vocab_size)
     batch = Batch(
         slm,
@@ -135,3 +137,24 @@ def decode(pair: str, rows: int, device: torch.device) -> None:
     for model in (slm, llm):
         hidden = torch.empty(rows, model.config.hidden_size, dtype=model.dtype, device=device)
         normalize(hidden, model.weights.norm, model.eps)
+
+
+def unusual(device: torch.device, dtype: torch.dtype) -> None:
+    """Shapes of none of the models above that are hard to fit into registers.
+
+    A depth that 16 does not divide, and attention with soft-capped scores over heads of 256, as in
+    gemma2.
+    """
+
+    def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=kind, device=device)
+
+    depth, columns, positions, dim = 1000, 6144, 4096, 256
+    x, norm, weight = empty(20, depth), empty(depth), empty(2 * columns, depth)
+    norm_linear(x, norm, 1e-6, weight, None)
+    norm_gated_linear(x, norm, 1e-6, weight, None)
+    linear_residual(x, weight, None, empty(20, 2 * columns))
+    angles = empty(5, 1, dim, kind=torch.float32)
+    start = empty(1, kind=torch.int64)
+    cache = empty(2, 4, 1, positions, dim)
+    attention(empty(5, 16 * dim), cache, start, angles, angles, None, 1e-6, 0, 50.0)

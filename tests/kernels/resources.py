@@ -26,6 +26,15 @@ Rows = dict[str, dict[str, Any]]  # specialisation -> {"ops": [...], "resources"
 INTENDED = {"chunk_maxima": 4, "collect": 2, "draw": 2, "resolve": 2, "_combine": 4}
 """Blocks of a kernel that every card's multiprocessor is meant to hold at once; 1 if not named."""
 
+SPILLING = {
+    # Heads of 256 without a norm of queries and keys: 8 warps hold a chunk of 64 keys and a tile of
+    # queries, and the rotation is one too many. With the norm the kernel takes some 200 registers.
+    ("_partials(", "qk_norm_ptr=None", "PADDED=256"): 300,
+    # Two of 168, the bound that lets two programs of a product stay on a multiprocessor.
+    ("_linear(x_ptr:*fp32", "BLOCK_O=32", "registers<=168"): 5,
+}
+"""Parts of a specialisation's name, and how many spilling instructions it is allowed."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -50,12 +59,18 @@ def main() -> int:
 def compile_decodes(card: int) -> Rows:
     """Everything that the decodes launch, compiled in this process for ``card``."""
     import torch
-    from decodes import BATCHES, PAIRS, decode
+    from decodes import BATCHES, PAIRS, decode, unusual
 
+    device, others = torch.device("cuda"), (torch.float32, torch.float16)
     with recording(card) as launches:
         for pair in PAIRS:
             for rows in BATCHES:
-                decode(pair, rows, torch.device("cuda"))
+                decode(pair, rows, device)
+        for dtype in others:
+            decode("embedded", 1, device, dtype)
+            decode("Qwen3", 4, device, dtype)
+        for dtype in (torch.bfloat16, *others):
+            unusual(device, dtype)
         return launches.rows(card)
 
 
@@ -75,12 +90,13 @@ def measured(card: int, script: Path = Path(__file__)) -> Rows:
 
 
 def complaints(rows: Rows, card: int) -> list[str]:
-    """What no kernel may do: spill, keep a stack, ask for more than the card has."""
+    """What no kernel may do: spill, but for `SPILLING`, or ask for more than the card has."""
     found = []
     for name, row in rows.items():
         used = Resources(*row["resources"])
         intended = INTENDED.get(name.split("(")[0], 1)
-        if used.spills or used.stack:
+        allowed = [n for parts, n in SPILLING.items() if all(part in name for part in parts)]
+        if (used.spills or used.stack) and used.spills > max(allowed, default=-1):
             found.append(f"{used.spills} spills, {used.stack} bytes of stack")
         elif used.shared > CARDS[card].shared:
             found.append(f"{used.shared} bytes of shared memory, the card has {CARDS[card].shared}")
