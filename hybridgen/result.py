@@ -4,8 +4,9 @@ Statistics are a plain dict. Every strategy reports strategy, total_tokens, slm_
 decode_steps, elapsed_time (seconds), tokens_per_second, prompt_tokens and seed, and what it
 declares beside these (see `hybridgen.strategies.declarations`). Speculation adds draft_generated,
 draft_accepted, acceptance_rate, accepted_per_position (how often the i-th draft of a round was
-accepted), num_drafts and verification; routing adds threshold, llm_consecutive_tokens and
-slm_usage. Rates are fractions of 1. All numbers are finite: the dict is JSON.
+accepted), num_drafts, verification, and lookup_tokens where drafts are looked up in the text: those
+that were accepted. Routing adds threshold, llm_consecutive_tokens and slm_usage. Rates are
+fractions of 1. All numbers are finite: the dict is JSON.
 
 How a statistic of a batch comes from those of its rows is a fold: a function of the rows' values,
 or a `Rate`, which is computed from the folded counts.

@@ -12,9 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridgen.kernels import verify
-from hybridgen.kernels.verify import SOURCE_SLM
 
-_SLM = tl.constexpr(SOURCE_SLM)
 _LENGTH, _FLAGS = tl.constexpr(verify.LENGTH), tl.constexpr(verify.FLAGS)
 _HEAD, _WINDOW = tl.constexpr(verify.HEAD), tl.constexpr(verify.WINDOW)
 _DONE, _BROKEN = tl.constexpr(verify.DONE), tl.constexpr(verify.BROKEN)
@@ -42,6 +40,7 @@ def append(
     columns,
     ends,
     WRITER: tl.constexpr,
+    DRAFTER: tl.constexpr,
     WIDTH: tl.constexpr,  # a power of two >= columns
     ENDS: tl.constexpr,  # a power of two >= ends
 ):
@@ -66,7 +65,7 @@ def append(
         emitted = tl.where(broken, 0, emitted)
         writes = column < emitted
         place = length + column
-        mark = tl.where(column == count - 1, WRITER, _SLM).to(tl.int64) * _WRITER
+        mark = tl.where(column == count - 1, WRITER, DRAFTER).to(tl.int64) * _WRITER
         report = report_ptr + row * stride_report
         tl.store(tokens_ptr + row * stride_tokens + place, new, mask=writes)
         tl.store(report + _HEAD + place % _WINDOW, new + mark, mask=writes)
@@ -89,6 +88,7 @@ def commit(
     new_tokens: Tensor,
     count: Tensor,
     writer: int,
+    drafter: int,
     broken: Tensor,
     limit: Tensor,
     eos: Tensor,
@@ -114,6 +114,7 @@ def commit(
         columns,
         ends,
         WRITER=writer,
+        DRAFTER=drafter,
         WIDTH=triton.next_power_of_2(columns),
         ENDS=triton.next_power_of_2(max(ends, 1)),
         num_warps=1,

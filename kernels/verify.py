@@ -50,8 +50,8 @@ from hybridgen.kernels.sampling import (
     sample_rows,
 )
 
-SOURCE_SLM, SOURCE_LLM = 1, 2
-"""Who wrote a token."""
+SOURCE_SLM, SOURCE_LLM, SOURCE_LOOKUP = 1, 2, 3
+"""Who wrote a token: a lookup found it in the text itself."""
 
 LENGTH, FLAGS, PENDING, NOTE, HEAD, WINDOW = 0, 1, 2, 3, 4, 32
 """A row's report: its length, its flags, two numbers that are the round's own, its last tokens.
@@ -238,6 +238,7 @@ def commit_reference(
     new_tokens: Tensor,
     count: Tensor,
     writer: int,
+    drafter: int,
     broken: Tensor,
     limit: Tensor,
     eos: Tensor,
@@ -247,8 +248,8 @@ def commit_reference(
     tokens int64 [B, T], length int64 [B], done bool [B] and report int64 [B, HEAD + WINDOW] are
     written; new_tokens int64 [B, N], N at most WINDOW, count int64 [B], broken bool [B], limit
     int64 [B] (the largest length) and eos int64 [B, E] (padded with -1) are read. The last of a
-    row's tokens is marked as by ``writer``, those before it as drafts, by the SLM. The block ends
-    with its first eos, and at the limit; either sets done. A row that was done before is not
+    row's tokens is marked as by ``writer``, those before it as drafts, by ``drafter``. The block
+    ends with its first eos, and at the limit; either sets done. A row that was done before is not
     touched at all; a broken one gets done, the flags of its report, and nothing else.
     """
     at, finished = length.numpy(), done.numpy()
@@ -267,7 +268,7 @@ def commit_reference(
     place = (row, at[row] + offset)
     tokens.numpy()[place] = new = block[row, offset]
     told = report.numpy()
-    marks = np.where(offset == counts[row] - 1, writer, SOURCE_SLM) * WRITER
+    marks = np.where(offset == counts[row] - 1, writer, drafter) * WRITER
     told[row, HEAD + place[1] % WINDOW] = new + marks
     at += emitted
     finished |= failed | (live & (ended | (at >= most)))  # an eos cut off leaves the limit reached
@@ -283,6 +284,7 @@ def _commit_fake(
     new_tokens: Tensor,
     count: Tensor,
     writer: int,
+    drafter: int,
     broken: Tensor,
     limit: Tensor,
     eos: Tensor,
@@ -307,7 +309,8 @@ verify_rejection = define(
 )
 commit = define(
     "commit(Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) done, Tensor(d!) report,"
-    " Tensor new_tokens, Tensor count, int writer, Tensor broken, Tensor limit, Tensor eos) -> ()",
+    " Tensor new_tokens, Tensor count, int writer, int drafter, Tensor broken, Tensor limit,"
+    " Tensor eos) -> ()",
     commit_reference,
     _commit_fake,
     "commit_triton:commit",

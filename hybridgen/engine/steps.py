@@ -16,7 +16,7 @@ from hybridgen.engine.model import Model
 from hybridgen.engine.state import Rows, integers, moved
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import LOG_Z, sample
-from hybridgen.kernels.verify import commit
+from hybridgen.kernels.verify import SOURCE_SLM, commit
 
 NOTHING: Mapping[str, Tensor] = {}
 
@@ -72,10 +72,11 @@ def append(
     broken: Tensor,
     source: int,
     measures: Mapping[str, Tensor] = NOTHING,
+    drafter: int = SOURCE_SLM,
 ) -> None:
     """Append new[b, :count[b]] to row b, up to its limit and its first eos.
 
-    new         int64 [B, N]; the last of a row's tokens is by ``source``, the rest by the SLM
+    new         int64 [B, N]; the last of a row's tokens is by ``source``, the rest by ``drafter``
     count       int64 [B]
     broken      bool [B]: nothing is appended, the row is done and marked
     measures    what is known of the tokens, by name, [B * N, ...] each; kept where
@@ -92,6 +93,7 @@ def append(
         new,
         count,
         source,
+        drafter,
         broken,
         rows.limit,
         rows.eos,

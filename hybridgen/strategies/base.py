@@ -14,7 +14,7 @@ from hybridgen.engine.loop import Placed, Program, Text, Watcher, run
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.steps import prefill
-from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
+from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_LOOKUP, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import GenerationResult, Stats, add_rates, fold
 from hybridgen.strategies.declarations import Declaration
@@ -61,8 +61,12 @@ class Written:
     def llm(self) -> int:
         return self.sources.count(SOURCE_LLM)
 
+    @property
+    def lookup(self) -> int:
+        return self.sources.count(SOURCE_LOOKUP)
+
     def accepted_runs(self) -> list[int]:
-        """SLM tokens before each LLM token, the end of the row counting as one: one a round."""
+        """Accepted drafts before each LLM token, the row's end counting as one: one a round."""
         runs, run = [], 0
         for source in self.sources:
             if source == SOURCE_LLM:

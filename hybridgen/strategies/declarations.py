@@ -93,11 +93,13 @@ SPECULATIVE = Declaration(
         "draft_generated": total,
         "draft_accepted": total,
         "accepted_per_position": columns,
+        "lookup_tokens": total,
         "acceptance_rate": Rate("draft_accepted", "draft_generated"),
     },
     (
         "Draft tokens: {draft_generated}, Accepted: {draft_accepted}, "
         "Acceptance rate: {acceptance_rate:.2%}",
+        "Lookup tokens: {lookup_tokens}",
     ),
 )
 UNCERTAINTY = Declaration(

@@ -9,7 +9,7 @@ greedy decoding is the temperature 0 case.
 from hybridgen.engine.loop import Program, Repeat
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.steps import append, read
-from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_LOOKUP, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
 from hybridgen.strategies.base import RoundStrategy, Written
@@ -41,6 +41,7 @@ class Speculative(RoundStrategy):
     def describe(self, written: Written, request: Request) -> Stats:
         rounds = written.accepted_runs()
         drafted = request.num_drafts * len(rounds)
+        found = {} if self.proposer.reads_slm else {"lookup_tokens": written.lookup}
         return {
             "decode_steps": len(rounds),
             "draft_generated": drafted,
@@ -50,6 +51,7 @@ class Speculative(RoundStrategy):
             ],
             "num_drafts": request.num_drafts,
             "verification": self._verification(request),
+            **found,
         }
 
 
@@ -60,4 +62,6 @@ def speculative_round(batch: Batch, proposer: Proposer, num_drafts: int, with_q:
     drafts.block[:, :1].copy_(rows.tokens.gather(1, start[:, None]))
     broken = proposer.propose(batch, drafts)
     new, count, unreadable = verify(read(rows, batch.llm, drafts.block, start), drafts, rows)
-    append(rows, new, count, unreadable if broken is None else unreadable | broken, SOURCE_LLM)
+    drafter = SOURCE_SLM if proposer.reads_slm else SOURCE_LOOKUP
+    unreadable = unreadable if broken is None else unreadable | broken
+    append(rows, new, count, unreadable, SOURCE_LLM, drafter=drafter)

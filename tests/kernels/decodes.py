@@ -28,6 +28,7 @@ from hybridgen.kernels.uncertainty import LOGITS, PROBS, entropy, logtoku, sampl
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.pair import LLM_PATH, SLM_PATH
 from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.routing import catch_up_round, llm_round, slm_round
 from hybridgen.strategies.single import single_round
 from hybridgen.strategies.speculative import speculative_round
@@ -120,6 +121,7 @@ def decode(pair: str, rows: int, device: torch.device, dtype: torch.dtype = torc
         model.prefill(prompt, [PROMPT])
     for rejection in (True, False):
         speculative_round(batch, SlmDrafts(), NUM_DRAFTS, rejection)
+    speculative_round(batch, NgramDrafts(), NUM_DRAFTS, False)
     for source in (SOURCE_LLM, SOURCE_SLM):
         single_round(batch, source)
     for metric, evidence in (("entropy", PROBS), ("uncertainty", PROBS), ("uncertainty", LOGITS)):

@@ -17,6 +17,7 @@ from hybridgen.kernels.verify import (
     NOTE,
     PENDING,
     SOURCE_LLM,
+    SOURCE_LOOKUP,
     SOURCE_SLM,
     WINDOW,
     WRITER,
@@ -45,6 +46,7 @@ class Block(NamedTuple):
     new_tokens: Tensor
     count: Tensor
     writer: int
+    drafter: int
     broken: Tensor
     limit: Tensor
     eos: Tensor
@@ -69,6 +71,7 @@ def block(
         torch.tensor(rows),
         counts,
         SOURCE_LLM,
+        SOURCE_SLM,
         torch.full((len(rows),), broken),
         torch.full((len(rows),), limit),
         torch.tensor([[EOS, -1, -1]]).repeat(len(rows), 1),
@@ -95,7 +98,7 @@ def oracle(before: Written, given: Block) -> Written:
             if after.done[b] or after.length[b] >= given.limit[b]:
                 break
             token = int(given.new_tokens[b, i])
-            source = given.writer if i == given.count[b] - 1 else SOURCE_SLM
+            source = given.writer if i == given.count[b] - 1 else given.drafter
             after.tokens[b, after.length[b]] = token
             after.report[b, HEAD + after.length[b] % WINDOW] = token + source * WRITER
             after.length[b] += 1
@@ -228,6 +231,7 @@ def test_follows_the_rules_row_by_row(data: st.DataObject) -> None:
         tensor(0, 6, rows, columns),
         tensor(0, columns, rows),
         data.draw(st.sampled_from([SOURCE_SLM, SOURCE_LLM])),
+        data.draw(st.sampled_from([SOURCE_SLM, SOURCE_LOOKUP])),
         tensor(0, 4, rows) == 0,
         tensor(6, 16, rows),
         torch.cat([tensor(-1, OTHER_EOS, rows, 2), torch.full((rows, 1), -1)], 1),

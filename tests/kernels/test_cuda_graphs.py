@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.uncertainty import PROBS
-from hybridgen.kernels.verify import HEAD, SOURCE_LLM, WINDOW
+from hybridgen.kernels.verify import HEAD, SOURCE_LLM, SOURCE_SLM, WINDOW
 
 Call = Callable[[], Any]
 Capture = Callable[[Call], Call]
@@ -72,6 +72,7 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
         "logtoku": lambda: (row, 10, PROBS),
         "verify_coupled": lambda: (logits, drafts, sampling, *draws),
         "verify_rejection": lambda: (logits, draft_logits, drafts, truncation, sampling, *draws),
+        "lookup": lambda: (integers(0, 3, ROWS, 48), draws[1], integers(0, 3, ROWS, 5)),
         "commit": lambda: (
             integers(0, VOCAB, ROWS, 48),
             draws[1],
@@ -80,6 +81,7 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
             integers(0, 4, ROWS, DRAFTS + 1),
             integers(1, DRAFTS + 2, ROWS),
             SOURCE_LLM,
+            SOURCE_SLM,
             torch.tensor([False, seed == 1]),
             draws[1] + integers(1, 4, ROWS),
             torch.tensor([[2, -1], [seed, 3]]),

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hybridgen.kernels import sampling, uncertainty, verify
+from hybridgen.kernels.lookup import lookup
 
-WRITTEN = {"commit": ["tokens", "length", "done", "report"]}
+WRITTEN = {"lookup": ["drafts"], "commit": ["tokens", "length", "done", "report"]}
 
 
 def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, tuple[Any, tuple]]:
@@ -40,6 +41,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         torch.ones(rows, drafts + 1, dtype=torch.int64),
         torch.ones(rows, dtype=torch.int64),
         verify.SOURCE_LLM,
+        verify.SOURCE_SLM,
         torch.zeros(rows, dtype=torch.bool),
         torch.full((rows,), 40),
         torch.full((rows, 2), -1),
@@ -59,6 +61,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
             verify.verify_rejection,
             (target, draft, tokens, torch.zeros(rows, drafts, 3), *verdict),
         ),
+        "lookup": (lookup, (torch.ones(rows, 9, dtype=torch.int64), length, tokens.clone())),
         "commit": (verify.commit, (*state, *block)),
     }
 
@@ -125,7 +128,7 @@ def test_under_inference_mode_and_with_gradients_required(name: str) -> None:
         call, arguments = cases(2, 3, 20, torch.float32)[name]
         expected = flat(call(*arguments))
     call, arguments = cases(2, 3, 20, torch.float32)[name]
-    if name != "commit":
+    if arguments[0].is_floating_point():
         arguments[0].requires_grad_()
     results = flat(call(*arguments))
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))

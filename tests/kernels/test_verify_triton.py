@@ -21,6 +21,7 @@ from hybridgen.kernels.sampling import LOG_Z, sample
 from hybridgen.kernels.verify import (
     HEAD,
     SOURCE_LLM,
+    SOURCE_LOOKUP,
     SOURCE_SLM,
     WINDOW,
     commit,
@@ -350,6 +351,7 @@ def test_commits_as_the_reference_does(
         integers(0, 5, batch, width + 1)[:, 1:],
         integers(0, width, batch),
         data.draw(st.sampled_from([SOURCE_SLM, SOURCE_LLM])),
+        data.draw(st.sampled_from([SOURCE_SLM, SOURCE_LOOKUP])),
         integers(0, 1, batch).bool(),
         length + integers(0, 6, batch),
         integers(-1, 5, batch, ends),

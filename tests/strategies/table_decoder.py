@@ -58,18 +58,18 @@ if TYPE_CHECKING:  # a model for the rounds as much as the native decoder is
 
 
 def loaded(
-    slm: Model,
+    slm: Model | None,
     llm: Model,
     prompts: Sequence[Sequence[int]],
     depth: int,
     sampling: tuple[float, float, float, float],
 ) -> Batch:
-    """Rows with the seeds 7, 8, ... that end after ``depth`` tokens; both models have read them."""
+    """Rows with the seeds 7, 8, ... that end after ``depth`` tokens; the models have read them."""
     count, longest = len(prompts), max(map(len, prompts))
     batch = Pair(slm, llm, count, longest + depth).batch(count)
     limits = [len(prompt) + depth for prompt in prompts]
     batch.rows.load(prompts, limits, range(7, 7 + count), sampling, [])
-    for model in (slm, llm):
+    for model in (slm, llm) if slm is not None else (llm,):
         model.prefill(batch.rows.tokens, [len(prompt) - 1 for prompt in prompts])
     return batch
 

@@ -20,6 +20,7 @@ from hybridgen.kernels.uncertainty import LOGITS, MEASURES, PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.strategies import speculative
 from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.routing import Routed, catch_up_round, llm_round, slm_round
 from hybridgen.strategies.single import single_round
 from hybridgen.strategies.speculative import speculative_round
@@ -55,6 +56,7 @@ def every_draft_count(batch: Batch) -> None:
 ROUNDS: dict[str, Step] = {
     **{f"rejection, K = {k}": drafting(k, True) for k in (1, 4, 8, 15)},
     **{f"coupled or greedy, K = {k}": drafting(k, False) for k in (1, 4, 8, 15)},
+    **{f"lookup, K = {k}": called(speculative_round, NgramDrafts(), k, False) for k in (1, 8)},
     "K from round to round": every_draft_count,
     "llm alone": called(single_round, SOURCE_LLM),
     "slm alone": called(single_round, SOURCE_SLM),

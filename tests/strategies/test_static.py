@@ -17,6 +17,7 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.routing import Routed, slm_round
 from hybridgen.strategies.single import single_round
 from hybridgen.strategies.speculative import speculative_round
@@ -30,13 +31,15 @@ def pair() -> Pair:
     return Pair(Decoder.from_model(slm, batch_invariant=False), Decoder.from_model(llm), 2, 250)
 
 
-PROPOSER = SlmDrafts()
-PROGRAMS = ["rejection", "coupled", "llm", "routing"]
+PROPOSER, NGRAMS = SlmDrafts(), NgramDrafts()
+PROGRAMS = ["rejection", "coupled", "lookup", "llm", "routing"]
 
 
 def program(batch: Batch, name: str) -> Program:
     if name in ("rejection", "coupled"):
         return Repeat(batch.round(speculative_round, PROPOSER, 4, name == "rejection"))
+    if name == "lookup":
+        return Repeat(batch.round(speculative_round, NGRAMS, 4, False))
     if name == "llm":
         return Repeat(batch.round(single_round, SOURCE_LLM))
     return Routed(batch.round(slm_round, "entropy", PROBS, True, 1), batch, 1)
