@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import hybridgen
 from hybridgen import HybridGenerator
+from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load_model
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
@@ -50,7 +51,7 @@ def main() -> None:
         generator = HybridGenerator(slm, llm, device=arguments.device, dtype=arguments.dtype)
         peers = [
             load_model(path, "checkpoint", generator.device, decoder.dtype)
-            for path, decoder in ((slm, generator.slm), (llm, generator.llm))
+            for path, decoder in ((slm, slm_of(generator)), (llm, generator.llm))
         ]
     contenders = build(generator, peers[0], peers[1], arguments)
     shape = arguments.shape
@@ -70,7 +71,7 @@ def main() -> None:
             "transformers": transformers.__version__,
             "hybridgen": hybridgen.__version__,
         },
-        "dtypes": {"slm": str(generator.slm.dtype), "llm": str(generator.llm.dtype)},
+        "dtypes": {"slm": str(slm_of(generator).dtype), "llm": str(generator.llm.dtype)},
         "new_tokens": arguments.new_tokens,
         "modes": {
             mode: measure(contenders, generator, arguments, sampled=mode == "sampled")
@@ -220,8 +221,14 @@ def floor(generator: HybridGenerator) -> dict[str, float]:
     return {
         "bandwidth_gb_per_s": bandwidth / 1e9,
         "llm_milliseconds": 1e3 * generator.llm.weight_bytes / bandwidth,
-        "slm_milliseconds": 1e3 * generator.slm.weight_bytes / bandwidth,
+        "slm_milliseconds": 1e3 * slm_of(generator).weight_bytes / bandwidth,
     }
+
+
+def slm_of(generator: HybridGenerator) -> Decoder:
+    """The small model, which each pair here has."""
+    assert generator.slm is not None
+    return generator.slm
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -44,6 +44,8 @@ examples:
       the prompt from stdin, nothing but the text
   hybridgen "Once upon a time" --slm Qwen/Qwen3-0.6B --llm Qwen/Qwen3-8B
       any two models with one tokenizer: hub ids or local folders
+  hybridgen - --llm Qwen/Qwen3-8B < report.txt
+      one model alone: drafts are looked up in the text, which repeats itself
   hybridgen "def area(r):" --strategy entropy --threshold 2.0
       the SLM writes, and asks the LLM for each token it is unsure of
   hybridgen "def area(r):" --verification coupled --seed 7
@@ -80,7 +82,7 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
 
     add = parser.add_argument_group("models").add_argument
     add("--slm", metavar="MODEL", help="small model: hub id or local folder")
-    add("--llm", metavar="MODEL", help="large model with the same tokenizer")
+    add("--llm", metavar="MODEL", help="large model, same tokenizer; alone, it drafts by lookup")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
 

@@ -50,7 +50,8 @@ class HybridGenerator:
     """A small and a large language model that write text together.
 
     slm_model_id, llm_model_id    a hub id, a local folder, or a loaded transformers model; neither
-                                  given: the embedded pair that ships with the package
+                                  given: the embedded pair that ships with the package; the LLM
+                                  alone: speculation drafts from the text itself
     tokenizer                     needed only for loaded models that do not tell where they are
                                   from; compared with each model's own where that can be found
     device                        None: cuda if there is one, else cpu; a loaded model that is on a
@@ -91,18 +92,22 @@ class HybridGenerator:
         check_bool("trust_remote_code", trust_remote_code)
         self.device, chosen_dtype = choose_device(device), choose_dtype(dtype)
         sources = choose_sources(slm_model_id, llm_model_id)
-        slm, llm = (
-            look(source, name, trust_remote_code)
-            for source, name in zip(sources, NAMES, strict=True)
-        )
+        small, large = sources
+        slm = None if small is None else look(small, NAMES[0], trust_remote_code)
+        llm = look(large, NAMES[1], trust_remote_code)
         self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
         positions = choose_positions(max_seq_len, llm.max_positions)
-        footprints = [model.footprint(self.device, chosen_dtype) for model in (slm, llm)]
+        found = [llm] if slm is None else [slm, llm]
+        footprints = [model.footprint(self.device, chosen_dtype) for model in found]
         check_room(demand(footprints, rows, positions + SLACK, self.device), rows, positions)
-        self.slm = slm.load(self.device, chosen_dtype, batch_invariant=False)
+        self.slm = (
+            None if slm is None else slm.load(self.device, chosen_dtype, batch_invariant=False)
+        )
         self.llm = llm.load(self.device, chosen_dtype)
         self.pair = Pair(self.slm, self.llm, rows, positions)
-        self.strategies: dict[str, Strategy | GenerationStrategy] = built_in_strategies()
+        self.strategies: dict[str, Strategy | GenerationStrategy] = built_in_strategies(
+            has_slm=slm is not None
+        )
 
     @one_at_a_time
     def generate(
@@ -238,6 +243,11 @@ class HybridGenerator:
         if not isinstance(chosen, (Strategy, GenerationStrategy)):
             where = f"strategies[{quoted(name)}]"
             raise TypeError(f"{where} must be a GenerationStrategy instance, got {shown(chosen)}")
+        if isinstance(chosen, Strategy) and chosen.reads_slm and self.slm is None:
+            raise ValueError(
+                f"strategy={quoted(name)} runs an SLM, and the generator has none: give it an "
+                "slm_model_id beside the llm_model_id"
+            )
         return chosen
 
     def _facts(self, chosen: Any, rows: int, given: Mapping[str, Any]) -> Facts:
@@ -246,7 +256,7 @@ class HybridGenerator:
         recommended = sampling_defaults(self.llm.generation_config, **asked)
         return Facts(
             rows,
-            vocab_size=min(self.slm.vocab_size, self.llm.vocab_size),
+            vocab_size=min(model.vocab_size for model in (self.slm, self.llm) if model is not None),
             max_positions=self._context(chosen),
             defaults={**recommended, "eos_token_id": self._default_eos()},
         )
@@ -255,7 +265,8 @@ class HybridGenerator:
         """Most positions of a row: the context of every model that the strategy runs."""
         reads = [getattr(strategy, name, True) for name in ("reads_slm", "reads_llm")]
         models = zip((self.slm, self.llm), reads, strict=True)
-        return min(self.pair.positions, *(model.max_positions for model, read in models if read))
+        contexts = [model.max_positions for model, read in models if model is not None and read]
+        return min(self.pair.positions, *contexts)
 
     def _default_eos(self) -> tuple[int, ...]:
         """The LLM's eos ids; those of its generation config win over its tokenizer's."""

@@ -41,14 +41,14 @@ from hybridgen.pair import LLM_PATH, SLM_PATH
 NAMES = ("slm_model_id", "llm_model_id")
 
 
-def choose_sources(slm: Any, llm: Any) -> tuple[Any, Any]:
-    """The two models to load; the embedded pair when neither is named."""
+def choose_sources(slm: Any, llm: Any) -> tuple[Any | None, Any]:
+    """The models to load; the embedded pair when neither is named, no SLM when the LLM alone is."""
     if slm is None and llm is None:
         return str(SLM_PATH), str(LLM_PATH)
-    for name, given, other in zip(NAMES, (slm, llm), reversed(NAMES), strict=True):
-        if given is None:
-            raise ValueError(f"{name} is None but {other} is not: name both models, or neither")
-        if not isinstance(given, (str, PathLike, PreTrainedModel)):
+    if llm is None:
+        raise ValueError("llm_model_id is None but slm_model_id is not: name the LLM too")
+    for name, given in zip(NAMES, (slm, llm), strict=True):
+        if given is not None and not isinstance(given, (str, PathLike, PreTrainedModel)):
             raise TypeError(
                 f"{name} must be a hub id, a local folder or a loaded transformers model, "
                 f"got {shown(given)}"

@@ -1,4 +1,4 @@
-"""A pair of models over one arena, and the state that their rounds run on."""
+"""The models over one arena, and the state that their rounds run on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,32 +24,35 @@ SLACK = 48
 class Pair:
     """``slm`` and ``llm``, with room for ``max_rows`` sequences of ``positions`` tokens.
 
+    slm           None: the LLM is alone, and the arena holds its cache alone
     positions     most tokens of a row, prompt included
     vocab_size    the LLM's: a text's ids are below it, and logits end there
     graphs        where rounds are captured, on a GPU
     reports       how the host reads what rounds wrote
 
-    Both models are bound to the pair's arena, which holds the state of the rounds too. That is on
+    The models are bound to the pair's arena, which holds the state of the rounds too. That is on
     the LLM's device; an SLM on another one has its cache there. Raises ValueError for a vocabulary
     that is too wide to sample from; what of a device's memory does not suffice is said by name.
     """
 
-    def __init__(self, slm: Model, llm: Model, max_rows: int, positions: int) -> None:
-        for name, model in (("SLM", slm), ("LLM", llm)):
+    def __init__(self, slm: Model | None, llm: Model, max_rows: int, positions: int) -> None:
+        models = [llm] if slm is None else [slm, llm]
+        for model in models:
             if model.vocab_size > MAX_VOCAB:
+                name = "LLM" if model is llm else "SLM"
                 raise ValueError(
                     f"the {name}'s vocab_size must be at most {MAX_VOCAB}, got {model.vocab_size}"
                 )
-        self.slm, self.llm = within_reach(slm, llm.device), llm
+        self.slm, self.llm = None if slm is None else within_reach(slm, llm.device), llm
         self.max_rows, self.positions = max_rows, positions
         self.vocab_size = llm.vocab_size
-        layouts = [model.cache_layout() for model in (self.slm, llm)]
+        layouts = [model.cache_layout() for model in self._models]
         needed = Memory(torch.device("meta"))
         self._allocate(needed)
         self._state_bytes = needed.used
         with explained(self.demand):
             self.arena = Arena(layouts, max_rows, positions + SLACK, llm.device, needed.used)
-        for model, cache in zip((slm, llm), self.arena.caches, strict=True):
+        for model, cache in zip(models, self.arena.caches, strict=True):
             model.bind(cache)
         self._state = self._allocate(Memory(llm.device, self.arena.workspace))
         on_gpu = llm.device.type == "cuda"
@@ -59,6 +62,10 @@ class Pair:
         self._lock, self._busy = RLock(), False
         self._written = 0, 0  # the rows and positions that the last call may have written
 
+    @property
+    def _models(self) -> list[Model]:
+        return [self.llm] if self.slm is None else [self.slm, self.llm]
+
     def demand(self) -> Demand:
         """What the pair takes of each device, in bytes."""
         footprints = [
@@ -67,17 +74,18 @@ class Pair:
                 getattr(model, "nbytes", 0),
                 (MAX_DRAFTS + 1) * model.vocab_size * model.dtype.itemsize,
             )
-            for model in (self.slm, self.llm)
+            for model in self._models
         ]
         rows, positions = self.max_rows, self.positions + SLACK
         return demand(footprints, rows, positions, self.llm.device, self._state_bytes)
 
     def _allocate(self, memory: Memory) -> tuple[Rows, Drafts, Routing]:
-        rows = self.max_rows
-        drawn_from = min(self.slm.vocab_size, self.vocab_size)
+        rows, drafting = self.max_rows, self.llm if self.slm is None else self.slm
+        # Drafts of no model are drawn from nothing.
+        drawn_from = 0 if self.slm is None else min(self.slm.vocab_size, self.vocab_size)
         return (
             Rows.allocate(memory, rows, self.positions + SLACK, self.vocab_size),
-            Drafts.allocate(memory, rows, MAX_DRAFTS, drawn_from, self.slm.dtype),
+            Drafts.allocate(memory, rows, MAX_DRAFTS, drawn_from, drafting.dtype),
             Routing.allocate(memory, rows),
         )
 
@@ -99,7 +107,7 @@ class Pair:
     @property
     def _capturable(self) -> bool:
         """Whether no model decides on the host in its forward."""
-        return all(getattr(model, "capturable", True) for model in (self.slm, self.llm))
+        return all(getattr(model, "capturable", True) for model in self._models)
 
     def width(self, prompts: int) -> int:
         """How many rows a batch is to have for so many prompts.

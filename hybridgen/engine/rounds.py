@@ -44,7 +44,7 @@ class Batch:
     capture    makes of a round what is to be called in its place: its captured graph
     """
 
-    slm: Model
+    small: Model | None
     llm: Model
     rows: Rows
     most_drafts: Drafts
@@ -59,6 +59,12 @@ class Batch:
     def width(self) -> int:
         """B."""
         return self.rows.length.shape[0]
+
+    @property
+    def slm(self) -> Model:
+        """The small model, which a round that asks it must have."""
+        assert self.small is not None, "the pair has no SLM"
+        return self.small
 
     def drafts(self, count: int, with_q: bool) -> Drafts:
         """The first ``count`` drafts; ``with_q`` where verification asks for their distributions.

@@ -26,7 +26,7 @@ def load_tokenizer(
 
 
 def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool) -> Any:
-    """The tokenizer of the pair, after checking that it is that of both models.
+    """The tokenizer of the pair, or of the LLM alone, after checking that it is that of each model.
 
     One that is given is compared with each model's own, where that can be found.
     """
@@ -37,7 +37,8 @@ def choose_tokenizer(slm: Any, llm: Any, tokenizer: Any, trust_remote_code: bool
     own = {}
     for source, name in zip((slm, llm), NAMES, strict=True):
         try:
-            own[name] = load_tokenizer(place_of(source, name), name, trust_remote_code)
+            if source is not None:
+                own[name] = load_tokenizer(place_of(source, name), name, trust_remote_code)
         except ValueError:
             if tokenizer is None:
                 raise

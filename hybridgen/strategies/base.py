@@ -103,7 +103,7 @@ class RoundStrategy(Strategy):
         with open_streams(tokenizer, request) as streams:
 
             def load(placed: Placed) -> None:
-                self.start(pair, batch, request, placed)
+                self.start(batch, request, placed)
 
             def ended(text: Text) -> None:
                 streams[text.index].finish()
@@ -150,7 +150,7 @@ class RoundStrategy(Strategy):
             self.declaration.statistics,
         )
 
-    def start(self, pair: Pair, batch: Batch, request: Request, placed: Placed) -> None:
+    def start(self, batch: Batch, request: Request, placed: Placed) -> None:
         """Put texts into rows, and let the models read their prompts but for one token."""
         rows, texts = [row for row, _ in placed], [text for _, text in placed]
         prompts = [text.prompt for text in texts]
@@ -158,9 +158,10 @@ class RoundStrategy(Strategy):
         batch.rows.load(prompts, limits, seeds, request.sampling, request.end_ids, rows)
         self.load(batch, request, rows)
         lengths = [len(prompt) - 1 for prompt in prompts]
-        for model, reads in ((pair.slm, self.reads_slm), (pair.llm, self.reads_llm)):
-            if reads:
-                prefill(batch.rows, model, lengths, rows)
+        if self.reads_slm:
+            prefill(batch.rows, batch.slm, lengths, rows)
+        if self.reads_llm:
+            prefill(batch.rows, batch.llm, lengths, rows)
 
 
 @contextmanager

@@ -52,7 +52,8 @@ class GenerationStrategy(ABC):
         """Write the text: token after token, or whole.
 
         slm, llm    decoders: ``logits = model(tokens[B, M], start[B])`` for positions start to
-                    start + M - 1, after ``model.prefill(tokens[B, T], lengths)``
+                    start + M - 1, after ``model.prefill(tokens[B, T], lengths)``; ``slm`` is None
+                    where the generator has the LLM alone
         prompt      as the caller gave it
         **kwargs    ``request``, the checked arguments of the call with the prompt's token ids;
                     ``pair``; and what else the caller passed
