@@ -120,8 +120,8 @@ class HybridGenerator:
         top_p: float | None = None,
         min_p: float | None = None,
         *,
-        num_drafts: int = 4,
-        verification: str = "rejection",
+        num_drafts: int | str = "auto",
+        verification: str | None = None,
         threshold: float | None = None,
         llm_fraction: float | None = None,
         llm_consecutive_tokens: int = 1,
@@ -143,9 +143,11 @@ class HybridGenerator:
         max_new_tokens           the most tokens to write
         temperature, top_k,      applied in this order; 0, 0, 1 and 0 turn them off (temperature 0
         top_p, min_p             is greedy); None: the LLM's generation config, else off
-        num_drafts               speculative: tokens the SLM drafts a round, 1 to 15
+        num_drafts               speculative: tokens drafted a round, 1 to 15, or "auto": as many as
+                                 pay by the times measured, by the SLM or a lookup, or none
         verification             speculative: "rejection" (the LLM's distribution) or "coupled" (the
-                                 LLM's own tokens for this seed)
+                                 LLM's own tokens for this seed); None: coupled with "auto", whose
+                                 rejections could not be repeated by the seed alone
         threshold                routing: metric above which the LLM writes the next token
         llm_fraction             routing, instead: the share of tokens the LLM is to write
         llm_consecutive_tokens   routing: how many tokens the LLM then writes, 1 to 16

@@ -26,7 +26,7 @@ WRONG_TYPE: list[tuple[str, object]] = [
     *(("threshold", value) for value in NOT_NUMBER),
     *(("llm_fraction", value) for value in NOT_NUMBER),
     *(("llm_consecutive_tokens", value) for value in [*NOT_INT, None]),
-    *(("verification", value) for value in [None, 1, ["rejection"]]),
+    *(("verification", value) for value in [1, ["rejection"]]),
     *(("evidence", value) for value in [None, 0, 1, ["probs"]]),
     *(("strategy", value) for value in [None, 1, 3, ["llm"], GenerationStrategy]),
     *(("seed", value) for value in [True, 1.0, 1.5, "1", [1.0], [1.5], torch.tensor(1)]),

@@ -33,6 +33,7 @@ DRAFT_STATS = {
     "draft_generated",
     "draft_accepted",
     "acceptance_rate",
+    "mean_drafts",
     "accepted_per_position",
     "num_drafts",
     "verification",
@@ -52,7 +53,7 @@ def write(generator: HybridGenerator, prompt: Any = PROMPT, **options: Any) -> A
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_result_and_statistics(generator: HybridGenerator, strategy: str) -> None:
-    result = write(generator, strategy=strategy, ignore_eos=True)
+    result = write(generator, strategy=strategy, ignore_eos=True, num_drafts=4)
     text, stats = result
     prompt_ids = generator.tokenizer(PROMPT)["input_ids"]
     assert text == new_text(generator.tokenizer, prompt_ids, result.tokens)
@@ -85,7 +86,7 @@ def test_a_model_that_drafts_for_itself_accepts_everything(tiny_pair: TinyPair) 
 
 
 def test_the_block_is_printed(generator: HybridGenerator, capsys: Any) -> None:
-    stats = write(generator, print_stats=True).stats
+    stats = write(generator, print_stats=True, num_drafts=4).stats
     assert capsys.readouterr().out.splitlines() == [
         "=" * 60,
         "Strategy: speculative",

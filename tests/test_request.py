@@ -31,7 +31,7 @@ def request(prompt: object = (1, 2, 3), **changes: Any) -> Request:
 def test_the_defaults_are_valid_and_the_request_is_immutable() -> None:
     made = request()
     assert made.prompt_ids == ((1, 2, 3),)
-    assert (made.strategy, made.num_drafts, made.verification) == ("speculative", 4, "rejection")
+    assert (made.strategy, made.num_drafts, made.verification) == ("speculative", "auto", None)
     assert (made.temperature, made.top_k, made.top_p, made.min_p) == (1.0, 0, 1.0, 0.0)
     assert (made.threshold, made.llm_fraction, made.llm_consecutive_tokens) == (None, None, 1)
     assert made.evidence == "probs"

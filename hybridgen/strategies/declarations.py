@@ -7,9 +7,11 @@ of `HybridGenerator.generate`, which a test compares). Nothing here imports torc
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from hybridgen.checks import check_int
 from hybridgen.engine.limits import MAX_DRAFTS
-from hybridgen.fields import Field, choice, integer, number, optional
+from hybridgen.fields import Check, Facts, Field, choice, integer, number, optional
 from hybridgen.result import Fold, Rate, columns, mean, same, total
 
 MAX_CONSECUTIVE = 16
@@ -33,18 +35,34 @@ class Declaration:
     lines: tuple[str, ...] = ()
 
 
+AUTO = "auto"
+
+
+def check_num_drafts(name: str, value: Any, facts: Facts) -> Any:
+    """An integer, or "auto"."""
+    if isinstance(value, str) and str.__str__(value) == AUTO:
+        return AUTO
+    return check_int(name, value, 1, MAX_DRAFTS)
+
+
+def read_num_drafts(text: str) -> int | str:
+    """For the command line."""
+    return text if text == AUTO else int(text)
+
+
 NUM_DRAFTS = Field(
     "num_drafts",
-    4,
-    integer(1, MAX_DRAFTS),
-    f"tokens the SLM drafts a round, 1 to {MAX_DRAFTS}",
+    AUTO,
+    Check(check_num_drafts, {"type": read_num_drafts}),
+    f"tokens drafted a round, 1 to {MAX_DRAFTS}; auto drafts as many as pay, or none",
     metavar="K",
 )
 VERIFICATION = Field(
     "verification",
-    "rejection",
-    choice("rejection", "coupled"),
+    None,
+    optional(choice("rejection", "coupled")),
     "rejection keeps the LLM's distribution, coupled writes the LLM's very tokens for the seed",
+    unset="coupled with auto, else rejection",
 )
 THRESHOLD = Field(
     "threshold",
@@ -93,13 +111,18 @@ SPECULATIVE = Declaration(
         "draft_generated": total,
         "draft_accepted": total,
         "accepted_per_position": columns,
+        "rounds_without_drafts": total,
+        "lookup_rounds": total,
         "lookup_tokens": total,
+        "mean_drafts": Rate("draft_generated", "decode_steps"),
         "acceptance_rate": Rate("draft_accepted", "draft_generated"),
     },
     (
         "Draft tokens: {draft_generated}, Accepted: {draft_accepted}, "
         "Acceptance rate: {acceptance_rate:.2%}",
         "Lookup tokens: {lookup_tokens}",
+        "Drafts a round: {mean_drafts:.2f}; rounds without: {rounds_without_drafts}, "
+        "by lookup: {lookup_rounds}",
     ),
 )
 UNCERTAINTY = Declaration(

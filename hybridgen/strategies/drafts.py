@@ -11,10 +11,17 @@ from torch import Tensor
 
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Rows
-from hybridgen.engine.steps import read
+from hybridgen.engine.steps import append, read
 from hybridgen.kernels.philox import DRAFT, TARGET
 from hybridgen.kernels.sampling import LOG_Z, sample
-from hybridgen.kernels.verify import Verdict, verify_coupled, verify_rejection
+from hybridgen.kernels.verify import (
+    SOURCE_LLM,
+    SOURCE_LOOKUP,
+    SOURCE_SLM,
+    Verdict,
+    verify_coupled,
+    verify_rejection,
+)
 
 
 class Proposer(Protocol):
@@ -80,3 +87,15 @@ def verify(logits: Tensor, drafts: Drafts, rows: Rows) -> Verdict:
         else verify_rejection(logits, drafts.q, drafts.tokens, drafts.truncation, *how)
     )
     return verdict
+
+
+def speculative_round(batch: Batch, proposer: Proposer, num_drafts: int, with_q: bool) -> None:
+    """Propose ``num_drafts`` tokens, read them in one LLM forward, append what was accepted."""
+    rows, drafts = batch.rows, batch.drafts(num_drafts, with_q)
+    start = rows.length - 1
+    drafts.block[:, :1].copy_(rows.tokens.gather(1, start[:, None]))
+    broken = proposer.propose(batch, drafts)
+    new, count, unreadable = verify(read(rows, batch.llm, drafts.block, start), drafts, rows)
+    drafter = SOURCE_SLM if proposer.reads_slm else SOURCE_LOOKUP
+    unreadable = unreadable if broken is None else unreadable | broken
+    append(rows, new, count, unreadable, SOURCE_LLM, drafter=drafter)

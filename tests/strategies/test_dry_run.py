@@ -18,7 +18,9 @@ from hybridgen.engine.state import Rows
 from hybridgen.engine.steps import append
 from hybridgen.kernels.uncertainty import LOGITS, MEASURES, PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
-from hybridgen.strategies import speculative
+from hybridgen.strategies import drafts
+from hybridgen.strategies.auto import NGRAMS, auto_round
+from hybridgen.strategies.auto import catch_up_round as slm_catches_up
 from hybridgen.strategies.drafts import SlmDrafts
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.routing import Routed, catch_up_round, llm_round, slm_round
@@ -57,6 +59,10 @@ ROUNDS: dict[str, Step] = {
     **{f"rejection, K = {k}": drafting(k, True) for k in (1, 4, 8, 15)},
     **{f"coupled or greedy, K = {k}": drafting(k, False) for k in (1, 4, 8, 15)},
     **{f"lookup, K = {k}": called(speculative_round, NgramDrafts(), k, False) for k in (1, 8)},
+    "auto, no drafts": called(auto_round, 0, None, False),
+    "auto, K = 4": called(auto_round, 4, SlmDrafts(), True),
+    "auto, lookup": called(auto_round, 6, NGRAMS, False),
+    "auto, catch-up": called(slm_catches_up),
     "K from round to round": every_draft_count,
     "llm alone": called(single_round, SOURCE_LLM),
     "slm alone": called(single_round, SOURCE_SLM),
@@ -103,10 +109,10 @@ def test_a_planted_fault_is_caught(
 ) -> None:
     fault, error = PLANTED[name]
 
-    def faulty_append(rows: Rows, *rest: Any) -> None:
+    def faulty_append(rows: Rows, *rest: Any, **named: Any) -> None:
         fault(rows)
-        append(rows, *rest)
+        append(rows, *rest, **named)
 
-    monkeypatch.setattr(speculative, "append", faulty_append)
+    monkeypatch.setattr(drafts, "append", faulty_append)
     with pytest.raises(error):
         dry_run(decoders, 1, ROUNDS["rejection, K = 4"])

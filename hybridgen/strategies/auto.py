@@ -1,0 +1,147 @@
+"""``num_drafts="auto"``: each round drafts as many tokens as pay, by the SLM, a lookup, or none.
+
+The choice is `adaptive.Chooser`'s, on the host; it decides how fast a text comes, and with coupled
+verification nothing of the text. The SLM reads only where it drafts. What it has missed it reads
+before it drafts again, up to 16 tokens a forward: how far it has come is kept on the device, and
+how many forwards that takes at most on the host.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybridgen.engine.limits import MAX_DRAFTS
+from hybridgen.engine.loop import Outcome, Program
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.state import integers, moved
+from hybridgen.engine.steps import feed
+from hybridgen.kernels.lookup import MAX_NGRAM, lookup
+from hybridgen.kernels.verify import PENDING, SOURCE_LLM
+from hybridgen.strategies.adaptive import (
+    ALONE,
+    LOOKUP,
+    LOOKUP_PRIOR,
+    MODEL,
+    MODEL_PRIOR,
+    Arm,
+    Chooser,
+    Costs,
+    Survival,
+)
+from hybridgen.strategies.drafts import Proposer, speculative_round
+from hybridgen.strategies.lookup import NgramDrafts
+from hybridgen.strategies.single import single_round
+
+MODEL_DRAFTS = (1, 2, 3, 4, 6, 8)
+LOOKUP_DRAFTS = (3, 6, 10)
+MOST_DRAFTS = max(MODEL_DRAFTS + LOOKUP_DRAFTS)
+CATCH_UP = 16  # tokens that the SLM reads in one forward
+NGRAMS = NgramDrafts()
+
+
+class Choice(NamedTuple):
+    """A round that was enqueued: what was chosen, and what was known then.
+
+    found        tokens of the text's end that a lookup had found
+    catch_ups    forwards in which the SLM read what it had missed
+    drafted      rounds before it in which the SLM drafted
+    """
+
+    arm: Arm
+    found: int
+    catch_ups: int
+    drafted: int
+
+
+@dataclass(frozen=True, eq=False)
+class Experience:
+    """What is known of a batch from one call to the next."""
+
+    costs: Costs
+    survival: dict[int | str, Survival]
+
+    @classmethod
+    def of(cls, proposer: Proposer) -> "Experience":
+        """Nothing yet, of what ``proposer`` drafts and of lookups."""
+        arms = [ALONE, *(Arm(LOOKUP, drafts) for drafts in LOOKUP_DRAFTS)]
+        if not isinstance(proposer, NgramDrafts):
+            arms += [Arm(MODEL, drafts) for drafts in MODEL_DRAFTS]
+        known: dict[int | str, Survival] = {MODEL: Survival(MODEL_PRIOR, MAX_DRAFTS)}
+        for found in range(1, MAX_NGRAM + 1):
+            known[found] = Survival(LOOKUP_PRIOR[found], MAX_DRAFTS)
+        return cls(Costs(arms), known)
+
+
+class Auto(Program):
+    """Rounds that a `Chooser` chooses, each by the report of one before."""
+
+    def __init__(
+        self, batch: Batch, proposer: Proposer, with_q: bool, experience: Experience
+    ) -> None:
+        self.chooser = Chooser(experience.costs, experience.survival)
+        self.reads_slm = proposer.reads_slm
+        by = {MODEL: (proposer, with_q), LOOKUP: (NGRAMS, False)}
+        self.rounds = {
+            arm: batch.round(auto_round, arm.drafts, *by.get(arm.drafter, (None, False)))
+            for arm in experience.costs.arms
+        }
+        self.catch_up = batch.round(catch_up_round) if self.reads_slm else None
+        self.found = self.missed = self.drafted = 0
+
+    def enqueue(self) -> Choice:
+        """Enqueue what pays most, and before that what the SLM needs for it."""
+        needed = -(-self.missed // CATCH_UP)
+        arm = self.chooser.choose(self.found, needed)
+        by_slm = self.reads_slm and arm.drafter == MODEL
+        choice = Choice(arm, self.found, needed if by_slm else 0, self.drafted)
+        if by_slm and self.catch_up is not None:
+            for _ in range(needed):
+                self.catch_up()
+            self.missed, self.drafted = 0, self.drafted + 1
+        elif self.reads_slm:
+            self.missed += arm.drafts + 1  # at most
+        self.rounds[arm]()
+        return choice
+
+    def reported(self, outcome: Outcome) -> None:
+        """Learn from a round."""
+        choice: Choice = outcome.name
+        arm, most = choice.arm, max(outcome.gained, default=0)
+        if self.reads_slm and arm.drafter != MODEL and choice.drafted == self.drafted:
+            self.missed -= arm.drafts + 1 - most
+        self.found = outcome.pending
+        self.chooser.saw(arm, choice.found, outcome.gained, outcome.seconds, choice.catch_ups)
+
+
+def auto_round(batch: Batch, num_drafts: int, proposer: Proposer | None, with_q: bool) -> None:
+    """A round with so many drafts; its report tells what a lookup finds after it."""
+    rows = batch.rows
+    if proposer is None:
+        single_round(batch, SOURCE_LLM)
+    else:
+        speculative_round(batch, proposer, num_drafts, with_q)
+        if proposer.reads_slm:
+            batch.own(read_by_slm).copy_((rows.length - 2).clamp_min(0))
+    nothing = batch.drafts(num_drafts, False).tokens[:, :0]
+    rows.report[:, PENDING].copy_(lookup(rows.tokens, rows.length, nothing))
+
+
+def catch_up_round(batch: Batch) -> None:
+    """The SLM reads the next of the tokens that it has missed; two it reads as it drafts."""
+    rows, read = batch.rows, batch.own(read_by_slm)
+    feed(rows, batch.slm, CATCH_UP, read)
+    read.copy_((read + CATCH_UP).minimum(rows.length - 2).maximum(read))
+
+
+def read_by_slm(batch: Batch) -> Tensor:
+    """How many leading tokens of each row the SLM has read, int64 [B]."""
+    return torch.zeros_like(batch.rows.length)
+
+
+def start_texts(batch: Batch, rows: Sequence[int]) -> None:
+    """The SLM will have read the prompts in ``rows`` but for one token."""
+    index = moved(integers(rows), batch.rows.length.device)
+    batch.own(read_by_slm).index_copy_(0, index, batch.rows.length[index] - 1)

@@ -1,0 +1,159 @@
+"""The choice of drafts against simulated pairs: near the best fixed choice, never far behind none.
+
+Costs are in rounds of the LLM alone; a round in a hundred takes five times as long as it should.
+The random numbers are fixed, and a bound holds for the mean over texts.
+"""
+
+import math
+import random
+from collections.abc import Mapping
+
+import pytest
+
+from hybridgen.strategies.adaptive import ALONE, LOOKUP, MODEL, Arm, Chooser, Costs, Survival
+from hybridgen.strategies.auto import CATCH_UP, LOOKUP_DRAFTS, MODEL_DRAFTS, Experience
+from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.lookup import NgramDrafts
+
+TEXTS = 10
+
+
+class Simulated:
+    """A pair whose SLM takes ``step`` of an LLM round, and whose drafts survive with ``chance``.
+
+    chance    from so many tokens on; the last holds to the end
+    found     what a lookup finds, drawn anew each round, and how likely its drafts then survive
+    """
+
+    def __init__(
+        self,
+        step: float,
+        chance: Mapping[int, float],
+        tokens: int = 200,
+        found: Mapping[int, float] | None = None,
+    ) -> None:
+        self.step, self.chance, self.tokens, self.found = step, chance, tokens, found or {0: 0.0}
+
+    def cost(self, arm: Arm, catch_ups: int = 0) -> float:
+        drafting = self.step * (arm.drafts + 1.3 * catch_ups) if arm.drafter == MODEL else 0.0
+        return 1 + 0.01 * arm.drafts + drafting
+
+    def write(self, seed: int, chooser: Chooser | Arm) -> float:
+        """The time of a text whose rounds are chosen so, or are all the same."""
+        draw = random.Random(seed)
+        total, tokens, missed, found = 0.0, 0, 0, 0
+        while tokens < self.tokens:
+            needed = math.ceil(missed / CATCH_UP)
+            arm = chooser if isinstance(chooser, Arm) else chooser.choose(found, needed)
+            needed = needed if arm.drafter == MODEL and not isinstance(chooser, Arm) else 0
+            at = max(start for start in self.chance if start <= tokens)
+            chance = self.chance[at] if arm.drafter == MODEL else self.found.get(found, 0.0)
+            gained = 1
+            while gained <= arm.drafts and draw.random() < chance:
+                gained += 1
+            took = self.cost(arm, needed)
+            total, tokens = total + took, tokens + gained
+            missed = 0 if arm.drafter == MODEL else missed + gained
+            if isinstance(chooser, Chooser):
+                slow = 5 if draw.random() < 0.01 else 1
+                seconds = slow * took * math.exp(draw.gauss(0, 0.03))
+                chooser.saw(arm, found, [gained], seconds, needed)
+            found = draw.choice([*self.found])
+        return total
+
+    def fixed(self, arm: Arm) -> float:
+        return sum(self.write(seed, arm) for seed in range(TEXTS)) / TEXTS
+
+    def auto(self, before: int = 1) -> float:
+        """The time of a text before which the pair has written others."""
+        total = 0.0
+        for seed in range(TEXTS):
+            known = Experience.of(SlmDrafts())
+            for earlier in range(before):
+                self.write(1000 + seed + 100 * earlier, Chooser(known.costs, known.survival))
+            total += self.write(seed, Chooser(known.costs, known.survival))
+        return total / TEXTS
+
+    def best(self) -> float:
+        return min(self.fixed(arm) for arm in [ALONE, *(Arm(MODEL, k) for k in MODEL_DRAFTS)])
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.2, 0.4, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("step", [0.05, 0.1, 0.2, 0.5, 1.0])
+def test_a_text_takes_about_as_long_as_with_the_best_number(step: float, chance: float) -> None:
+    pair = Simulated(step, {0: chance})
+    taken = pair.auto()
+    assert taken < 1.03 * pair.fixed(ALONE)
+    assert taken < 1.08 * pair.best()
+
+
+@pytest.mark.parametrize("step", [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("before, after", [(0.0, 0.9), (0.9, 0.0), (0.3, 0.8), (0.8, 0.3)])
+def test_a_text_that_changes(step: float, before: float, after: float) -> None:
+    pair = Simulated(step, {0: before, 150: after}, tokens=400)
+    taken = pair.auto()
+    assert taken < 1.03 * pair.fixed(ALONE)
+    assert taken < 1.12 * pair.best()
+
+
+@pytest.mark.parametrize("step", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("chance", [0.0, 0.5, 0.95])
+def test_the_first_text_of_a_pair_costs_little_more(step: float, chance: float) -> None:
+    pair = Simulated(step, {0: chance})
+    assert pair.auto(before=0) < 1.05 * pair.fixed(ALONE)
+
+
+def test_lookups_are_taken_where_they_pay() -> None:
+    pair = Simulated(0.2, {0: 0.5}, found={0: 0.0, 1: 0.3, 4: 0.9})
+    assert pair.auto() < 0.75 * pair.best()
+    useless = Simulated(0.2, {0: 0.0}, found={0: 0.0, 1: 0.0, 4: 0.0})
+    assert useless.auto() < 1.06 * useless.fixed(ALONE)
+
+
+def test_a_slow_moment_is_not_taken_for_the_llms_own() -> None:
+    """Were drafts thought as cheap as none, nothing would ever be learnt of none again."""
+    known = Experience.of(SlmDrafts())
+    for _ in range(9):
+        known.costs.took(ALONE, 5.0)
+    pair = Simulated(0.2, {0: 0.0}, tokens=600)
+    pair.write(0, Chooser(known.costs, known.survival))
+    assert known.costs.seconds[ALONE] < 1.2
+
+
+def test_without_an_slm_nothing_but_lookups_is_chosen() -> None:
+    known = Experience.of(NgramDrafts())
+    assert {arm.drafter for arm in known.costs.arms} == {ALONE.drafter, LOOKUP}
+    chooser = Chooser(known.costs, known.survival)
+    for _ in range(3):
+        assert chooser.choose(0, 0) == ALONE
+        chooser.saw(ALONE, 0, [1], 1.0)
+    assert chooser.choose(4, 0) in {Arm(LOOKUP, drafts) for drafts in LOOKUP_DRAFTS}
+
+
+def test_times_that_are_unknown_leave_the_choice_open() -> None:
+    known = Experience.of(SlmDrafts())
+    chooser = Chooser(known.costs, known.survival)
+    for _ in range(50):
+        arm = chooser.choose(0, 0)
+        assert arm.drafts in (0, *MODEL_DRAFTS)
+        chooser.saw(arm, 0, [1, 1], None)
+
+
+def test_survival_is_counted_where_a_draft_was_reached() -> None:
+    seen = Survival(prior=0.5, most=4)
+    seen.saw(accepted=2, drafts=4)
+    assert (seen.hits, seen.trials) == ([1, 1, 0, 0], [1, 1, 1, 0])
+    seen.saw(accepted=1, drafts=1)
+    assert (seen.hits, seen.trials) == ([2, 1, 0, 0], [2, 1, 1, 0])
+    for _ in range(200):
+        seen.saw(accepted=4, drafts=4)
+    assert seen.gains == pytest.approx([1, 2, 3, 4, 5], rel=0.05)
+
+
+def test_what_was_not_timed_is_guessed_from_its_neighbours() -> None:
+    costs = Costs([ALONE, Arm(MODEL, 2), Arm(MODEL, 4)])
+    costs.took(ALONE, 1.0)
+    costs.took(Arm(MODEL, 2), 1.5)
+    assert costs.seconds[Arm(MODEL, 4)] == pytest.approx(2.0)
+    costs.took(Arm(MODEL, 4), 2.5, catch_ups=2)
+    assert costs.catch_up == pytest.approx(0.25)

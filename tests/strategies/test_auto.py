@@ -1,0 +1,177 @@
+"""Speculation that chooses its drafts: whatever it chooses, and whenever, the text is the LLM's."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import TinyPair
+from fake_graph import as_on_a_gpu
+from table_decoder import (
+    TableDecoder,
+    enumerate_law,
+    loaded,
+    p_value,
+    random_table,
+    sample_law,
+    write,
+)
+
+from hybridgen import HybridGenerator
+from hybridgen.engine.loop import Repeat
+from hybridgen.engine.rounds import Batch
+from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.result import GenerationResult
+from hybridgen.strategies import auto
+from hybridgen.strategies.adaptive import ALONE, LOOKUP, Arm, Chooser
+from hybridgen.strategies.auto import Auto, Experience, start_texts
+from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.single import single_round
+
+PLAIN = (1.0, 0, 1.0, 0.0)
+PROMPTS = [
+    "def area(radius):\n",
+    "x",
+    "for item in items:\n    print(item)\nfor item in",
+    "the dog",
+]
+SAMPLED = {"temperature": 0.9, "top_k": 40, "seed": 3}
+
+
+def at_random(seed: int, patience: int = 1) -> Callable[..., Arm]:
+    """Any arm, each for up to ``patience`` rounds, so that the SLM misses much or little."""
+    draw, left = random.Random(seed), 0
+    arm = Arm("llm", 0)
+
+    def choose(self: Chooser, found: int, catch_ups: int) -> Arm:
+        nonlocal arm, left
+        left -= 1
+        if left < 0:
+            arm, left = draw.choice(self.costs.arms), draw.randrange(patience)
+        return ALONE if arm.drafter == LOOKUP and not found else arm
+
+    return choose
+
+
+def start(prompts: Sequence[Sequence[int]], depth: int, vocab: int = 5) -> Batch:
+    target = random_table(vocab, seed=0)
+    draft = random_table(vocab, seed=1, like=target, noise=0.6)
+    return loaded(TableDecoder(draft), TableDecoder(target), list(prompts), depth, PLAIN)
+
+
+def program(batch: Batch, with_q: bool) -> Auto:
+    proposer = SlmDrafts()
+    made = Auto(batch, proposer, with_q, Experience.of(proposer))
+    start_texts(batch, range(batch.width))
+    return made
+
+
+@pytest.mark.parametrize("patience", [1, 12, 40])
+def test_whatever_is_chosen_the_tokens_are_the_llms(
+    monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    """The table decoders know what they were fed: the SLM has missed nothing when it drafts."""
+    prompts, depth = [[3, 1], [1, 0, 1, 0], list(range(5)) * 4], 120
+    batch = start(prompts, depth)
+    expected = [text.tokens for text in write(batch, Repeat(batch.round(single_round, SOURCE_LLM)))]
+    drafters: set[str] = set()
+    for seed in range(6):
+        monkeypatch.setattr(Chooser, "choose", at_random(seed, patience))
+        batch = start(prompts, depth)
+        texts = write(batch, program(batch, with_q=False))
+        assert [text.tokens for text in texts] == expected
+        drafters |= {choice.arm.drafter for text in texts for choice, _ in text.rounds}
+    assert drafters == {"llm", "model", "lookup"}
+
+
+def test_the_slm_catches_up_or_its_drafts_would_be_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chooser, "choose", at_random(0, 12))
+    monkeypatch.setattr(auto, "catch_up_round", lambda batch: None)
+    batch = start([[3, 1]], 120)
+    with pytest.raises(AssertionError, match="never fed"):
+        write(batch, program(batch, with_q=False))
+
+
+@pytest.mark.parametrize("with_q", [True, False], ids=["rejection", "coupled"])
+def test_the_law_is_the_llms(monkeypatch: pytest.MonkeyPatch, with_q: bool) -> None:
+    monkeypatch.setattr(Chooser, "choose", at_random(1, 2))
+    prompt, depth = [1, 0, 1], 4
+    batch = start([prompt] * 20_000, depth)
+    observed = sample_law(batch, program(batch, with_q), prompt, depth, 5)
+    law = enumerate_law(random_table(5, seed=0), prompt, depth, PLAIN)
+    assert p_value(observed, law) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_pair: TinyPair) -> HybridGenerator:
+    return HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32, max_seq_len=200)
+
+
+def generate(generator: HybridGenerator, prompt: Any, **options: Any) -> GenerationResult:
+    given = {"max_new_tokens": 60, "ignore_eos": True, "print_stats": False, **options}
+    return generator.generate(prompt, **given)
+
+
+@pytest.mark.parametrize("mode", [{"temperature": 0}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "a round ahead"])
+def test_it_is_the_default_and_writes_the_llms_tokens(
+    tiny_pair: TinyPair,
+    generator: HybridGenerator,
+    monkeypatch: pytest.MonkeyPatch,
+    late: bool,
+    mode: dict[str, Any],
+) -> None:
+    """Also captured, and with rows that are refilled while others go on."""
+    options = {"device": "cpu", "dtype": torch.float32, "max_seq_len": 200, "max_batch_size": 2}
+    made = HybridGenerator(*tiny_pair, **options)
+    if late:
+        as_on_a_gpu(made.pair)
+    monkeypatch.setattr(Chooser, "choose", at_random(2, 20))
+    for prompt in (PROMPTS[0], PROMPTS):
+        alone = generate(generator, prompt, strategy="llm", **mode)
+        found = generate(made, prompt, **mode)
+        assert found.tokens == alone.tokens
+        assert (found.stats["num_drafts"], found.stats["verification"]) == ("auto", "coupled")
+
+
+def test_statistics_tell_what_was_chosen(generator: HybridGenerator) -> None:
+    for prompt in (PROMPTS[2], PROMPTS):
+        result = generate(generator, prompt, **SAMPLED)
+        stats = result.stats
+        written = stats["slm_tokens"] + stats["lookup_tokens"] + stats["llm_tokens"]
+        assert written == stats["total_tokens"]
+        assert stats["draft_accepted"] == stats["slm_tokens"] + stats["lookup_tokens"]
+        assert sum(stats["accepted_per_position"]) == stats["draft_accepted"]
+        assert stats["mean_drafts"] == stats["draft_generated"] / stats["decode_steps"]
+        chosen = stats["rounds_without_drafts"] + stats["lookup_rounds"]
+        assert 0 <= chosen <= stats["decode_steps"]
+        assert "Drafts a round: " in result.summary
+
+
+def test_statistics_end_with_the_stop_string(generator: HybridGenerator) -> None:
+    text = generate(generator, PROMPTS[0], **SAMPLED).text
+    stats = generate(generator, PROMPTS[0], stop=text[20:24], **SAMPLED).stats
+    assert stats["total_tokens"] < 60
+    assert stats["draft_accepted"] + stats["llm_tokens"] == stats["total_tokens"]
+    assert stats["decode_steps"] <= stats["total_tokens"]
+
+
+def test_rejection_may_be_asked_for(generator: HybridGenerator) -> None:
+    stats = generate(generator, PROMPTS[0], verification="rejection", **SAMPLED).stats
+    assert (stats["num_drafts"], stats["verification"]) == ("auto", "rejection")
+    assert generate(generator, PROMPTS[0], num_drafts=3).stats["verification"] == "rejection"
+
+
+def test_what_is_learnt_outlives_a_call(generator: HybridGenerator) -> None:
+    generate(generator, PROMPTS[0], **SAMPLED)
+    batch, strategy = generator.pair.batch(1), generator.strategies["speculative"]
+    known = batch.own(strategy._experience)  # type: ignore[union-attr]
+    assert known.costs.timed(Arm("llm", 0)) > 0
+    assert known is batch.own(strategy._experience)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("value", ["Auto", "4", 0, 16, 2.5, None])
+def test_other_numbers_are_refused(generator: HybridGenerator, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^num_drafts must be an integer from 1 to"):
+        generate(generator, PROMPTS[0], num_drafts=value)
