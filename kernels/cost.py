@@ -99,6 +99,13 @@ def _commit(given: Given, results: int, context: int) -> Cost:
     return Cost(read, 2 * nbytes([given["new_tokens"]]) + 3 * length + nbytes([given["done"]]))
 
 
+def _lookup(given: Given, results: int, context: int) -> Cost:
+    """Each token of the text is read once; places before it then come from the L1 cache."""
+    tokens, length = given["tokens"], given["length"]
+    read = len(length) * context * tokens.element_size() + nbytes([length])
+    return Cost(read, results + nbytes([given["drafts"]]))
+
+
 COSTS: dict[str, Callable[[Given, int, int], Cost]] = {
     "embed": _embed,
     "rms_norm": _whole,
@@ -114,4 +121,5 @@ COSTS: dict[str, Callable[[Given, int, int], Cost]] = {
     "verify_coupled": _whole,
     "verify_rejection": _verify_rejection,
     "commit": _commit,
+    "lookup": _lookup,
 }

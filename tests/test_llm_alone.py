@@ -55,7 +55,7 @@ def test_the_embedded_llm_drafts_for_itself(mode: dict[str, Any]) -> None:
 
 def test_statistics_tell_what_was_looked_up(generator: HybridGenerator) -> None:
     for prompt in (PROMPT, [PROMPT, "x"]):
-        result = write(generator, prompt, **GREEDY)
+        result = write(generator, prompt, num_drafts=4, **GREEDY)
         stats = result.stats
         assert stats["slm_tokens"] == 0
         assert stats["lookup_tokens"] + stats["llm_tokens"] == stats["total_tokens"]

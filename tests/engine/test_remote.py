@@ -22,10 +22,9 @@ from hybridgen.engine.reports import Immediate
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
-from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.drafts import SlmDrafts, speculative_round
 from hybridgen.strategies.routing import llm_round, slm_round
 from hybridgen.strategies.single import single_round
-from hybridgen.strategies.speculative import speculative_round
 
 FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
 STRATEGIES = ["speculative", "uncertainty", "entropy", "llm", "slm"]

@@ -27,11 +27,10 @@ from hybridgen.kernels.sampling import filter_logits
 from hybridgen.kernels.uncertainty import LOGITS, PROBS, entropy, logtoku, sample_measured
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.pair import LLM_PATH, SLM_PATH
-from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.drafts import SlmDrafts, speculative_round
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.routing import catch_up_round, llm_round, slm_round
 from hybridgen.strategies.single import single_round
-from hybridgen.strategies.speculative import speculative_round
 
 POSITIONS = 4096
 NUM_DRAFTS = 4

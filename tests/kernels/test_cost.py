@@ -117,8 +117,13 @@ def test_what_is_looked_up_is_not_read_whole() -> None:
 def test_a_commit_does_not_read_the_text() -> None:
     flag, one, new = meta(3, dtype=torch.bool), integers(3), integers(3, 5)
     texts = integers(3, 4096), one, flag, integers(3, 36)
-    found = cost_of("commit", *texts, new, one, 2, flag, one, integers(3, 16))
+    found = cost_of("commit", *texts, new, one, 2, 1, flag, one, integers(3, 16))
     assert found == Cost(8 * (3 * 3 + 15 + 48) + 2 * 3, 8 * (2 * 15 + 3 * 3) + 3)
+
+
+def test_a_lookup_reads_the_text_so_far() -> None:
+    found = cost_of("lookup", integers(3, 4096), integers(3), integers(3, 5), context=100)
+    assert found == Cost(8 * 3 * (100 + 1), 8 * 3 * (5 + 1))
 
 
 def test_logits_are_read_once() -> None:

@@ -27,9 +27,8 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.kernels import philox
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies import drafts
-from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.drafts import SlmDrafts, speculative_round
 from hybridgen.strategies.single import single_round
-from hybridgen.strategies.speculative import speculative_round
 
 ROWS = 20_000
 PROMPT = [1, 0, 1]

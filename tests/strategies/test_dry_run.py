@@ -21,11 +21,10 @@ from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.strategies import drafts
 from hybridgen.strategies.auto import NGRAMS, auto_round
 from hybridgen.strategies.auto import catch_up_round as slm_catches_up
-from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.drafts import SlmDrafts, speculative_round
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.routing import Routed, catch_up_round, llm_round, slm_round
 from hybridgen.strategies.single import single_round
-from hybridgen.strategies.speculative import speculative_round
 
 # A CPU build of torch cannot index fake CUDA tensors. `.ci/run` insists on a CUDA build.
 pytestmark = pytest.mark.skipif(

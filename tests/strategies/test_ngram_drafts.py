@@ -15,9 +15,9 @@ from table_decoder import (
 from hybridgen.engine.loop import Program, Repeat
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.strategies.drafts import speculative_round
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.single import single_round
-from hybridgen.strategies.speculative import speculative_round
 
 GREEDY, PLAIN = (0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0)
 

@@ -16,11 +16,10 @@ from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import SOURCE_LLM
-from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.drafts import SlmDrafts, speculative_round
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.routing import Routed, slm_round
 from hybridgen.strategies.single import single_round
-from hybridgen.strategies.speculative import speculative_round
 
 SAMPLED = (0.9, 20, 0.95, 0.0)
 

@@ -17,7 +17,7 @@ from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loop import Repeat
 from hybridgen.result import GenerationResult
 from hybridgen.strategies.declarations import BUILT_IN
-from hybridgen.strategies.speculative import speculative_round
+from hybridgen.strategies.drafts import speculative_round
 
 PROMPT = "def area(radius):\n"
 
