@@ -30,6 +30,7 @@ import hybridgen
 from hybridgen import HybridGenerator
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load_model
+from hybridgen.engine.transformers_decoder import TransformersDecoder
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
 PROMPTS = (
@@ -174,6 +175,7 @@ def build(
             "transformers assisted": peer(slm),
             "slm": ours("slm"),
             "speculative": ours("speculative", num_drafts=drafts),
+            "speculative auto": ours("speculative"),
             "speculative coupled": ours("speculative", num_drafts=drafts, verification="coupled"),
             "uncertainty, llm_fraction 0.2": ours("uncertainty", llm_fraction=0.2),
         }
@@ -225,7 +227,7 @@ def floor(generator: HybridGenerator) -> dict[str, float]:
     }
 
 
-def slm_of(generator: HybridGenerator) -> Decoder:
+def slm_of(generator: HybridGenerator) -> Decoder | TransformersDecoder:
     """The small model, which each pair here has."""
     assert generator.slm is not None
     return generator.slm
