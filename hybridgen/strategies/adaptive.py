@@ -34,9 +34,9 @@ MODEL_PRIOR = 0.6
 LOOKUP_PRIOR = (0.0, 0.4, 0.5, 0.6, 0.8)  # by how many tokens were found
 STEP = {MODEL: 0.2, LOOKUP: 0.02}  # of an LLM round, a draft's time where nothing is known yet
 HORIZON = 8  # rounds over which it pays that the SLM has caught up
-FIRST_WAIT, LONGEST_WAIT = 16, 256  # rounds between probes of the SLM
-PROBE_SHARE = 0.015  # of the time since the last one, at most what a probe costs
-STAY = 0.02  # tokens a round that it is worth if the SLM keeps reading
+FIRST_WAIT, LONGEST_WAIT = 24, 256  # rounds between probes of the SLM
+PROBE_SHARE = 0.02  # of the time since the last one, at most what a probe costs
+STAY = 0.01  # tokens a round that it is worth if the SLM keeps reading
 STALE, MARGIN = 64, 0.3  # rounds and tokens, see `choose`
 HOPE = 0.9  # survival that a probe hopes for
 

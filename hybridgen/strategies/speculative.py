@@ -74,8 +74,6 @@ def described(written: Written) -> Stats:
     """The statistics of a text whose rounds were chosen."""
     arms, accepted, at = [], [], 0
     for choice, gained in written.rounds:
-        if at >= written.total:
-            break  # behind a stop string
         own = written.sources[at : at + gained]
         arms.append(choice.arm)
         accepted.append(sum(source != SOURCE_LLM for source in own))
