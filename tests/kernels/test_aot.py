@@ -17,7 +17,6 @@ import resources
 from all_ops import OPS
 from aot import CARDS
 
-
 # Minutes of a core for each card: `.ci/run` asks for all of them.
 ALL_CARDS = [pytest.param(card, marks=[] if card == 90 else [pytest.mark.cards]) for card in CARDS]
 
