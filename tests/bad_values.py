@@ -76,7 +76,7 @@ CONSTRUCTOR: list[tuple[str, object, type[Exception]]] = [
     *(("slm_model_id", value, TypeError) for value in [5, b"x", [], object()]),
     ("slm_model_id", torch.nn.Linear(2, 2), TypeError),
     *(("llm_model_id", value, TypeError) for value in [b"model", ["model"]]),
-    *(("slm_model_id", value, ValueError) for value in [None, "./no such folder"]),
+    ("slm_model_id", "./no such folder", ValueError),
     *(("llm_model_id", value, ValueError) for value in [None, "", Path("/no/such/folder")]),
 ]
 

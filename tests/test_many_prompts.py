@@ -17,8 +17,8 @@ PROMPTS = [
     "Ελλάδα", "a", "print(item)\n" * 5, "日本語", "and the other dog", "0", "größe straße",
 ]  # fmt: skip
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "greedy": {"temperature": 0.0},
-    "coupled": {"verification": "coupled", **SAMPLED},
+    "greedy": {"num_drafts": 4, "temperature": 0.0},
+    "coupled": {"verification": "coupled", "num_drafts": 4, **SAMPLED},
     "rejection": {"verification": "rejection", "num_drafts": 3, **SAMPLED},
     "llm": {"strategy": "llm", **SAMPLED},
     "slm": {"strategy": "slm", **SAMPLED},
