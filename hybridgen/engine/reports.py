@@ -43,8 +43,12 @@ class Pinned:
     ahead = 1
 
     def __init__(self, rows: int) -> None:
+        shape = rows, HEAD + WINDOW
         self._slots = [
-            (torch.zeros(rows, HEAD + WINDOW, dtype=torch.int64).pin_memory(), torch.cuda.Event())
+            (
+                torch.zeros(shape, dtype=torch.int64, device="cpu", pin_memory=True),
+                torch.cuda.Event(),
+            )
             for _ in range(self.ahead + 1)
         ]
 

@@ -121,14 +121,16 @@ class TransformersDecoder:
     def bind(self, cache: Tensor) -> None:
         """Use ``cache`` [layers, 2, kv_heads, rows, positions, head_dim] from now on."""
         self.cache = cache
-        none = torch.zeros(0, device=cache.device)
+        none = torch.zeros(0, dtype=torch.float32, device=cache.device)
         self._step = Step(cache.unbind(), none, none, none)
         layers: list[Any] = [
             CachedLayer(i, shape, self._step) for i, shape in enumerate(self.facts.layers)
         ]
         self._layers = Cache(layers=layers)
         # Keys arrive rotated: a rotation by nothing.
-        unrotated = torch.tensor([1.0, 0.0], device=cache.device).view(2, 1, 1, 1)
+        unrotated = torch.tensor([1.0, 0.0], dtype=torch.float32, device=cache.device).view(
+            2, 1, 1, 1
+        )
         self._rope = unrotated.expand(2, cache.shape[4], 1, cache.shape[5])
         if not cache.is_cpu:
             self._rope = self._rope.contiguous()
