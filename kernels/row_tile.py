@@ -13,6 +13,7 @@ of 10,000 would go unseen in one of 20,000 trials.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ DISTINCT_OUTPUTS = 512
 MOST_TRIED_ROWS = 8192  # of products with a few outputs, such as a router's
 
 
+class Kind(NamedTuple):
+    """What a library may choose a product's kernel by, beside the number of rows."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    packed: bool
+    transposed: bool
+    bias: bool
+
+
 def row_tile(layers: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
     """Row counts at which a product's rows have the same bits, whatever their number and place.
 
@@ -36,7 +47,7 @@ def row_tile(layers: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
     Returns ``(tile, block)``: pad to a multiple of ``tile`` rows and never go beyond ``block``. The
     last resort is (1, 1), a row at a time.
     """
-    kinds = {_kind(weight, bias): (weight, bias) for weight, bias in layers}
+    kinds = {kind(weight, bias): (weight, bias) for weight, bias in layers}
     trials = [_Trial(weight, bias) for weight, bias in kinds.values()]
     for tile in (1, 2, 4, REFERENCE_ROWS):
         for block in (MAX_ROWS, 32, 16, REFERENCE_ROWS):
@@ -46,8 +57,11 @@ def row_tile(layers: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
     return 1, 1
 
 
-def _kind(weight: Tensor, bias: Tensor | None) -> tuple[object, ...]:
-    return weight.shape, weight.dtype, weight.is_mkldnn, _is_transposed(weight), bias is not None
+def kind(weight: Tensor, bias: Tensor | None) -> Kind:
+    """Of the products with ``weight`` [O, H], packed or not, and ``bias`` [O]."""
+    return Kind(
+        weight.shape, weight.dtype, weight.is_mkldnn, _is_transposed(weight), bias is not None
+    )
 
 
 def _is_transposed(weight: Tensor) -> bool:
