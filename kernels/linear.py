@@ -64,16 +64,20 @@ def norm_gated_linear_reference(
     x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """``silu(gate) * up`` of ``rms_norm(x [R, H])`` -> [R, I]; weight [2 I, H] is gate over up."""
-    both = product(rms_norm(x, norm, eps), weight, bias)
+    return gated(product(rms_norm(x, norm, eps), weight, bias))
+
+
+def gated(both: Tensor) -> Tensor:
+    """``silu(gate) * up`` [R, I] of ``both`` [R, 2 I], gate beside up; overwrites the gate."""
     gate, up = both.chunk(2, -1)
     rows, inner = gate.shape
-    if rows * inner < SERIAL:
+    if rows * inner < SERIAL or not both.is_cpu:
         return F.silu(gate).mul_(up)
     # A thread's share may end inside a row, where the last few exponentials come from another
     # routine with other last bits: smaller pieces have one thread each.
-    step = max((SERIAL - 1) // inner, 1)
-    pieces = zip(gate.split(step), up.split(step), strict=True)
-    return torch.cat([F.silu(g).mul_(u) for g, u in pieces])
+    for piece in gate.split(max((SERIAL - 1) // inner, 1)):
+        F.silu(piece, inplace=True)
+    return gate * up
 
 
 def linear_residual_reference(

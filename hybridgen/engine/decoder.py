@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Family, Weights, fuse
+from hybridgen.engine.prefill import PromptReader
 from hybridgen.engine.rope import context, head_dim, rope_table
 from hybridgen.kernels.attention import attention
 from hybridgen.kernels.attention_plan import prepare
@@ -152,20 +153,15 @@ class Decoder:
         tokens: Tensor,
         lengths: Sequence[int] | Tensor,
         rows: Sequence[int] | None = None,
-        chunk: int = 128,
     ) -> None:
         """Write keys and values of the prompts ``tokens[i, :lengths[i]]``, tokens int64 [N, T].
 
-        Prompt i goes to row ``rows[i]`` of the cache, or to row i. Prompt by prompt, in chunks of
-        ``chunk`` tokens: the shapes depend on that prompt alone.
+        Prompt i goes to row ``rows[i]`` of the cache, or to row i. See `prefill.py`.
         """
         self._fit_threads()
-        for i, (row, length) in enumerate(zip(rows or range(len(lengths)), lengths, strict=True)):
-            cache = self._rows(row, row + 1)
-            for first in range(0, int(length), chunk):
-                part = tokens[i : i + 1, first : min(first + chunk, int(length))]
-                start = torch.full((1,), first, dtype=torch.int64, device=tokens.device)
-                self._hidden(part, start, cache)
+        counts = [int(length) for length in lengths]
+        rows = range(len(counts)) if rows is None else rows
+        self._prompts.read(tokens, counts, rows, self._layer_caches, self._rope_table)
 
     def _in_blocks(self, tokens: Tensor, start: Tensor) -> Tensor:
         """The forward in pieces of at most ``_block`` rows: earlier tokens first (causal)."""
@@ -232,14 +228,17 @@ class Decoder:
     def _fit_threads(self) -> None:
         """Find the row counts that keep a row's bits, anew when the number of threads has changed.
 
-        Row counts are padded to ``_tile`` and limited to ``_block``.
+        Row counts are padded to ``_tile`` and limited to ``_block``. Those of prompts are found
+        here on a CPU; on a GPU, where tensors may be fakes, with the first prompt.
         """
         threads = torch.get_num_threads()
         if self._threads == threads:
             return
         self._threads, self._tile, self._block = threads, 1, 1 << 30
+        self._prompts = PromptReader(self.weights, self.eps)
         if self.device.type != "cpu":
             return
+        self._prompts.find_classes()
         query_tile(self.head_dim, threads)  # remembered, for the first forward
         if not self.batch_invariant:
             return

@@ -183,21 +183,6 @@ def test_fewer_rows_than_the_cache_has(invariant: bool) -> None:
     assert close(decode(decoder, tokens, [8, 4]), reference_logits(model, tokens))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 128])
-def test_decode_after_prefill_in_chunks_of_any_size(chunk: int) -> None:
-    model = random_model("llama")
-    tokens = random_tokens(1, 150)
-    decoder = bound(model)
-    decoder.prefill(tokens, torch.tensor([140]), chunk=chunk)
-    assert close(decoder(tokens[:, 140:], at(140)), reference_logits(model, tokens)[:, 140:])
-
-
-def test_an_empty_prompt_writes_nothing() -> None:
-    decoder = bound(random_model("llama"), rows=2)
-    decoder.prefill(random_tokens(2, 4), [0, 0])
-    assert not decoder.cache.any()
-
-
 def test_more_rows_than_a_block() -> None:
     model = random_model("qwen3")
     decoder = bound(model, rows=70)
@@ -306,25 +291,6 @@ def test_bits_for_other_families_and_groups(kind: str, heads: tuple[int, int]) -
         torch.stack([tokens[0, 250:256], tokens[1, :6], tokens[2, 245:251]]), at(250, 0, 245)
     )
     assert torch.equal(mates[0], alone[0, :6])
-
-
-def test_a_prompt_is_written_the_same_whatever_its_batch() -> None:
-    model = random_model("qwen3", **WIDE)
-    tokens = random_tokens(3, 140)
-    together, alone = bound(model, rows=3), bound(model)
-    together.prefill(tokens, [20, 140, 3])
-    alone.prefill(tokens[1:2], [140])
-    assert torch.equal(together.cache[:, :, :, 1], alone.cache[:, :, :, 0])
-
-
-def test_a_prompt_is_read_into_the_row_that_is_named() -> None:
-    model = random_model("qwen3", **WIDE)
-    tokens = random_tokens(2, 140)
-    decoder, usual = bound(model, rows=4), bound(model, rows=2)
-    decoder.prefill(tokens, [140, 30], rows=[3, 1])
-    usual.prefill(tokens, [140, 30])
-    assert torch.equal(decoder.cache[:, :, :, [3, 1]], usual.cache)
-    assert not decoder.cache[:, :, :, [0, 2]].any()
 
 
 # --- memory and interface ---

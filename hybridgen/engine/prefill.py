@@ -1,0 +1,198 @@
+"""Prompts into the cache: several share a block of tokens, and only keys and values are computed.
+
+The products run over a whole block, attention runs prompt by prompt. What is kept of a prompt has
+the same bits whatever it was read beside:
+
+- a block has one of a few numbers of rows, the last ones padding, in which a row's bits do not
+  depend on its place (`block_sizes.py` tries it out);
+- a prompt is cut into pieces at fixed places of its own, and its length alone decides in blocks of
+  which bits its tokens are read.
+
+A later piece sees what the earlier ones wrote to the cache. Of the last layer only keys and values
+are needed. Memory is that of one block, and of its mask over the keys.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybridgen.engine.families import Weights
+from hybridgen.kernels.block_sizes import size_classes
+from hybridgen.kernels.cache_write import cache_write
+from hybridgen.kernels.layers import embed, normalize
+from hybridgen.kernels.linear import gated, product
+from hybridgen.kernels.prompt_attention import prompt_attention
+
+Classes = Sequence[tuple[int, ...]]
+"""Sizes that a block may have, those of equal bits together; by their largest, ascending."""
+
+
+class Sizes(NamedTuple):
+    """Rows of a block, ascending, and the most tokens of a piece."""
+
+    blocks: tuple[int, ...]
+    piece: int
+
+
+CPU = Sizes((16, 32, 64, 128, 256), 128)
+GPU = Sizes((256, 512), 256)
+"""Up to about 250 tokens a product costs one read of its weight, so smaller blocks gain nothing."""
+
+
+class Piece(NamedTuple):
+    """Tokens ``first`` to ``end - 1`` of prompt ``prompt``, for row ``row``."""
+
+    prompt: int
+    row: int
+    first: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.first
+
+
+class Block(NamedTuple):
+    """Pieces that are read together, in ``size`` rows."""
+
+    size: int
+    pieces: list[Piece]
+
+
+def plan(lengths: Sequence[int], rows: Sequence[int], classes: Classes, piece: int) -> list[Block]:
+    """The blocks in which prompts of ``lengths`` tokens are read into ``rows``, in that order.
+
+    Runs of as many tokens as the largest block has, and then the rest, are each read in the class
+    of the smallest block that holds them: that depends on nothing but the prompt. Without a class,
+    every piece is alone.
+    """
+    largest = classes[-1][-1] if classes else piece
+    streams: dict[tuple[int, ...], list[Piece]] = {sizes: [] for sizes in reversed(classes)}
+    alone = []
+    for prompt, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        for first in range(0, length, largest):
+            end = min(first + largest, length)
+            places = range(first, end, piece)
+            pieces = [Piece(prompt, row, at, min(at + piece, end)) for at in places]
+            if classes:
+                streams[_home(end - first, classes)] += pieces
+            else:
+                alone += [Block(p.length, [p]) for p in pieces]
+    return alone + [block for sizes, pieces in streams.items() for block in _fill(pieces, sizes)]
+
+
+def _home(count: int, classes: Classes) -> tuple[int, ...]:
+    """The class of the smallest block with ``count`` rows or more."""
+    _, sizes = min((size, sizes) for sizes in classes for size in sizes if size >= count)
+    return sizes
+
+
+def _fill(pieces: list[Piece], sizes: tuple[int, ...]) -> list[Block]:
+    """Blocks with the pieces in order, each as small as its pieces allow."""
+    groups: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        if piece.length > room:
+            groups.append([])
+            room = sizes[-1]
+        groups[-1].append(piece)
+        room -= piece.length
+    filled = [(sum(piece.length for piece in group), group) for group in groups]
+    return [Block(min(s for s in sizes if s >= count), group) for count, group in filled]
+
+
+def _attention_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a CPU computes a prompt's attention in, for a model of ``dtype``.
+
+    torch's attention is twice as fast in bfloat16 as in float32, but its kernel for AMX needs the
+    vector instructions of AVX-512 beside it; in float16 it is slower.
+    """
+    fast = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return dtype if dtype == torch.bfloat16 and fast else torch.float32
+
+
+class PromptReader:
+    """Reads prompts with ``weights``, which give their device and dtype; eps is that of norms."""
+
+    def __init__(self, weights: Weights, eps: float) -> None:
+        self.weights, self.eps = weights, eps
+        cpu = weights.embedding.is_cpu
+        self.sizes = CPU if cpu else GPU
+        self.dtype = _attention_dtype(weights.embedding.dtype) if cpu else weights.embedding.dtype
+        self._classes: Classes | None = None
+
+    def find_classes(self) -> Classes:
+        """Which blocks keep a row's bits, tried out in the first call."""
+        if self._classes is None:
+            layer = self.weights.layers[0]
+            products = [
+                (layer.qkv, layer.qkv_bias),
+                (layer.output, layer.output_bias),
+                (layer.gate_up, layer.gate_up_bias),
+                (layer.down, layer.down_bias),
+            ]
+            self._classes = size_classes(products, self.sizes.blocks)
+        return self._classes
+
+    def read(
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int],
+        rows: Sequence[int],
+        caches: Sequence[Tensor],
+        rope: Tensor,
+    ) -> None:
+        """Write keys and values of the prompts ``tokens[i, :lengths[i]]`` to ``rows[i]``.
+
+        tokens  int64 [N, T]
+        caches  of each layer, [2, kv_heads, rows, positions, D]
+        rope    float32 [2, positions, 1, D], see `rope.rope_table`
+        """
+        for block in plan(lengths, rows, self.find_classes(), self.sizes.piece):
+            self._read_block(block, tokens, caches, rope)
+
+    def _read_block(
+        self, block: Block, tokens: Tensor, caches: Sequence[Tensor], rope: Tensor
+    ) -> None:
+        x, cos, sin = self._embed(block, tokens, rope)
+        layers, eps = self.weights.layers, self.eps
+        seen, masks = None, dict[tuple[int, int, int], Tensor]()
+        for layer, cache in zip(layers, caches, strict=True):
+            qkv = product(normalize(x, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+            if seen is None:
+                width = qkv.shape[1] - 2 * cache.shape[1] * cache.shape[4]
+                seen = qkv.new_zeros(len(qkv), width)  # padding stays zero
+            at = 0
+            for piece in block.pieces:
+                part = slice(at, at + piece.length)
+                at += piece.length
+                row = cache[:, :, piece.row, : piece.end]
+                new = row[:, :, piece.first :]
+                q = cache_write(qkv[part], new, cos[part], sin[part], layer.qk_norm, eps)
+                if layer is not layers[-1]:
+                    output = prompt_attention(q, row, layer.window, self.dtype, masks)
+                    seen[part].view(output.shape).copy_(output)
+            if layer is layers[-1]:
+                return
+            x = product(seen, layer.output, layer.output_bias).add_(x)
+            both = product(normalize(x, layer.mlp_norm, eps), layer.gate_up, layer.gate_up_bias)
+            x = product(gated(both), layer.down, layer.down_bias).add_(x)
+
+    def _embed(self, block: Block, tokens: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The residual stream [rows, H] before the first layer, and the tokens' rotary rows."""
+        embedding, padding, ids, at = self.weights.embedding, block.size, [], []
+        for prompt, _, first, end in block.pieces:
+            ids.append(tokens[prompt, first:end])
+            at.append(torch.arange(first, end, dtype=torch.int64, device=tokens.device))
+            padding -= end - first
+        if padding:
+            ids.append(tokens.new_zeros(padding))
+            at.append(ids[-1])
+        token, position = torch.cat(ids), torch.cat(at)
+        if not tokens.is_cpu:
+            x, cos, sin = embed(token.unsqueeze(1), position, embedding, rope)
+            return x, cos, sin
+        cos, sin = rope.index_select(1, position).unbind()
+        return embedding.index_select(0, token), cos, sin

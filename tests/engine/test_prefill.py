@@ -1,0 +1,226 @@
+"""What is kept of a prompt: what transformers would keep, whatever the prompt is read with."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_decoder import FAMILIES, SLIDING, WIDE, Allocations, close
+from tiny_models import at, bound, random_model, random_tokens, reference_logits
+from torch import Tensor
+
+from hybridgen.engine import prefill
+from hybridgen.engine.cache import Arena
+from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.prefill import CPU, Block, Piece, plan
+
+CLASSES = {
+    "all equal": [(16, 32, 64, 128, 256)],
+    "small and large": [(16, 32), (64, 128, 256)],
+    "each its own": [(16,), (32,), (64,), (128,), (256,)],
+    "one small": [(32,)],
+    "none": [],
+}
+LENGTHS = [140, 20, 3, 256, 1, 700, 0, 31, 130]
+
+
+@pytest.fixture(params=CLASSES)
+def classes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As if the products of this CPU had such classes."""
+    found = CLASSES[request.param]
+    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes: found)
+    return str(request.param)
+
+
+def read(decoder: Decoder, prompts: list[Tensor], rows: list[int] | None = None) -> None:
+    """Prefill prompts [T] of any lengths."""
+    longest = max(map(len, prompts))
+    padded = torch.stack([torch.nn.functional.pad(p, (0, longest - len(p))) for p in prompts])
+    decoder.prefill(padded, [len(p) for p in prompts], rows)
+
+
+def kept(decoder: Decoder, row: int, length: int) -> Tensor:
+    return decoder.cache[:, :, :, row, :length].clone()
+
+
+def wide(dtype: torch.dtype, packed: bool, rows: int) -> Decoder:
+    """A decoder of two layers with a cache of NaN, at whose widths libraries switch kernels."""
+    decoder = Decoder.from_model(random_model("qwen3", dtype, **WIDE))
+    if packed:
+        decoder.pack()
+    arena = Arena([decoder.cache_layout()], rows, 768, "cpu")
+    decoder.bind(arena.caches[0].fill_(torch.nan))
+    return decoder
+
+
+# --- the plan ---
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_token_is_read_once_and_after_those_before_it(name: str) -> None:
+    rows = list(range(10, 10 + len(LENGTHS)))
+    read_so_far = dict.fromkeys(range(len(LENGTHS)), 0)
+    for block in plan(LENGTHS, rows, CLASSES[name], 128):
+        assert sum(piece.length for piece in block.pieces) <= block.size
+        for piece in block.pieces:
+            assert piece.row == rows[piece.prompt] and piece.first == read_so_far[piece.prompt]
+            assert piece.length <= 128 and piece.first % 128 in (0, 32, 64, 96)
+            read_so_far[piece.prompt] = piece.end
+    assert list(read_so_far.values()) == LENGTHS
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("length", [1, 16, 17, 33, 100, 129, 256, 257, 513, 700])
+def test_a_prompts_pieces_and_classes_depend_on_it_alone(name: str, length: int) -> None:
+    def of_prompt(index: int, blocks: list[Block]) -> list[tuple[int, int, Any]]:
+        classes = {size: sizes for sizes in CLASSES[name] for size in sizes}
+        return [
+            (piece.first, piece.end, classes.get(block.size))
+            for block in blocks
+            for piece in block.pieces
+            if piece.prompt == index
+        ]
+
+    alone = of_prompt(0, plan([length], [0], CLASSES[name], 128))
+    lengths = [*LENGTHS[:4], length, *LENGTHS[4:]]
+    assert of_prompt(4, plan(lengths, range(len(lengths)), CLASSES[name], 128)) == alone
+
+
+def test_short_prompts_share_a_block_as_small_as_they_allow() -> None:
+    pieces = [Piece(0, 5, 0, 20), Piece(1, 6, 0, 30), Piece(2, 7, 0, 40)]
+    equal = CLASSES["all equal"]
+    assert plan([20, 30, 40], [5, 6, 7], equal, 128) == [Block(128, pieces)]
+    assert plan([100] * 5, range(5), equal, 128)[-1].size == 128
+    assert [b.size for b in plan([500] * 4, range(4), equal, 128)] == [256] * 8
+
+
+# --- the same function as transformers ---
+
+
+@pytest.mark.parametrize(("kind", "options"), FAMILIES + SLIDING)
+def test_decoding_goes_on_from_prompts_that_were_read_together(
+    kind: str, options: dict[str, Any]
+) -> None:
+    check_decoding(random_model(kind, **options), packed=False)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_decoding_goes_on_whatever_blocks_there_are(classes: str, packed: bool) -> None:
+    check_decoding(random_model("qwen3"), packed)
+
+
+def check_decoding(model: Any, packed: bool) -> None:
+    tokens = random_tokens(4, 300)
+    decoder = bound(model, rows=4, positions=512)
+    if packed:
+        decoder.pack()
+    lengths = [290, 1, 30, 200]
+    decoder.prefill(tokens, torch.tensor(lengths))
+    fed = torch.stack([row[n : n + 2] for row, n in zip(tokens, lengths, strict=True)])
+    logits = decoder(fed, at(*lengths))
+    for row, length in enumerate(lengths):
+        expected = reference_logits(model, tokens[row : row + 1, : length + 2])
+        assert close(logits[row], expected[0, -2:])
+
+
+def test_bfloat16_is_as_near_to_the_truth_as_transformers() -> None:
+    truth_model = random_model("qwen3", hidden_size=64, intermediate_size=192)
+    model = copy.deepcopy(truth_model).to(torch.bfloat16)
+    # The truth has the rounded weights, so that what remains is rounding on the way.
+    truth_model.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
+    tokens = random_tokens(16, 201)
+    truth = reference_logits(truth_model, tokens)[:, -1]
+    theirs = (reference_logits(model, tokens)[:, -1].float() - truth).square().mean().sqrt()
+    decoder = bound(model, rows=16)
+    decoder.prefill(tokens, [200] * 16)
+    ours = decoder(tokens[:, 200:], at(*[200] * 16))[:, -1].float()
+    # 1.1 leaves room for luck over 16 rows of logits.
+    assert (ours - truth).square().mean().sqrt() < 1.1 * theirs
+
+
+# --- bits ---
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_prompt_has_its_bits_whatever_it_is_read_with(
+    dtype: torch.dtype, packed: bool, threads: int
+) -> None:
+    """Alone, with others, in any order, into any row, over whatever stood there."""
+    # Threads that share cores with other work wait long for each other: fewer prompts for two.
+    lengths = (1, 15, 33, 100, 140, 256, 300, 513)[:: 1 if threads == 1 else 3]
+    prompts = [random_tokens(1, n, seed=n)[0] for n in lengths]
+    decoder = wide(dtype, packed, rows=9)
+    alone = []
+    for prompt in prompts:
+        read(decoder, [prompt])
+        alone.append(kept(decoder, 0, len(prompt)))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3 if threads == 1 else 1):
+        order = torch.randperm(len(prompts), generator=generator).tolist()
+        rows = torch.randperm(9, generator=generator)[: len(prompts)].tolist()
+        read(decoder, [prompts[i] for i in order], rows)
+        for i, row in zip(order, rows, strict=True):
+            assert torch.equal(kept(decoder, row, len(prompts[i])), alone[i]), (i, row)
+
+
+def test_rows_that_depend_on_their_place_are_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of such a library would differ: every piece has a block of its own size."""
+    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes: [])
+    sizes = []
+    plain = prefill.product
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        sizes.append(len(x))
+        result = plain(x, weight, bias)
+        return result * torch.linspace(1, 1.1, len(x)).unsqueeze(1)
+
+    monkeypatch.setattr(prefill, "product", product)
+    decoder = wide(torch.float32, False, rows=2)
+    prompts = [random_tokens(1, n, seed=n)[0] for n in (150, 20)]
+    read(decoder, prompts)
+    together = kept(decoder, 1, 20)
+    assert set(sizes) == {128, 22, 20}
+    read(decoder, prompts[1:])
+    assert torch.equal(kept(decoder, 0, 20), together)
+
+
+# --- what is written, and memory ---
+
+
+def test_nothing_is_written_but_the_prompts(classes: str) -> None:
+    decoder = wide(torch.float32, False, rows=5)
+    prompts = [random_tokens(1, n, seed=n)[0] for n in (5, 200, 0, 300)]
+    rows = [3, 0, 2, 4]
+    read(decoder, prompts, rows)
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert kept(decoder, row, len(prompt)).isfinite().all()
+        decoder.cache[:, :, :, row, : len(prompt)] = torch.nan
+    assert decoder.cache.isnan().all()
+
+
+def test_a_blocks_memory_does_not_grow_with_the_prompts() -> None:
+    """But for a mask over the keys of one piece, which a window bounds too."""
+    model = random_model("mistral", sliding_window=300)
+    decoder = bound(model, rows=4, positions=4096)
+    largest = []
+    for count, length in ((1, 700), (4, 4000)):
+        tokens = random_tokens(count, length)
+        with Allocations() as allocations:
+            decoder.prefill(tokens, [length] * count)
+        largest.append(allocations.largest)
+    assert largest[0] == largest[1] <= max(CPU.blocks[-1] * 4 * 192, 128 * 428 * 8)
+
+
+def test_the_last_layer_computes_keys_and_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    plain = prefill.product
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        shapes.append(weight.shape[0])
+        return plain(x, weight, bias)
+
+    monkeypatch.setattr(prefill, "product", product)
+    decoder = wide(torch.float32, False, rows=1)
+    decoder.prefill(random_tokens(1, 20), [20])
+    assert shapes == [(8 + 2 * 2) * 64, 256, 2 * 768, 256, (8 + 2 * 2) * 64]

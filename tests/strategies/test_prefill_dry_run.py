@@ -1,0 +1,30 @@
+"""Prompts are read on fake CUDA tensors without waiting for them, and no op touches the host."""
+
+import pytest
+import torch
+from conftest import random_model
+from fake_cuda import HostGuard, fake_decoder
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hybridgen.engine import prefill
+from hybridgen.engine.decoder import Decoder
+
+# A CPU build of torch cannot index fake CUDA tensors. `.ci/run` insists on a CUDA build.
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is None, reason="fake CUDA tensors need a CUDA build of torch (no card)"
+)
+
+
+@pytest.mark.parametrize("lengths", [[5], [300, 1, 20, 259], [0, 511]])
+def test_prompts_are_read_without_the_host(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fakes have no bits to compare.
+    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes: [sizes])
+    decoder = Decoder.from_model(random_model(384, 2, 64, seed=2))
+    with FakeTensorMode(), torch.inference_mode():
+        fake = fake_decoder(decoder, 4)
+        tokens = torch.empty(len(lengths), 511, dtype=torch.int64, device="cuda")
+        with HostGuard() as guard:
+            fake.prefill(tokens, lengths)
+    assert guard.allocated > 0
