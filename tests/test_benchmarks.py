@@ -84,3 +84,15 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     not_reached = None
     with pytest.raises(AssertionError, match="wrong by 2"):
         harness.measure(case, not_reached, torch.device("cpu"), 1e9)
+
+
+def test_reading_prompts_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    out = tmp_path / "prefill.json"
+    options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out]
+    finished = run("benchmarks/prefill.py", *options, "--lengths", "20,9", "--repeats", 2)
+    assert finished.returncode == 0, finished.stderr
+    models = json.loads(out.read_text())["models"]
+    assert set(models) == {"slm", "llm"}
+    for result in models.values():
+        assert len(result["seconds"]["together"]) == len(result["seconds"]["one by one"]) == 2
+        assert result["tokens_per_second"] > 0 and result["times_faster"] > 0
