@@ -106,6 +106,12 @@ def _lookup(given: Given, results: int, context: int) -> Cost:
     return Cost(read, results + nbytes([given["drafts"]]))
 
 
+def _cache_write(given: Given, results: int, context: int) -> Cost:
+    """It writes keys and values where ``cache`` says, and reads nothing there."""
+    read = nbytes(value for name, value in given.items() if name != "cache")
+    return Cost(read, results + nbytes([given["cache"]]))
+
+
 COSTS: dict[str, Callable[[Given, int, int], Cost]] = {
     "embed": _embed,
     "rms_norm": _whole,
@@ -122,4 +128,5 @@ COSTS: dict[str, Callable[[Given, int, int], Cost]] = {
     "verify_rejection": _verify_rejection,
     "commit": _commit,
     "lookup": _lookup,
+    "cache_write": _cache_write,
 }

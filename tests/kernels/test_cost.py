@@ -70,6 +70,17 @@ def cost_of(name: str, *given: Any, context: int = 0) -> Cost:
     return cost(name, given, OPS[name]._packet(*given), context)
 
 
+def test_a_prompts_keys_and_values_are_written_and_not_read() -> None:
+    tokens, heads, kv_heads, dim = 7, 4, 2, 32
+    qkv, cache = meta(tokens, (heads + 2 * kv_heads) * dim), meta(2, kv_heads, tokens, dim)
+    turns = meta(tokens, 1, dim, dtype=torch.float32)
+    queries, pairs = 2 * tokens * heads * dim, 2 * 2 * kv_heads * tokens * dim
+    norm = meta(heads + kv_heads, dim)
+    assert cost_of("cache_write", qkv, cache, turns, turns, norm, 1e-6) == Cost(
+        queries + pairs + 2 * 4 * tokens * dim + 2 * (heads + kv_heads) * dim, queries + pairs
+    )
+
+
 def test_products_read_their_weight_once() -> None:
     rows, depth, columns = 5, 64, 96
     x, norm, weight, bias = meta(rows, depth), meta(depth), meta(columns, depth), meta(columns)
