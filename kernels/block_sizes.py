@@ -49,7 +49,8 @@ def _labels(
     x, weight = (t.to(device) for t in cancelling(rows, outputs, depth, one.dtype))
     bias = weight.new_zeros(outputs) if one.bias else None
     weight = pack(weight) if one.packed else weight
-    order = torch.randperm(rows, generator=torch.Generator(device="cpu").manual_seed(1)).to(device)
+    shuffle = torch.Generator(device="cpu").manual_seed(1)
+    order = torch.randperm(rows, generator=shuffle, dtype=torch.int64, device="cpu").to(device)
     elsewhere = x[order]
 
     def products(x: Tensor, size: int) -> Tensor:

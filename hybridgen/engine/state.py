@@ -79,6 +79,7 @@ class Rows:
         """No row has anything to write: rounds may run, and nothing that is committed changes."""
         self.done.fill_(True)
         self.length.fill_(1)
+        self.tokens[:, :1].zero_()
 
     def load(
         self,

@@ -51,11 +51,16 @@ def prefill(
     model.prefill(embeddable(tokens, model, rows), lengths, places)
 
 
-def feed(rows: Rows, model: Model, count: int, start: Tensor) -> Tensor:
-    """Read ``count`` tokens of each row from position ``start`` [B] on: logits [B, count, V]."""
+def feed(rows: Rows, model: Model, count: int, start: Tensor, past_end: bool = False) -> Tensor:
+    """Read ``count`` tokens of each row from position ``start`` [B] on: logits [B, count, V].
+
+    past_end    some may lie behind a row's end, where nobody's tokens are: its last one is read
+    """
     index = start[:, None]
     if count > 1:
         index = index + torch.arange(count, dtype=torch.int64, device=start.device)
+    if past_end:
+        index = index.minimum(rows.length[:, None] - 1)
     return read(rows, model, rows.tokens.gather(1, index.clamp_min(0)), start)
 
 

@@ -135,7 +135,7 @@ def slm_round(batch: Batch, metric: str, evidence: int, moving: bool, count: int
 def catch_up_round(batch: Batch, count: int) -> None:
     """The LLM reads ``count`` of the tokens it has not seen, of each routed row."""
     rows, routing = batch.rows, batch.routing
-    feed(rows, batch.llm, count, unread(batch))
+    feed(rows, batch.llm, count, unread(batch), past_end=True)
     read = (routing.llm_cached + count).minimum(rows.length - 1)
     routing.llm_cached.copy_(torch.where(routing.routed, read, routing.llm_cached))
 
@@ -144,7 +144,7 @@ def llm_round(batch: Batch, count: int) -> None:
     """The LLM reads the at most ``count`` tokens it has not seen and writes one, where routed."""
     rows, routing = batch.rows, batch.routing
     start = unread(batch)
-    logits = feed(rows, batch.llm, count, start)
+    logits = feed(rows, batch.llm, count, start, past_end=True)
     last = (rows.length - 1 - start).clamp(0, count - 1)
     after_last = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[2]))[:, 0]
     sample_and_append(rows, after_last, routing.routed, SOURCE_LLM)

@@ -47,6 +47,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
 
 FORWARD = {"norm_linear", "attention", "linear_residual", "norm_gated_linear"}
+FORWARD |= {"rms_norm", "cache_write"}  # of the prompt
 REQUESTS = {
     "greedy": ({"strategy": "speculative", "temperature": 0}, {"sample", "verify_coupled"}),
     "rejection": ({"strategy": "speculative", **SAMPLED}, {"sample", "verify_rejection"}),
