@@ -23,6 +23,7 @@ class Facts:
     """What a check may need to know of the call.
 
     rows             number of prompts
+    is_batch         whether they came as a list, of one even
     vocab_size       ids must be below it
     max_positions    prompt and new tokens of a row must fit in it
     strategies       the known names; empty: the caller has looked the strategy up already
@@ -34,6 +35,7 @@ class Facts:
     max_positions: int = sys.maxsize
     strategies: Collection[str] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    is_batch: bool = False
 
 
 Checking = Callable[[str, Any, Facts], Any]

@@ -221,7 +221,7 @@ class HybridGenerator:
         """The request of a call: ``given`` are the arguments of `generate`, by name."""
         most = None if isinstance(chosen, Strategy) else self.pair.max_rows
         rows = Prompt(self.tokenizer, prompt, most)
-        facts = self._facts(chosen, rows.rows, given)
+        facts = self._facts(chosen, rows, given)
         if chosen.declaration is None:
             return check_request(rows, given, facts)
         fields = merged(FIELDS, chosen.declaration.options)
@@ -252,15 +252,16 @@ class HybridGenerator:
             )
         return chosen
 
-    def _facts(self, chosen: Any, rows: int, given: Mapping[str, Any]) -> Facts:
+    def _facts(self, chosen: Any, prompt: Prompt, given: Mapping[str, Any]) -> Facts:
         """What the checks of a call may need to know."""
         asked = {name: given[name] for name in Sampling._fields}
         recommended = sampling_defaults(self.llm.generation_config, **asked)
         return Facts(
-            rows,
+            prompt.rows,
             vocab_size=min(model.vocab_size for model in (self.slm, self.llm) if model is not None),
             max_positions=self._context(chosen),
             defaults={**recommended, "eos_token_id": self._default_eos()},
+            is_batch=prompt.is_batch,
         )
 
     def _context(self, strategy: Any) -> int:

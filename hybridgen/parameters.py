@@ -3,6 +3,7 @@
 `python -m hybridgen.parameters` prints the table of README.
 """
 
+import inspect
 import secrets
 from typing import Any
 
@@ -107,7 +108,24 @@ def check_stream(name: str, value: Any, facts: Facts) -> Any:
             f"{name} is a transformers streamer, which works with one prompt, got {facts.rows}: "
             "pass a callable, stream(row, piece)"
         )
+    expected = (0, "text") if facts.is_batch else ("text",)
+    if not has_both and not takes(value, expected):
+        call = "stream(row, piece) of a list of prompts" if facts.is_batch else "stream(piece)"
+        raise TypeError(f"{name} must be callable as {call}, got {shown(value)}")
     return value
+
+
+def takes(function: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether ``function`` can be called so, as far as it tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some that are not written in Python
+        return True
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def is_streamer(stream: object) -> bool:

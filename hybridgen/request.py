@@ -71,7 +71,9 @@ def make_request(
     strategies       the known names; empty: the caller has looked the strategy up already
     """
     defaults = {"eos_token_id": default_eos}
-    facts = Facts(prompt.rows, vocab_size, max_positions, strategies, defaults)
+    facts = Facts(
+        prompt.rows, vocab_size, max_positions, strategies, defaults, is_batch=prompt.is_batch
+    )
     return check_request(prompt, Sampling()._asdict() | given, facts, fields)
 
 

@@ -169,6 +169,18 @@ def test_a_stream_is_a_callable_or_for_one_row_a_streamer() -> None:
     assert request([[1], [2]], stream=print).stream is print
 
 
+def test_a_stream_takes_a_piece_and_of_a_list_the_row_before_it() -> None:
+    assert callable(request([[1], [2]], stream=lambda row, piece: None).stream)
+    assert callable(request([[1]], stream=lambda row, piece, *more: None).stream)
+    assert callable(request(stream=[].append).stream)
+    with pytest.raises(
+        TypeError, match=r"stream must be callable as stream\(row, piece\) of a list"
+    ):
+        request([[1], [2]], stream=lambda piece: None)
+    with pytest.raises(TypeError, match=r"stream must be callable as stream\(piece\), got"):
+        request(stream=lambda row, piece: None)
+
+
 def test_prompts_must_have_tokens_of_the_vocabulary() -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         request([[]])

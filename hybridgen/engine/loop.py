@@ -210,7 +210,7 @@ class _Loop:
         if gained:
             new = text.tokens[-gained:]
             if any([watcher(text, new) for watcher in self.watchers]) and not done:
-                self.batch.rows.done[row] = True
+                self.batch.rows.done[row].fill_(True)
                 return True
         return done
 

@@ -118,7 +118,7 @@ def random_prompt(draw: random.Random, rows: int | None = None) -> Any:
 
 def random_call(draw: random.Random) -> Call:
     """Arguments that are all in order."""
-    rows = draw.choice([None, None, None, 1, 2, 4])
+    rows = draw.choice([None, None, None, 1, 2, 4, 7])  # of 4 in the cache
     options: Call = {
         "prompt": random_prompt(draw, rows),
         "strategy": draw.choice(STRATEGIES),
@@ -127,7 +127,7 @@ def random_call(draw: random.Random) -> Call:
         "top_k": draw.choice([0, 0, 1, 5, 50, 1000]),
         "top_p": draw.choice([1.0, 1.0, 0.95, 0.8, 0.1, 1e-9]),
         "min_p": draw.choice([0.0, 0.0, 0.05, 1.0]),
-        "num_drafts": draw.randint(1, 15),
+        "num_drafts": draw.choice(["auto", draw.randint(1, 15), draw.randint(1, 15)]),
         "verification": draw.choice(["rejection", "coupled"]),
         "llm_consecutive_tokens": draw.randint(1, 16),
         "evidence": draw.choice(["probs", "logits"]),
@@ -135,6 +135,8 @@ def random_call(draw: random.Random) -> Call:
         "ignore_eos": draw.random() < 0.5,
         "print_stats": False,
     }
+    if options["num_drafts"] == "auto":  # by rejection a seed would not repeat its text
+        options["verification"] = "coupled"
     options.update(draw.choice([{}, {"threshold": draw.random()}, {"llm_fraction": draw.random()}]))
     if draw.random() < 0.3:
         options["stop"] = [draw.choice("aeo \n"), draw.choice(["the", "\ufffd", "re", "größe"])]
@@ -177,11 +179,12 @@ def check_row(
     generator: HybridGenerator, call: Call, prompt: Any, text: str, tokens: list[int], stats: Call
 ) -> None:
     total = stats["total_tokens"]
-    assert total == len(tokens) == stats["slm_tokens"] + stats["llm_tokens"]
+    drafted = stats["slm_tokens"] + stats.get("lookup_tokens", 0)
+    assert total == len(tokens) == drafted + stats["llm_tokens"]
     assert 1 <= total <= call["max_new_tokens"]
     assert all(type(token) is int and 0 <= token < 384 for token in tokens)
     if "draft_accepted" in stats:
-        assert stats["draft_accepted"] == stats["slm_tokens"] == sum(stats["accepted_per_position"])
+        assert stats["draft_accepted"] == drafted == sum(stats["accepted_per_position"])
         assert 0 <= stats["acceptance_rate"] <= 1
     ends = set() if call["ignore_eos"] else set(np.atleast_1d(call.get("eos_token_id", 0)).tolist())
     assert not ends & set(tokens[:-1])
