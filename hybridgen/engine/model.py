@@ -50,7 +50,7 @@ class Model(Protocol):
         ...
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
-        """Logits [B, M, vocab_size] of ``tokens`` int64 [B, M], M from 1 to 16.
+        """Logits [B, M, vocab_size] of ``tokens`` int64 [B, M], M from 1 to 16 (`MAX_FEED`).
 
         Token i of row b is at position ``max(start[b] + i, 0)``; start int64 [B]. Tokens that share
         position 0 are equal.

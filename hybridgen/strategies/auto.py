@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridgen.engine.limits import MAX_DRAFTS
+from hybridgen.engine.limits import MAX_DRAFTS, MAX_FEED
 from hybridgen.engine.loop import Outcome, Program
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import integers, moved
@@ -38,12 +38,11 @@ from hybridgen.strategies.single import single_round
 MODEL_DRAFTS = (1, 2, 3, 4, 6, 8)
 LOOKUP_DRAFTS = (3, 6, 10)
 MOST_DRAFTS = max(MODEL_DRAFTS + LOOKUP_DRAFTS)
-CATCH_UP = 16  # tokens that the SLM reads in one forward
 NGRAMS = NgramDrafts()
 
 
 class Choice(NamedTuple):
-    """A round that was enqueued: what was chosen, and what was known then.
+    """A round that was enqueued: what was chosen, or asked for, and what was known then.
 
     found        tokens of the text's end that a lookup had found
     catch_ups    forwards in which the SLM read what it had missed
@@ -51,9 +50,9 @@ class Choice(NamedTuple):
     """
 
     arm: Arm
-    found: int
-    catch_ups: int
-    drafted: int
+    found: int = 0
+    catch_ups: int = 0
+    drafted: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +92,7 @@ class Auto(Program):
 
     def enqueue(self) -> Choice:
         """Enqueue what pays most, and before that what the SLM needs for it."""
-        needed = -(-self.missed // CATCH_UP)
+        needed = -(-self.missed // MAX_FEED)
         arm = self.chooser.choose(self.found, needed)
         by_slm = self.reads_slm and arm.drafter == MODEL
         choice = Choice(arm, self.found, needed if by_slm else 0, self.drafted)
@@ -132,8 +131,8 @@ def auto_round(batch: Batch, num_drafts: int, proposer: Proposer | None, with_q:
 def catch_up_round(batch: Batch) -> None:
     """The SLM reads the next of the tokens that it has missed; two it reads as it drafts."""
     rows, read = batch.rows, batch.own(read_by_slm)
-    feed(rows, batch.slm, CATCH_UP, read, past_end=True)
-    read.copy_((read + CATCH_UP).minimum(rows.length - 2).maximum(read))
+    feed(rows, batch.slm, MAX_FEED, read, past_end=True)
+    read.copy_((read + MAX_FEED).minimum(rows.length - 2).maximum(read))
 
 
 def read_by_slm(batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.loop import Outcome, Program
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import QUANTILE_WINDOW, Routing
@@ -26,7 +27,6 @@ from hybridgen.strategies.base import RoundStrategy, Written
 from hybridgen.strategies.declarations import THRESHOLDS, Declaration
 
 LOGTOKU_K = 10
-MAX_FEED = 16
 BUCKETS = 1, 2, 4, 8, MAX_FEED  # tokens that the LLM reads in one forward
 
 

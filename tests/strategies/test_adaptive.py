@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import pytest
 
+from hybridgen.engine.limits import MAX_FEED
 from hybridgen.strategies.adaptive import ALONE, LOOKUP, MODEL, Arm, Chooser, Costs, Survival
-from hybridgen.strategies.auto import CATCH_UP, LOOKUP_DRAFTS, MODEL_DRAFTS, Experience
+from hybridgen.strategies.auto import LOOKUP_DRAFTS, MODEL_DRAFTS, Experience
 from hybridgen.strategies.drafts import SlmDrafts
 from hybridgen.strategies.lookup import NgramDrafts
 
@@ -43,7 +44,7 @@ class Simulated:
         draw = random.Random(seed)
         total, tokens, missed, found = 0.0, 0, 0, 0
         while tokens < self.tokens:
-            needed = math.ceil(missed / CATCH_UP)
+            needed = math.ceil(missed / MAX_FEED)
             arm = chooser if isinstance(chooser, Arm) else chooser.choose(found, needed)
             needed = needed if arm.drafter == MODEL and not isinstance(chooser, Arm) else 0
             at = max(start for start in self.chance if start <= tokens)
