@@ -6,7 +6,8 @@ of what it reads: while a report is on its way the next round already runs. What
 the end of a text writes where nobody looks.
 
 A list of texts may be longer than the batch is wide: when a row is done, the next text is put into
-it while the others go on. What becomes of a text does not depend on when or beside what it ran.
+it while the others go on. Nothing that is decided here looks at more than one text, so what becomes
+of one depends on the others no further than a model's own arithmetic does.
 """
 
 from collections import deque
@@ -93,13 +94,15 @@ class Program:
 
 @dataclass(frozen=True)
 class Repeat(Program):
-    """The same round again and again."""
+    """The same round again and again; ``name`` is what its outcomes are told under."""
 
     round: Callable[[], None]
+    name: Any = None
 
-    def enqueue(self) -> None:
+    def enqueue(self) -> Any:
         """Enqueue the round."""
         self.round()
+        return self.name
 
 
 Watcher = Callable[[Text, Sequence[int]], bool]

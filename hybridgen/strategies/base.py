@@ -65,17 +65,6 @@ class Written:
     def lookup(self) -> int:
         return self.sources.count(SOURCE_LOOKUP)
 
-    def accepted_runs(self) -> list[int]:
-        """Accepted drafts before each LLM token, the row's end counting as one: one a round."""
-        runs, run = [], 0
-        for source in self.sources:
-            if source == SOURCE_LLM:
-                runs.append(run)
-                run = 0
-            else:
-                run += 1
-        return [*runs, run] if run else runs
-
 
 class RoundStrategy(Strategy):
     """A strategy whose work is a `Program` of rounds over a batch of the pair."""

@@ -13,8 +13,8 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
-from hybridgen.strategies.adaptive import LOOKUP
-from hybridgen.strategies.auto import MOST_DRAFTS, Auto, Experience, start_texts
+from hybridgen.strategies.adaptive import LOOKUP, MODEL, Arm
+from hybridgen.strategies.auto import MOST_DRAFTS, Auto, Choice, Experience, start_texts
 from hybridgen.strategies.base import RoundStrategy, Written
 from hybridgen.strategies.declarations import AUTO, SPECULATIVE, Declaration
 from hybridgen.strategies.drafts import Proposer, SlmDrafts, speculative_round
@@ -40,9 +40,11 @@ class Speculative(RoundStrategy):
 
     def program(self, batch: Batch, request: Request) -> Program:
         with_q = self._verification(request) == "rejection" and not request.sampling.greedy
-        if request.num_drafts == AUTO:
+        count = request.num_drafts
+        if count == AUTO:
             return Auto(batch, self.proposer, with_q, batch.own(self._experience))
-        return Repeat(batch.round(speculative_round, self.proposer, request.num_drafts, with_q))
+        arm = Arm(MODEL if self.reads_slm else LOOKUP, count)
+        return Repeat(batch.round(speculative_round, self.proposer, count, with_q), Choice(arm))
 
     def _experience(self, batch: Batch) -> Experience:
         return Experience.of(self.proposer)
@@ -55,38 +57,29 @@ class Speculative(RoundStrategy):
         return str(request.verification or default)
 
     def describe(self, written: Written, request: Request) -> Stats:
-        asked = {"num_drafts": request.num_drafts, "verification": self._verification(request)}
-        if request.num_drafts == AUTO:
-            return described(written) | asked
-        rounds = written.accepted_runs()
-        found = {} if self.proposer.reads_slm else {"lookup_tokens": written.lookup}
-        return {
-            "decode_steps": len(rounds),
-            "draft_generated": request.num_drafts * len(rounds),
-            "draft_accepted": sum(rounds),
-            "accepted_per_position": per_position(rounds, request.num_drafts),
-            **asked,
-            **found,
+        arms, accepted, at = [], [], 0
+        for choice, gained in written.rounds:
+            own = written.sources[at : at + gained]
+            arms.append(choice.arm)
+            accepted.append(sum(source != SOURCE_LLM for source in own))
+            at += gained
+        is_chosen = request.num_drafts == AUTO
+        stats: Stats = {
+            "decode_steps": len(arms),
+            "draft_generated": sum(arm.drafts for arm in arms),
+            "draft_accepted": sum(accepted),
+            "accepted_per_position": per_position(
+                accepted, MOST_DRAFTS if is_chosen else request.num_drafts
+            ),
+            "num_drafts": request.num_drafts,
+            "verification": self._verification(request),
         }
-
-
-def described(written: Written) -> Stats:
-    """The statistics of a text whose rounds were chosen."""
-    arms, accepted, at = [], [], 0
-    for choice, gained in written.rounds:
-        own = written.sources[at : at + gained]
-        arms.append(choice.arm)
-        accepted.append(sum(source != SOURCE_LLM for source in own))
-        at += gained
-    return {
-        "decode_steps": len(arms),
-        "draft_generated": sum(arm.drafts for arm in arms),
-        "draft_accepted": sum(accepted),
-        "accepted_per_position": per_position(accepted, MOST_DRAFTS),
-        "rounds_without_drafts": sum(arm.drafts == 0 for arm in arms),
-        "lookup_rounds": sum(arm.drafter == LOOKUP for arm in arms),
-        "lookup_tokens": written.lookup,
-    }
+        if is_chosen:
+            stats["rounds_without_drafts"] = sum(arm.drafts == 0 for arm in arms)
+            stats["lookup_rounds"] = sum(arm.drafter == LOOKUP for arm in arms)
+        if is_chosen or not self.reads_slm:
+            stats["lookup_tokens"] = written.lookup
+        return stats
 
 
 def per_position(accepted: Sequence[int], most: int) -> list[int]:
