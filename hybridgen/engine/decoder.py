@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from hybridgen.engine.blocks import in_blocks
 from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Family, Weights, fuse
 from hybridgen.engine.prefill import PromptReader
@@ -146,7 +147,7 @@ class Decoder:
         batch, count = tokens.shape
         if batch * count <= self._block:
             return self._logits(tokens, start, self._layer_caches)
-        return self._in_blocks(tokens, start)
+        return in_blocks(self._logits, tokens, start, self.cache, self._block)
 
     def prefill(
         self,
@@ -162,25 +163,6 @@ class Decoder:
         counts = [int(length) for length in lengths]
         rows = range(len(counts)) if rows is None else rows
         self._prompts.read(tokens, counts, rows, self._layer_caches, self._rope_table)
-
-    def _in_blocks(self, tokens: Tensor, start: Tensor) -> Tensor:
-        """The forward in pieces of at most ``_block`` rows: earlier tokens first (causal)."""
-        batch, count = tokens.shape
-        rows = min(batch, self._block)
-        step = self._block // rows
-        groups = []
-        for row in range(0, batch, rows):
-            cache = self._rows(row, row + rows)
-            group, first = tokens[row : row + rows], start[row : row + rows]
-            parts = [
-                self._logits(group[:, i : i + step], first + i, cache)
-                for i in range(0, count, step)
-            ]
-            groups.append(torch.cat(parts, 1))
-        return torch.cat(groups)
-
-    def _rows(self, first: int, end: int) -> Sequence[Tensor]:
-        return self.cache[:, :, :, first:end].unbind()
 
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x = self._hidden(tokens, start, cache)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from hybridgen.engine.blocks import in_blocks
 from hybridgen.engine.cache import CacheLayout, round_up
 from hybridgen.engine.rope import FARTHEST, context
 from hybridgen.engine.rows_alone import CurvedByRows, RealRows, make_rows_alone, row_counts
@@ -143,18 +144,7 @@ class TransformersDecoder:
         batch, count = tokens.shape
         if batch * count <= self._block:
             return self._logits(tokens, start, self.cache.unbind())
-        rows = min(batch, self._block)
-        step = self._block // rows
-        groups = []
-        for row in range(0, batch, rows):
-            cache = self._rows(row, row + rows)
-            group, first = tokens[row : row + rows], start[row : row + rows]
-            parts = [
-                self._logits(group[:, i : i + step], first + i, cache)
-                for i in range(0, count, step)
-            ]
-            groups.append(torch.cat(parts, 1))
-        return torch.cat(groups)
+        return in_blocks(self._logits, tokens, start, self.cache, self._block)
 
     def prefill(
         self,
@@ -169,14 +159,11 @@ class TransformersDecoder:
         """
         self._fit_threads()
         for i, (row, length) in enumerate(zip(rows or range(len(lengths)), lengths, strict=True)):
-            cache = self._rows(row, row + 1)
+            cache = self.cache[:, :, :, row : row + 1].unbind()
             for first in range(0, int(length), chunk):
                 part = tokens[i : i + 1, first : min(first + chunk, int(length))]
                 start = torch.full((1,), first, dtype=torch.int64, device=tokens.device)
                 self._run(part, start, cache, is_prompt=True)
-
-    def _rows(self, first: int, end: int) -> Sequence[Tensor]:
-        return self.cache[:, :, :, first:end].unbind()
 
     def _logits(self, tokens: Tensor, start: Tensor, caches: Sequence[Tensor]) -> Tensor:
         batch, count = tokens.shape
