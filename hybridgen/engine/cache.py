@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.room import Demand, Needs, check_room, indexed
 from hybridgen.kernels.attention import KEY_CHUNK
 
@@ -42,6 +43,13 @@ class Footprint:
     layout: CacheLayout
     weights: int = 0
     logits: int = 0
+
+    @classmethod
+    def of(
+        cls, layout: CacheLayout, weights: int, vocab_size: int, dtype: torch.dtype
+    ) -> "Footprint":
+        """With the logits of the widest forward, of the last draft and all before it."""
+        return cls(layout, weights, MAX_FEED * vocab_size * dtype.itemsize)
 
 
 def demand(

@@ -28,7 +28,6 @@ from hybridgen.engine.decoder import Decoder, cache_layout
 from hybridgen.engine.dtypes import default_dtype
 from hybridgen.engine.families import FAMILIES, check, check_can_run, is_native
 from hybridgen.engine.keys import check_headers, check_keys
-from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.placement import bytes_to_load, check_whole, final_device
 from hybridgen.engine.room import Needs, explained, indexed
 from hybridgen.engine.rope import check_rope, context
@@ -92,10 +91,11 @@ class Found:
         """What the model will take, beyond what it takes now, when it is loaded so."""
         chosen = dtype or self.dtype(device)
         place = final_device(self.module, device)
-        return Footprint(
+        return Footprint.of(
             replace(self.cache_layout(device, chosen), device=place),
             bytes_to_load(self.module, device, chosen),
-            (MAX_DRAFTS + 1) * self.config.get_text_config().vocab_size * chosen.itemsize,
+            self.config.get_text_config().vocab_size,
+            chosen,
         )
 
     def load(

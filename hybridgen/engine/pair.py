@@ -69,10 +69,8 @@ class Pair:
     def demand(self) -> Demand:
         """What the pair takes of each device, in bytes."""
         footprints = [
-            Footprint(
-                model.cache_layout(),
-                getattr(model, "nbytes", 0),
-                (MAX_DRAFTS + 1) * model.vocab_size * model.dtype.itemsize,
+            Footprint.of(
+                model.cache_layout(), getattr(model, "nbytes", 0), model.vocab_size, model.dtype
             )
             for model in self._models
         ]
