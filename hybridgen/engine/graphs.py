@@ -1,9 +1,10 @@
 """Rounds as CUDA graphs: captured once, replayed from then on.
 
-A round of a pair is hundreds of launches. Eagerly the host pays 12 to 20 us for each, replayed the
-device about 1.3. A capture records the launches and runs none, so what it needs must be there: the
-kernels compiled and loaded, the workspaces allocated. Hence a round is first called, with every row
-at rest (`Rows.rest`), when it reads and writes real memory and changes nothing that is committed.
+A round of a pair is hundreds of launches, each of which costs the host time that a replay does not
+(`benchmarks/budget.py` has the counts, and what is predicted of them). A capture records the
+launches and runs none, so what it needs must be there: the kernels compiled and loaded, the
+workspaces allocated. Hence a round is first called, with every row at rest (`Rows.rest`), when it
+reads and writes real memory and changes nothing that is committed.
 
 All of a pair's graphs are captured and replayed on one stream of its own and share one pool: they
 never run at the same time, and what one leaves there no other reads.
