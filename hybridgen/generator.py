@@ -194,17 +194,16 @@ class HybridGenerator:
 
         batch_sizes    numbers of prompts; None: every width that the cache has room for
 
-        The first such call would do it otherwise, which takes half a minute where the kernels have
-        never been compiled on the machine. Shows its progress on a terminal. On a CPU there is
-        nothing to prepare. Raises as `generate` does.
+        The first such call would do it otherwise. Shows its progress on a terminal. On a CPU there
+        is nothing to prepare. Raises as `generate` does.
         """
-        sizes = [self.pair.max_rows] if batch_sizes is None else exact_list(batch_sizes)
+        every = range(1, self.pair.max_rows + 1)
+        sizes = [*every] if batch_sizes is None else exact_list(batch_sizes)
         if not sizes:
             raise TypeError(f"batch_sizes must be a list of integers, got {shown(batch_sizes)}")
-        most = max(check_int("batch_sizes", size, 1, LARGEST) for size in sizes)
+        for size in sizes:
+            check_int("batch_sizes", size, 1, LARGEST)
         chosen, widths = self._choose(strategy), {self.pair.width(size) for size in sizes}
-        if batch_sizes is None:
-            widths |= {self.pair.width(1 << n) for n in range(most.bit_length())}
         given = {field.name: field.default for field in FIELDS}
         given |= {"strategy": strategy, "max_new_tokens": 1}
         extra = {name: value for name, value in options.items() if name not in given}

@@ -16,6 +16,7 @@ from fake_graph import FakeGraphs, ReadBack, as_on_a_gpu
 from hybridgen import HybridGenerator
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.strategies import base
 from hybridgen.strategies.single import single_round
 
 PROMPTS = [
@@ -115,6 +116,31 @@ def test_warmup_of_some_widths_captures_these(
     before = graphs.rounds
     captured.warmup(num_drafts=11, batch_sizes=[3])
     assert graphs.rounds == before + 1
+
+
+def test_a_terminal_is_shown_how_many_rounds_are_ready(
+    captured: HybridGenerator, graphs: FakeGraphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[int] = []
+
+    class Bar:
+        def __init__(self, **options: Any) -> None:
+            shown.append(0)
+
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def update(self) -> None:
+            shown[-1] += 1
+
+    monkeypatch.setattr(base, "tqdm", Bar)
+    captured.warmup(num_drafts=13, batch_sizes=[1])
+    assert shown == []  # the tests' stderr is no terminal
+    monkeypatch.setattr(base.sys.stderr, "isatty", lambda: True, raising=False)
+    captured.warmup(num_drafts=13)  # four, two and one row: the last is there
+    assert shown == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
