@@ -120,27 +120,33 @@ def is_native(config: PretrainedConfig) -> bool:
 
 def check_can_run(config: PretrainedConfig) -> None:
     """Raise ValueError for models that need more than keys and values of each position."""
+    reason = needs_more(config)
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def needs_more(config: PretrainedConfig) -> str | None:
+    """What a model of this config needs beyond keys and values; None for nothing."""
     kind = config.model_type
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
     recurrent = kinds - {"full_attention", "sliding_attention", "chunked_attention", "attention"}
     if recurrent or any(name in kind for name in RECURRENT):
-        raise ValueError(
+        return (
             f"{type(config).__name__} ({kind}) has recurrent or linear-attention layers: their "
             "state cannot roll back rejected tokens"
         )
     if kind in ("bloom", "mpt") or getattr(config, "alibi", False):
-        raise ValueError(
+        return (
             f"{kind} adds a bias of the distance (alibi) to its attention, which is not supported"
         )
+    return None
 
 
 def refusal(config: PretrainedConfig) -> str | None:
     """Why the native decoder cannot run a model of this config; None when it can."""
-    kind = config.model_type
-    try:
-        check_can_run(config)
-    except ValueError as error:
-        return str(error)
+    kind, reason = config.model_type, needs_more(config)
+    if reason is not None:
+        return reason
     if kind not in FAMILIES:
         return f"model type {kind!r} has no native decoder"
     if config.hidden_act not in SILU:

@@ -86,7 +86,9 @@ class Batch:
             work = partial(function, self, *static)
             if self.capture is not None:
                 self.rows.rest()
-            self._rounds[name] = work if self.capture is None else self.capture(work)
+                self._rounds[name] = self.capture(work)
+            else:
+                self._rounds[name] = work
         return self._rounds[name]
 
     def own(self, allocate: Callable[["Batch"], Owned]) -> Owned:

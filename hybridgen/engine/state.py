@@ -104,8 +104,9 @@ class Rows:
             )
         ]
         # One copy to the device for all of it: others are being written meanwhile.
+        device = self.tokens.device
         sizes = [1, 1, 1, 1, MAX_EOS, HEAD + WINDOW, width]
-        place, *numbers, last, report, tokens = self._moved(integers(packed)).split(sizes, 1)
+        place, *numbers, last, report, tokens = moved(integers(packed), device).split(sizes, 1)
         index = place[:, 0]
         for kept, column in zip((self.length, self.limit, self.seed), numbers, strict=True):
             kept.index_copy_(0, index, column[:, 0])
@@ -113,11 +114,8 @@ class Rows:
         self.eos.index_copy_(0, index, last)
         self.report.index_copy_(0, index, report)
         values = torch.tensor([sampling], dtype=torch.float64, device="cpu")
-        self.sampling.index_copy_(0, index, self._moved(values).expand(len(packed), 4))
+        self.sampling.index_copy_(0, index, moved(values, device).expand(len(packed), 4))
         self.done.index_fill_(0, index, False)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        return moved(tensor, self.tokens.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from hybridgen import HybridGenerator, verify_exactness
 from hybridgen.engine import loop
 from hybridgen.engine.pair import Pair
-from hybridgen.engine.reports import Arrival
+from hybridgen.engine.reports import Immediate
 from hybridgen.engine.rounds import Batch
 from hybridgen.strategies import base
 
@@ -98,15 +98,6 @@ def write(generator: HybridGenerator, prompt: Any, **options: Any) -> Any:
     return generator.generate(prompt, **given)
 
 
-class AtOnce:
-    """Each report is read before the next round is enqueued."""
-
-    ahead = 0
-
-    def post(self, report: torch.Tensor) -> Arrival:
-        return report.tolist
-
-
 @contextmanager
 def eagerly(pair: Pair) -> Iterator[None]:
     """Rounds are called, not captured, and each is read before the next."""
@@ -114,7 +105,7 @@ def eagerly(pair: Pair) -> Iterator[None]:
 
     def plain(rows: int) -> Batch:
         new: dict[str, Any] = {"_rounds": {}, "_drafts": {}, "_owned": {}}
-        return replace(batch(rows), capture=None, reports=AtOnce(), **new)
+        return replace(batch(rows), capture=None, reports=Immediate(), **new)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pair, "batch", plain)
