@@ -10,19 +10,15 @@ longest text over the mean text.
 
 import argparse
 import json
-import platform
-from datetime import date
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
 import torch
-import transformers
 from bandwidth import synchronize
-from speed import machine
+from conditions import conditions
 
-import hybridgen
 from hybridgen import HybridGenerator
 
 OPENINGS = (
@@ -40,21 +36,9 @@ def main() -> None:
         arguments.slm, arguments.llm, device=arguments.device, max_batch_size=arguments.rows
     )
     report = {
-        "title": "A list of prompts in one call",
-        "date": date.today().isoformat(),
-        "command": "benchmarks/many_prompts.py "
-        + " ".join(
-            f"--{name.replace('_', '-')} {value}"
-            for name, value in vars(arguments).items()
-            if value is not None and name != "out"
+        **conditions(
+            "A list of prompts in one call", "many_prompts.py", arguments, generator.device
         ),
-        "machine": machine(generator.device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "hybridgen": hybridgen.__version__,
-        },
         **measure(generator, arguments),
     }
     print(json.dumps(report, indent=1))

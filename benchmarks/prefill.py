@@ -9,8 +9,6 @@ medians are reported.
 
 import argparse
 import json
-import platform
-from datetime import date
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -18,12 +16,11 @@ from typing import Any
 
 import torch
 from bandwidth import synchronize
+from conditions import conditions
 
-import hybridgen
 from hybridgen import HybridGenerator
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
-from hybridgen.pair import LLM_PATH, SLM_PATH
 
 
 def main() -> None:
@@ -34,15 +31,7 @@ def main() -> None:
     )
     lengths = [int(length) for length in arguments.lengths.split(",")]
     report = {
-        "title": "Reading prompts",
-        "date": date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "hybridgen": hybridgen.__version__,
-        },
-        "device": str(generator.device),
-        "threads": arguments.threads,
+        **conditions("Reading prompts", "prefill.py", arguments, generator.device),
         "lengths": lengths,
         "models": {
             name: measure(model, lengths, arguments.repeats)
@@ -63,8 +52,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--slm", default=SLM_PATH, help="folder of the small model")
-    parser.add_argument("--llm", default=LLM_PATH, help="folder of the large model")
+    parser.add_argument("--slm", help="folder of the small model")
+    parser.add_argument("--llm", help="folder of the large model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", help="of both models; default: the generator's own choice")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -12,21 +12,18 @@ LLM's weights once a round at the bandwidth measured in this run.
 
 import argparse
 import json
-import platform
 import tempfile
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-import transformers
 from bandwidth import read_bandwidth, synchronize
+from conditions import conditions
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import hybridgen
 from hybridgen import HybridGenerator
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load_model
@@ -56,22 +53,9 @@ def main() -> None:
         ]
     contenders = build(generator, peers[0], peers[1], arguments)
     shape = arguments.shape
+    title = f"A random llama of the shape of {shape}" if shape else pair_title(arguments)
     report = {
-        "title": f"A random llama of the shape of {shape}" if shape else pair_title(arguments),
-        "date": date.today().isoformat(),
-        "command": "benchmarks/speed.py "
-        + " ".join(
-            f"--{name.replace('_', '-')} {value}"
-            for name, value in vars(arguments).items()
-            if value is not None and name != "out"
-        ),
-        "machine": machine(generator.device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "hybridgen": hybridgen.__version__,
-        },
+        **conditions(title, "speed.py", arguments, generator.device),
         "dtypes": {"slm": str(slm_of(generator).dtype), "llm": str(generator.llm.dtype)},
         "new_tokens": arguments.new_tokens,
         "modes": {
@@ -231,14 +215,6 @@ def slm_of(generator: HybridGenerator) -> Decoder | TransformersDecoder:
     """The small model, which each pair here has."""
     assert generator.slm is not None
     return generator.slm
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What ran it."""
-    if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device)}
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"device": f"CPU, {capability}", "threads": torch.get_num_threads()}
 
 
 def show(report: dict[str, Any]) -> None:

@@ -96,3 +96,16 @@ def test_reading_prompts_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> Non
     for result in models.values():
         assert len(result["seconds"]["together"]) == len(result["seconds"]["one by one"]) == 2
         assert result["tokens_per_second"] > 0 and result["times_faster"] > 0
+
+
+def test_a_long_list_is_measured_against_its_batches(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
+    few = ["--prompts", 5, "--rows", 2, "--new-tokens", 6, "--repeats", 2]
+    finished = run("benchmarks/many_prompts.py", *options, *few)
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(out.read_text())
+    assert [len(runs) for runs in report["seconds"].values()] == [2, 2]
+    assert len(report["lengths"]) == 5 and max(report["lengths"]) <= 6
+    assert report["at best"] >= 1
+    assert report["command"].startswith("benchmarks/many_prompts.py ")
