@@ -17,9 +17,10 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from hybridgen.engine.blocks import in_blocks
 from hybridgen.engine.cache import CacheLayout
-from hybridgen.engine.families import Family, Weights, fuse
+from hybridgen.engine.families import Family
 from hybridgen.engine.prefill import PromptReader
 from hybridgen.engine.rope import context, head_dim, rope_table
+from hybridgen.engine.weights import Weights, fuse
 from hybridgen.kernels.attention import attention
 from hybridgen.kernels.attention_plan import prepare
 from hybridgen.kernels.layers import embed
@@ -44,7 +45,7 @@ def cache_layout(config: PretrainedConfig, device: torch.device, dtype: torch.dt
 class Decoder:
     """A llama, mistral, qwen2 or qwen3 model over a bound cache.
 
-    config            one that `families.check` lets through, as `families.fuse` makes sure
+    config            one that `families.check` lets through, as `weights.fuse` makes sure
     batch_invariant   a token's logits have the same bits however many rows and tokens are computed
                       with it; on CPU this may pad rows, so a draft model turns it off
     """
@@ -74,7 +75,7 @@ class Decoder:
         batch_invariant: bool = True,
         family: Family | None = None,
     ) -> "Decoder":
-        """A decoder that shares the weights of a loaded model (see `families.fuse`)."""
+        """A decoder that shares the weights of a loaded model (see `weights.fuse`)."""
         generation_config = getattr(model, "generation_config", None)
         return cls(model.config, fuse(model, family), generation_config, batch_invariant)
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridgen.engine.families import Weights
+from hybridgen.engine.weights import Weights
 from hybridgen.kernels.block_sizes import size_classes
 from hybridgen.kernels.cache_write import cache_write
 from hybridgen.kernels.layers import embed, normalize

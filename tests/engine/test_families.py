@@ -15,7 +15,8 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from hybridgen.engine.families import FAMILIES, check, fuse, refusal
+from hybridgen.engine.families import FAMILIES, check, refusal
+from hybridgen.engine.weights import fuse
 
 
 def storages(tensors: Any) -> dict[int, int]:

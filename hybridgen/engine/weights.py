@@ -1,0 +1,161 @@
+"""The fused weights of the native decoder, made of a transformers model without a second copy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hybridgen.engine.families import Family, check
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer; weights [out, in], biases None where the model has none.
+
+    qk_norm is float32 [q_heads + kv_heads, head_dim] on CPU, else the model's dtype.
+    """
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    qk_norm: Tensor | None
+    output: Tensor
+    output_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+    window: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A whole model. ``head`` is ``embedding`` where they are tied."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    norm: Tensor
+    head: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Weights":
+        """The same structure with ``change`` applied to every tensor once (tied stay tied)."""
+        embedding = change(self.embedding)
+        head = embedding if self.head is self.embedding else change(self.head)
+        layers = []
+        for layer in self.layers:
+            tensors = {k: v for k, v in vars(layer).items() if isinstance(v, Tensor)}
+            changed: dict[str, Any] = {k: change(v) for k, v in tensors.items()}
+            layers.append(replace(layer, **changed))
+        return Weights(embedding, layers, change(self.norm), head)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor once."""
+        found: list[Tensor] = []
+
+        def collect(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(collect)
+        return found
+
+
+@torch.no_grad()
+def fuse(model: PreTrainedModel, family: Family | None = None) -> Weights:
+    """The fused weights of ``model``, without a second copy of them.
+
+    family   of the model, where `check` has let its config through; None: it is checked here
+
+    The model's own parameters become views of the fused tensors, layer by layer, so it still works
+    and shares its memory with the decoder. ValueError for models the native forward cannot run
+    (see `check`), quantised or adapted layers, and weights spread over several devices.
+    """
+    family = family or check(model.config)
+    _check_modules(model)
+    body: Any = model.model
+    used = body.layers[: model.config.num_hidden_layers]  # transformers runs no more of them
+    layers = [_fuse_layer(layer, family, i, model.config) for i, layer in enumerate(used)]
+    embedding = body.embed_tokens.weight.data
+    tied = model.lm_head.weight is body.embed_tokens.weight
+    head = embedding if tied else model.lm_head.weight.data
+    return Weights(embedding, layers, body.norm.weight.data, head)
+
+
+def _check_modules(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    for path, module in model.model.layers.named_modules():
+        if path.endswith("_proj") and type(module) is not nn.Linear:
+            raise ValueError(
+                f"{name}: {path} is {type(module).__name__}, not a plain Linear (quantised or "
+                "adapted layers are not supported: merge adapters, load unquantised)"
+            )
+    places = {(parameter.device, parameter.dtype) for parameter in model.parameters()}
+    if len(places) != 1:
+        raise ValueError(f"{name}: all parameters must share one device and dtype, not {places}")
+
+
+def _fuse_layer(layer: Any, family: Family, index: int, config: PretrainedConfig) -> LayerWeights:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv, qkv_bias = _stack([attention.q_proj, attention.k_proj, attention.v_proj])
+    gate_up, gate_up_bias = _stack([mlp.gate_proj, mlp.up_proj])
+    return LayerWeights(
+        input_norm=layer.input_layernorm.weight.data,
+        qkv=qkv,
+        qkv_bias=qkv_bias,
+        qk_norm=_qk_norm(attention, config) if family.qk_norm else None,
+        output=attention.o_proj.weight.data,
+        output_bias=_data(attention.o_proj.bias),
+        mlp_norm=layer.post_attention_layernorm.weight.data,
+        gate_up=gate_up,
+        gate_up_bias=gate_up_bias,
+        down=mlp.down_proj.weight.data,
+        down_bias=_data(mlp.down_proj.bias),
+        window=family.window(config, index),
+    )
+
+
+def _stack(linears: list[Any]) -> tuple[Tensor, Tensor | None]:
+    """Weights (and biases) of several products as one; the modules become views of it."""
+    weight = _stack_parameters([linear.weight for linear in linears])
+    if linears[0].bias is None:
+        return weight, None
+    return weight, _stack_parameters([linear.bias for linear in linears])
+
+
+def _stack_parameters(parameters: list[nn.Parameter]) -> Tensor:
+    made = _made_before(parameters)
+    if made is not None:
+        return made
+    fused = torch.cat([parameter.data for parameter in parameters])
+    parts = torch.split(fused, [len(parameter) for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part
+    return fused
+
+
+def _made_before(parameters: list[nn.Parameter]) -> Tensor | None:
+    """The tensor that another decoder of this model made, of which the parameters are the parts."""
+    first = parameters[0].data
+    place, end = first.untyped_storage().data_ptr(), first.storage_offset()
+    for parameter in parameters:
+        here = parameter.untyped_storage().data_ptr(), parameter.storage_offset()
+        if here != (place, end) or not parameter.is_contiguous():
+            return None
+        end += parameter.numel()
+    shape = sum(len(parameter) for parameter in parameters), *first.shape[1:]
+    return first.as_strided(shape, first.stride(), first.storage_offset())
+
+
+def _qk_norm(attention: Any, config: PretrainedConfig) -> Tensor:
+    q, k = attention.q_norm.weight.data, attention.k_norm.weight.data
+    heads = [q] * config.num_attention_heads + [k] * config.num_key_value_heads
+    weight = torch.stack(heads)
+    return weight.float() if weight.is_cpu else weight
+
+
+def _data(parameter: nn.Parameter | None) -> Tensor | None:
+    return None if parameter is None else parameter.data
