@@ -7,11 +7,12 @@ Llama-shaped model (pre-norm RMSNorm layers, rotary positions, gated SiLU) can j
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig
 
 from hybridgen.checks import check_float, check_int, shown
-from hybridgen.engine.rope import rope_type
+from hybridgen.engine.rope import rope_lacking
 
 WIDEST = 2**31 - 1
 
@@ -57,9 +58,34 @@ SILU = ("silu", "swish")
 RECURRENT = ("mamba", "rwkv", "recurrent", "xlstm", "jamba", "zamba", "bamba", "lfm2", "next")
 
 
-def is_native(config: PretrainedConfig) -> bool:
-    """Whether the native decoder is the one for such models; others go through transformers."""
-    return config.model_type in FAMILIES and config.hidden_act in SILU
+def lacking(config: PretrainedConfig) -> str | None:
+    """What a model of this config needs that the native forward does not have; None for nothing.
+
+    Such a model goes through transformers' own forward. What makes no sense is not looked for.
+    """
+    kind = config.model_type
+    family = FAMILIES.get(kind)
+    if family is None:
+        return f"model type {kind!r} has no native decoder"
+    if config.hidden_act not in SILU:
+        return f"{kind} with hidden_act={shown(config.hidden_act)}: only silu is supported"
+    if not getattr(config, "is_causal", True):
+        return (
+            f"{kind} with is_causal={shown(config.is_causal)}: only causal attention is supported"
+        )
+    known = ["full_attention"]
+    if family.window is _window_by_layer:
+        known.append("sliding_attention")
+    if other := sorted({str(layer) for layer in _layer_types(config)} - set(known)):
+        return (
+            f"{kind} with {' and '.join(other)} in layer_types: only {' and '.join(known)} "
+            "is supported there"
+        )
+    return rope_lacking(config)
+
+
+def _layer_types(config: PretrainedConfig) -> list[Any]:
+    return list(getattr(config, "layer_types", None) or ())
 
 
 def check_can_run(config: PretrainedConfig) -> None:
@@ -88,36 +114,23 @@ def needs_more(config: PretrainedConfig) -> str | None:
 
 def refusal(config: PretrainedConfig) -> str | None:
     """Why the native decoder cannot run a model of this config; None when it can."""
-    kind, reason = config.model_type, needs_more(config)
-    if reason is not None:
+    if (reason := needs_more(config)) is not None:
         return reason
-    if kind not in FAMILIES:
-        return f"model type {kind!r} has no native decoder"
-    if config.hidden_act not in SILU:
-        return f"{kind} with hidden_act={shown(config.hidden_act)}: only silu is supported"
     try:
-        _check_layers(config, FAMILIES[kind])
-        rope_type(config)
+        if (reason := lacking(config)) is None:
+            _check_layers(config, FAMILIES[config.model_type])
     except (ValueError, TypeError) as error:
         return str(error)
-    return None
+    return reason
 
 
 def _check_layers(config: PretrainedConfig, family: Family) -> None:
-    """Raise ValueError or TypeError for layers that the native forward would compute otherwise."""
-    kind, kinds = config.model_type, list(getattr(config, "layer_types", None) or ())
+    """Raise ValueError or TypeError for sizes that make no sense."""
+    kind, kinds = config.model_type, _layer_types(config)
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
     layers, _, heads, shared = (
         check_int(f"{kind}: {name}", getattr(config, name), 1) for name in sizes
     )
-    known = ["full_attention"]
-    if family.window is _window_by_layer:
-        known.append("sliding_attention")
-    if other := sorted(set(kinds) - set(known)):
-        raise ValueError(
-            f"{kind} with {' and '.join(other)} in layer_types: only {' and '.join(known)} "
-            "is supported there"
-        )
     if kinds and len(kinds) < layers:
         raise ValueError(f"{kind}: layer_types has {len(kinds)} entries for {layers} layers")
     for layer in range(layers):

@@ -26,7 +26,7 @@ from hybridgen.engine import checkpoint
 from hybridgen.engine.cache import CacheLayout, Footprint
 from hybridgen.engine.decoder import Decoder, cache_layout
 from hybridgen.engine.dtypes import default_dtype
-from hybridgen.engine.families import FAMILIES, check, check_can_run, is_native
+from hybridgen.engine.families import FAMILIES, check, check_can_run, lacking
 from hybridgen.engine.keys import check_headers, check_keys
 from hybridgen.engine.placement import bytes_to_load, check_whole, final_device
 from hybridgen.engine.room import Needs, explained, indexed
@@ -62,6 +62,7 @@ class Found:
     argument   the name of the caller's argument, for messages ("slm_model_id")
     name       what the caller gave, for messages
     config     the model's, which has been checked
+    reason     why the native decoder does not run it; None where it does
     facts      what the probe found; None for a model that the native decoder runs
     dtype      what it is loaded in on a device if the caller names none
     module     the loaded model, or the checkpoint's on the meta device
@@ -70,6 +71,7 @@ class Found:
     argument: str
     name: str
     config: PretrainedConfig
+    reason: str | None
     facts: Facts | None
     dtype: Callable[[torch.device], torch.dtype]
     module: PreTrainedModel
@@ -146,6 +148,7 @@ def look(
             argument,
             str(model),
             plan.config,
+            lacking(plan.config),
             _facts(plan.blueprint),
             plan.dtype,
             plan.blueprint,
@@ -172,6 +175,7 @@ def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
         argument,
         name,
         model.config,
+        lacking(model.config),
         facts,
         lambda _: dtype,
         model,
@@ -180,7 +184,7 @@ def _look_at_loaded(model: PreTrainedModel, argument: str) -> Found:
 
 
 def _check_config(config: PretrainedConfig) -> None:
-    if is_native(config):
+    if lacking(config) is None:
         check(config)
         check_rope(config)
     else:
@@ -188,7 +192,7 @@ def _check_config(config: PretrainedConfig) -> None:
 
 
 def _facts(model: PreTrainedModel) -> Facts | None:
-    return None if is_native(model.config) else probe(model)
+    return None if lacking(model.config) is None else probe(model)
 
 
 def load(

@@ -5,6 +5,7 @@ Default, linear, llama3, yarn and dynamic scaling; the scaled frequencies are tr
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +25,36 @@ def head_dim(config: PretrainedConfig) -> int:
     )
 
 
+def rope_lacking(config: PretrainedConfig) -> str | None:
+    """Which rotary positions of transformers' the config asks for and we lack; None for none.
+
+    For those that nobody has, `check_rope` raises.
+    """
+    parameters = config.rope_parameters
+    if not isinstance(parameters, dict):
+        return None
+    kind, part = _kind(parameters), parameters.get("partial_rotary_factor")
+    if kind in ROPE_INIT_FUNCTIONS and kind not in SUPPORTED:
+        return f"{config.model_type}: {_unsupported(kind)}"
+    if part is not None and part != 1:
+        return f"{config.model_type}: partial rotary embedding is not supported"
+    return None
+
+
 def rope_type(config: PretrainedConfig) -> str:
     """The config's kind of position scaling. ValueError when it is not one of `SUPPORTED`."""
-    kind = str(config.rope_parameters.get("rope_type", "default"))
+    kind = _kind(config.rope_parameters)
     if kind not in SUPPORTED:
-        raise ValueError(
-            f"{config.model_type}: rope type {kind[:40]!r} is not supported, only "
-            f"{', '.join(SUPPORTED)}"
-        )
+        raise ValueError(f"{config.model_type}: {_unsupported(kind)}")
     return kind
+
+
+def _kind(parameters: dict[str, Any]) -> str:
+    return str(parameters.get("rope_type", "default"))
+
+
+def _unsupported(kind: str) -> str:
+    return f"rope type {kind[:40]!r} is not supported, only {', '.join(SUPPORTED)}"
 
 
 def context(config: PretrainedConfig) -> int:

@@ -135,6 +135,47 @@ def test_a_native_family_with_another_activation_goes_through_transformers() -> 
     assert isinstance(load(random_model("llama"), "slm_model_id", CPU), Decoder)
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 2.0,
+    "short_factor": [1.5] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 64,
+}
+PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+CHUNKED = {"layer_types": ["full_attention", "chunked_attention"], "attention_chunk_size": 4}
+UNCOVERED: list[tuple[str, dict[str, Any], str]] = [
+    ("qwen3", {"rope_parameters": LONGROPE}, "rope type 'longrope'"),
+    ("llama", {"rope_parameters": PARTIAL}, "partial rotary embedding"),
+    ("llama", CHUNKED, "chunked_attention in layer_types"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "reason"), UNCOVERED)
+def test_what_the_native_forward_lacks_goes_through_transformers(
+    kind: str, options: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    model, tokens = random_model(kind, **options), random_tokens(1, 16)
+    expected = reference_logits(model, tokens)
+    model.save_pretrained(tmp_path)
+    for source in (tmp_path, model):
+        found = look(source, "slm_model_id")
+        assert found.reason is not None and reason in found.reason
+        decoder = found.load(CPU, torch.float32)
+        assert isinstance(decoder, TransformersDecoder)
+        assert torch.allclose(first_logits(decoder, tokens), expected, atol=1e-4)
+    assert look(random_model(kind), "slm_model_id").reason is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_native_family_that_sees_the_future_is_refused(kind: str) -> None:
+    model = random_model(kind)
+    model.config.is_causal = False
+    with pytest.raises(ValueError, match=r"slm_model_id: .*neither causal nor a sliding window"):
+        look(model, "slm_model_id")
+
+
 def test_a_checkpoint_of_another_family_must_be_whole(tmp_path: Path) -> None:
     foreign_model("gpt2").save_pretrained(tmp_path)
     edit_weights(tmp_path, lambda tensors: {k: v for k, v in tensors.items() if "h.1.mlp" not in k})
