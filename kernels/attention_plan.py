@@ -65,6 +65,13 @@ def prepare(
     return cos, sin
 
 
+def unrotated(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of 1 and sines of 0, for the layers of the same forward that have no positions."""
+    still = torch.ones_like(cos)
+    setattr(still, _PLAN, getattr(cos, _PLAN, None))
+    return still, torch.zeros_like(sin)
+
+
 def plan_of(cos: Tensor, start: Tensor, positions: int, group: int, window: int) -> Plan:
     """The plan that ``cos`` carries, if it is one for such a layer, else a new one."""
     plan: Plan | None = getattr(cos, _PLAN, None)

@@ -1,38 +1,38 @@
 """Greedy and coupled speculation write the LLM's own text, token for token."""
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from conftest import TinyPair
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hybridgen import HybridGenerator, verify_exactness
 
 PROMPTS = ["def area(radius):\n", "the quick brown fox", "größe straße"]
 DTYPES = [torch.float32, torch.bfloat16]
-FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
-    "llama": lambda **sizes: LlamaForCausalLM(LlamaConfig(attention_bias=True, **sizes)),
-    "mistral": lambda **sizes: MistralForCausalLM(MistralConfig(sliding_window=24, **sizes)),
-    "qwen2": lambda **sizes: Qwen2ForCausalLM(Qwen2Config(**sizes)),
-    "qwen3": lambda **sizes: Qwen3ForCausalLM(Qwen3Config(head_dim=16, **sizes)),
+FAMILIES: dict[str, dict[str, Any]] = {
+    "cwm": {"head_dim": 16, "sliding_window": 24, "bos_token_id": 0},
+    "granite": {
+        "attention_multiplier": 0.125,
+        "residual_multiplier": 0.22,
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 8.0,
+    },
+    "llama": {"attention_bias": True},
+    "ministral": {"head_dim": 16, "sliding_window": 24},
+    "mistral": {"sliding_window": 24},
+    "phi3": {"sliding_window": 24},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "seed_oss": {"head_dim": 16},
+    "smollm3": {"no_rope_layers": [1, 0]},
 }
 
 
 def random_family(name: str, seed: int, layers: int = 2) -> PreTrainedModel:
     torch.manual_seed(seed)
-    return FAMILIES[name](
+    settings: dict[str, Any] = dict(
         vocab_size=384,
         hidden_size=64,
         intermediate_size=96,
@@ -44,7 +44,10 @@ def random_family(name: str, seed: int, layers: int = 2) -> PreTrainedModel:
         eos_token_id=0,
         pad_token_id=0,
         bos_token_id=None,
-    ).eval()
+    )
+    config = AutoConfig.for_model(name, **{**settings, **FAMILIES[name]})
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model.eval()
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=str)

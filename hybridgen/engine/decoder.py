@@ -17,9 +17,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from hybridgen.engine.blocks import in_blocks
 from hybridgen.engine.cache import CacheLayout
-from hybridgen.engine.families import Family
+from hybridgen.engine.families import Family, multipliers
 from hybridgen.engine.prefill import PromptReader
-from hybridgen.engine.rope import context, head_dim, rope_table
+from hybridgen.engine.rope import context, head_dim, rope_table, rotations
 from hybridgen.engine.weights import Weights, fuse
 from hybridgen.kernels.attention import attention
 from hybridgen.kernels.attention_plan import prepare
@@ -43,7 +43,7 @@ def cache_layout(config: PretrainedConfig, device: torch.device, dtype: torch.dt
 
 
 class Decoder:
-    """A llama, mistral, qwen2 or qwen3 model over a bound cache.
+    """A model of one of `families.FAMILIES` over a bound cache.
 
     config            one that `families.check` lets through, as `weights.fuse` makes sure
     batch_invariant   a token's logits have the same bits however many rows and tokens are computed
@@ -64,8 +64,12 @@ class Decoder:
         self.vocab_size = weights.head.shape[0]
         self.head_dim = head_dim(config)
         self.group = config.num_attention_heads // config.num_key_value_heads
-        self.eps = float(config.rms_norm_eps)
+        times = multipliers(config)
+        self._scores = times.scores
+        # The residual stream is kept divided by its multiplier (see `weights.fuse`).
+        self.eps = float(config.rms_norm_eps) / times.residual**2
         self.windows = tuple(sorted({layer.window for layer in weights.layers}))
+        self._rotates = tuple(layer.rotates for layer in weights.layers)
         self._threads = 0  # for which the row counts were found
 
     @classmethod
@@ -135,7 +139,7 @@ class Decoder:
         """Use ``cache`` [layers, 2, kv_heads, rows, positions, head_dim] from now on."""
         self.cache = cache
         self._layer_caches = cache.unbind()
-        self._rope_table = rope_table(self.config, cache.shape[4], self.device)
+        self._rope_table = rope_table(self.config, cache.shape[4], self.device, self._scores)
         self._fit_threads()
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
@@ -175,8 +179,8 @@ class Decoder:
     def _hidden(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         """The residual stream [rows padded to the tile, hidden] after the last layer."""
         x, cos, sin = self._embed(tokens, start)
-        eps = self.eps
-        for layer, layer_cache in zip(self.weights.layers, cache, strict=True):
+        eps, turns = self.eps, rotations(self._rotates, cos, sin)
+        for layer, layer_cache, (cos, sin) in zip(self.weights.layers, cache, turns, strict=True):
             qkv = norm_linear(x, layer.input_norm, eps, layer.qkv, layer.qkv_bias)
             seen = attention(
                 qkv,
@@ -199,14 +203,14 @@ class Decoder:
         embedding, rope = self.weights.embedding, self._rope_table
         if not tokens.is_cpu:
             x, cos, sin = embed(tokens, start, embedding, rope)
-            return x, cos, sin
+            return self.weights.scaled(x), cos, sin
         count, windows = tokens.shape[1], self.windows
         cos, sin = prepare(start, count, rope, windows, self.group, self.batch_invariant)
         ids = tokens.reshape(-1)
         padding = -len(ids) % self._tile
         if padding:
             ids = F.pad(ids, (0, padding))
-        return embedding.index_select(0, ids), cos, sin
+        return self.weights.scaled(embedding.index_select(0, ids)), cos, sin
 
     def _fit_threads(self) -> None:
         """Find the row counts that keep a row's bits, anew when the number of threads has changed.

@@ -7,12 +7,12 @@ Llama-shaped model (pre-norm RMSNorm layers, rotary positions, gated SiLU) can j
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
 from hybridgen.checks import check_float, check_int, shown
-from hybridgen.engine.rope import rope_lacking
+from hybridgen.engine.rope import head_dim, rope_lacking
 
 WIDEST = 2**31 - 1
 
@@ -34,24 +34,70 @@ def _window(config: PretrainedConfig) -> int:
     return check_int(f"{config.model_type}: sliding_window", config.sliding_window, 1, WIDEST)
 
 
+def _rotates_everywhere(config: PretrainedConfig, layer: int) -> bool:
+    return True
+
+
+def _rotates_by_layer(config: PretrainedConfig, layer: int) -> bool:
+    return bool(config.no_rope_layers[layer])  # 1 where there are positions, whatever its name says
+
+
 @dataclass(frozen=True)
 class Family:
     """What the native forward must know of a model type beyond its config.
 
     qk_norm  queries and keys are normalised head by head before the rotation
     window   the sliding window of a layer in tokens, 0 for none
+    rotates  whether a layer turns its queries and keys by their positions
+    scaled   the config has multipliers (see `multipliers`); not with qk_norm or with `rotates`
     """
 
     qk_norm: bool = False
     window: Callable[[PretrainedConfig, int], int] = _no_window
+    rotates: Callable[[PretrainedConfig, int], bool] = _rotates_everywhere
+    scaled: bool = False
 
 
 FAMILIES = {
+    "cwm": Family(window=_window_by_layer),
+    "granite": Family(scaled=True),
     "llama": Family(),
+    "ministral": Family(window=_window_by_layer),
     "mistral": Family(window=_window_everywhere),
+    "phi3": Family(window=_window_everywhere),
     "qwen2": Family(window=_window_by_layer),
     "qwen3": Family(qk_norm=True, window=_window_by_layer),
+    "seed_oss": Family(),
+    "smollm3": Family(window=_window_by_layer, rotates=_rotates_by_layer),
 }
+
+
+class Multipliers(NamedTuple):
+    """What a model multiplies with; 1 where it does not.
+
+    embedding  the embedding's rows
+    residual   what a block adds to the residual stream
+    scores     attention's scores, beyond their usual head_dim ** -0.5
+    logits     the logits
+    """
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    scores: float = 1.0
+    logits: float = 1.0
+
+
+def multipliers(config: PretrainedConfig) -> Multipliers:
+    """Those of a config of a native family. Raises ValueError or TypeError."""
+    kind = config.model_type
+    if not FAMILIES[kind].scaled:
+        return Multipliers()
+    names = "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"
+    embedding, residual, attention, logits = (
+        check_float(f"{kind}: {n}", getattr(config, n), "a finite number > 0", lambda x: x > 0)
+        for n in names
+    )
+    return Multipliers(embedding, residual, attention * head_dim(config) ** 0.5, 1 / logits)
 
 
 SILU = ("silu", "swish")
@@ -131,14 +177,19 @@ def _check_layers(config: PretrainedConfig, family: Family) -> None:
     layers, _, heads, shared = (
         check_int(f"{kind}: {name}", getattr(config, name), 1) for name in sizes
     )
-    if kinds and len(kinds) < layers:
-        raise ValueError(f"{kind}: layer_types has {len(kinds)} entries for {layers} layers")
+    lists = {"layer_types": kinds}
+    if family.rotates is _rotates_by_layer:
+        lists["no_rope_layers"] = list(config.no_rope_layers)
+    for name, entries in lists.items():
+        if entries and len(entries) < layers:
+            raise ValueError(f"{kind}: {name} has {len(entries)} entries for {layers} layers")
     for layer in range(layers):
         family.window(config, layer)
     eps = f"{kind}: rms_norm_eps"
     check_float(eps, config.rms_norm_eps, "a finite number >= 0", lambda number: number >= 0)
     if heads % shared:
         raise ValueError(f"{kind}: {heads} heads cannot share {shared} keys and values evenly")
+    multipliers(config)
 
 
 def check(config: PretrainedConfig) -> Family:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hybridgen.engine.rope import rotations
 from hybridgen.engine.weights import Weights
 from hybridgen.kernels.block_sizes import size_classes
 from hybridgen.kernels.cache_write import cache_write
@@ -159,7 +160,8 @@ class PromptReader:
         x, cos, sin = self._embed(block, tokens, rope)
         layers, eps = self.weights.layers, self.eps
         seen, masks = None, dict[tuple[int, int, int], Tensor]()
-        for layer, cache in zip(layers, caches, strict=True):
+        turns = rotations([layer.rotates for layer in layers], cos, sin)
+        for layer, cache, (cos, sin) in zip(layers, caches, turns, strict=True):
             qkv = product(normalize(x, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
             if seen is None:
                 width = qkv.shape[1] - 2 * cache.shape[1] * cache.shape[4]
@@ -193,6 +195,6 @@ class PromptReader:
         token, position = torch.cat(ids), torch.cat(at)
         if not tokens.is_cpu:
             x, cos, sin = embed(token.unsqueeze(1), position, embedding, rope)
-            return x, cos, sin
+            return self.weights.scaled(x), cos, sin
         cos, sin = rope.index_select(1, position).unbind()
-        return embedding.index_select(0, token), cos, sin
+        return self.weights.scaled(embedding.index_select(0, token)), cos, sin

@@ -5,6 +5,7 @@ Default, linear, llama3, yarn and dynamic scaling; the scaled frequencies are tr
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hybridgen.checks import shown
+from hybridgen.kernels.attention_plan import unrotated
 
 FARTHEST = 2**31 - 1
 SUPPORTED = ("default", "linear", "llama3", "yarn", "dynamic")
@@ -101,19 +103,30 @@ def check_rope(config: PretrainedConfig) -> None:
         )
 
 
-def rope_table(config: PretrainedConfig, positions: int, device: torch.device) -> Tensor:
+def rope_table(
+    config: PretrainedConfig, positions: int, device: torch.device, scores: float = 1.0
+) -> Tensor:
     """float32 [2, positions, 1, head_dim]: cosines, and sines with the first half negated.
 
     With them ``rotated = x * cos + roll(x, head_dim / 2) * sin``. Both carry the attention scaling
-    of yarn. For dynamic scaling row p has the frequencies of a sequence of p + 1 tokens (at least
-    the original context), so a row never depends on how a sequence was cut into chunks; beyond the
-    original context this is what transformers computes one token at a time.
+    of yarn, and the root of ``scores``, which multiplies the product of a query and a key. For
+    dynamic scaling row p has the frequencies of a sequence of p + 1 tokens (at least the original
+    context), so a row never depends on how a sequence was cut into chunks; beyond the original
+    context this is what transformers computes one token at a time.
     """
     frequencies, scaling = _frequencies(config, _count(1, positions + 1).unsqueeze(1))
-    angles = _count(0, positions).unsqueeze(1) * frequencies
+    angles, scaling = _count(0, positions).unsqueeze(1) * frequencies, scaling * scores**0.5
     cos, sin = angles.cos() * scaling, angles.sin() * scaling
     table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
     return table.unsqueeze(2).to(device)
+
+
+def rotations(rotates: Sequence[bool], cos: Tensor, sin: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+    """Of each layer the cosines and sines that it turns by: those given, or 1 and 0."""
+    if all(rotates):
+        return [(cos, sin)] * len(rotates)
+    pairs = unrotated(cos, sin), (cos, sin)
+    return [pairs[turned] for turned in rotates]
 
 
 def _count(first: int, end: int, step: int = 1) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hybridgen.engine.families import Family, check
+from hybridgen.engine.families import Family, check, multipliers
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,21 @@ class LayerWeights:
     down: Tensor
     down_bias: Tensor | None
     window: int
+    rotates: bool
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model. ``head`` is ``embedding`` where they are tied."""
+    """A whole model. ``head`` is ``embedding`` where they are tied.
+
+    scale   what the rows of the embedding are multiplied with as they are read
+    """
 
     embedding: Tensor
     layers: list[LayerWeights]
     norm: Tensor
     head: Tensor
+    scale: float = 1.0
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Weights":
         """The same structure with ``change`` applied to every tensor once (tied stay tied)."""
@@ -50,7 +55,11 @@ class Weights:
             tensors = {k: v for k, v in vars(layer).items() if isinstance(v, Tensor)}
             changed: dict[str, Any] = {k: change(v) for k, v in tensors.items()}
             layers.append(replace(layer, **changed))
-        return Weights(embedding, layers, change(self.norm), head)
+        return Weights(embedding, layers, change(self.norm), head, self.scale)
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """``rows`` of the embedding, multiplied in place by ``scale``."""
+        return rows if self.scale == 1 else rows.mul_(self.scale)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor once."""
@@ -71,7 +80,10 @@ def fuse(model: PreTrainedModel, family: Family | None = None) -> Weights:
     family   of the model, where `check` has let its config through; None: it is checked here
 
     The model's own parameters become views of the fused tensors, layer by layer, so it still works
-    and shares its memory with the decoder. ValueError for models the native forward cannot run
+    and shares its memory with the decoder. Multipliers cost no product of their own: the residual
+    stream is kept divided by that of its blocks, which norms with the epsilon over its square do
+    not notice, so the embedding's rows alone are scaled, and the final norm for the logits; that of
+    the scores is in the rotary table. ValueError for models the native forward cannot run
     (see `check`), quantised or adapted layers, and weights spread over several devices.
     """
     family = family or check(model.config)
@@ -82,7 +94,10 @@ def fuse(model: PreTrainedModel, family: Family | None = None) -> Weights:
     embedding = body.embed_tokens.weight.data
     tied = model.lm_head.weight is body.embed_tokens.weight
     head = embedding if tied else model.lm_head.weight.data
-    return Weights(embedding, layers, body.norm.weight.data, head)
+    norm, times = body.norm.weight.data, multipliers(model.config)
+    if times.logits != 1:
+        norm = norm * times.logits
+    return Weights(embedding, layers, norm, head, times.embedding / times.residual)
 
 
 def _check_modules(model: PreTrainedModel) -> None:
@@ -100,8 +115,8 @@ def _check_modules(model: PreTrainedModel) -> None:
 
 def _fuse_layer(layer: Any, family: Family, index: int, config: PretrainedConfig) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
-    qkv, qkv_bias = _stack([attention.q_proj, attention.k_proj, attention.v_proj])
-    gate_up, gate_up_bias = _stack([mlp.gate_proj, mlp.up_proj])
+    qkv, qkv_bias = _fused(attention, "qkv_proj", ["q_proj", "k_proj", "v_proj"])
+    gate_up, gate_up_bias = _fused(mlp, "gate_up_proj", ["gate_proj", "up_proj"])
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.data,
         qkv=qkv,
@@ -115,7 +130,16 @@ def _fuse_layer(layer: Any, family: Family, index: int, config: PretrainedConfig
         down=mlp.down_proj.weight.data,
         down_bias=_data(mlp.down_proj.bias),
         window=family.window(config, index),
+        rotates=family.rotates(config, index),
     )
+
+
+def _fused(module: Any, whole: str, parts: list[str]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a product that the model has as a whole, or in parts."""
+    if hasattr(module, whole):
+        linear = getattr(module, whole)
+        return linear.weight.data, _data(linear.bias)
+    return _stack([getattr(module, part) for part in parts])
 
 
 def _stack(linears: list[Any]) -> tuple[Tensor, Tensor | None]:

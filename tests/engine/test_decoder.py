@@ -31,12 +31,22 @@ ROPE: dict[str, dict[str, Any]] = {
     "dynamic": {"rope_type": "dynamic", "factor": 2.0},
 }
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("cwm", {}),
+    ("granite", {}),
+    ("granite", {"attention_bias": True, "mlp_bias": True}),
     ("llama", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("ministral", {}),
     ("mistral", {}),
+    ("phi3", {}),
     ("qwen2", {}),
     ("qwen3", {}),
     ("qwen3", {"attention_bias": True}),
+    ("seed_oss", {"attention_out_bias": True}),
+    ("smollm3", {}),
+]
+SCALED = [
+    (*case, rope) for case in FAMILIES for rope in ROPE if case[0] != "phi3" or rope == "default"
 ]
 
 
@@ -58,8 +68,7 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("rope", ROPE)
-@pytest.mark.parametrize(("kind", "options"), FAMILIES)
+@pytest.mark.parametrize(("kind", "options", "rope"), SCALED)
 def test_logits_are_those_of_transformers(
     kind: str, options: dict[str, Any], rope: str, tied: bool
 ) -> None:
@@ -117,7 +126,11 @@ def test_dynamic_positions_past_the_original_context() -> None:
 
 
 SLIDING: list[tuple[str, dict[str, Any]]] = [
+    ("cwm", {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}),
+    ("ministral", {"sliding_window": 7}),
     ("mistral", {"sliding_window": 7}),
+    ("phi3", {"sliding_window": 7}),
+    ("smollm3", {"sliding_window": 7, "use_sliding_window": True}),
     ("qwen2", {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1}),
     (
         "qwen3",
@@ -143,8 +156,9 @@ def test_sliding_windows_past_the_window(kind: str, options: dict[str, Any]) -> 
         assert close(ours, expected[:, first : first + count])
 
 
-def test_bfloat16_is_as_near_to_the_truth_as_transformers() -> None:
-    truth_model = random_model("qwen3", hidden_size=64, intermediate_size=192)
+@pytest.mark.parametrize("kind", ["qwen3", "granite"])
+def test_bfloat16_is_as_near_to_the_truth_as_transformers(kind: str) -> None:
+    truth_model = random_model(kind, hidden_size=64, intermediate_size=192)
     model = copy.deepcopy(truth_model).to(torch.bfloat16)
     # The truth has the rounded weights, so that what remains is rounding on the way.
     truth_model.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
@@ -275,7 +289,7 @@ def decode_from(decoder: Decoder, tokens: Tensor, first: int, chunks: list[int])
     return torch.cat(parts, 1)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "granite", "smollm3"])
 @pytest.mark.parametrize("heads", [(3, 1), (9, 3), (16, 2)])
 def test_bits_for_other_families_and_groups(kind: str, heads: tuple[int, int]) -> None:
     options: dict[str, Any] = {"sliding_window": 100} if kind == "mistral" else {}

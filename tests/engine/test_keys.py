@@ -12,6 +12,7 @@ from tiny_models import at, random_model, random_tokens, reference_logits
 
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.families import FAMILIES
 from hybridgen.engine.loading import load, load_model
 
 Change = Callable[[Tensors], Tensors]
@@ -134,7 +135,7 @@ def test_tensors_that_hang_off_the_model_are_named_in_a_warning(tmp_path: Path) 
     assert len(str(caught[0].message)) < 400
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("change", ["nothing", "base model", "old buffers", "sharded", "half tied"])
 def test_what_transformers_declares_harmless_passes(tmp_path: Path, kind: str, change: str) -> None:
     options: dict[str, Any] = {"tie_word_embeddings": change in ("base model", "half tied")}

@@ -148,6 +148,7 @@ CHUNKED = {"layer_types": ["full_attention", "chunked_attention"], "attention_ch
 UNCOVERED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"rope_parameters": LONGROPE}, "rope type 'longrope'"),
     ("llama", {"rope_parameters": PARTIAL}, "partial rotary embedding"),
+    ("phi3", {"rope_parameters": PARTIAL}, "partial rotary embedding"),
     ("llama", CHUNKED, "chunked_attention in layer_types"),
 ]
 

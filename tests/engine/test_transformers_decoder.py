@@ -94,7 +94,7 @@ def test_a_start_before_the_text_counts_as_its_first_position() -> None:
 
 
 def test_prompts_go_to_the_rows_that_are_named() -> None:
-    _, decoder, expected = made("phi3")
+    _, decoder, expected = made("olmo2")
     decoder.prefill(TOKENS[:2, :30], [30, 12], rows=[2, 0])
     logits = decoder(
         torch.stack([TOKENS[1, 12:14], TOKENS[2, :2], TOKENS[0, 30:32]]), at(12, 0, 30)

@@ -5,21 +5,46 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM as Auto
 from transformers import (
+    CwmConfig,
+    GraniteConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
 )
 
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
 
 CONFIGS = {
+    "cwm": CwmConfig,
+    "granite": GraniteConfig,
     "llama": LlamaConfig,
+    "ministral": MinistralConfig,
     "mistral": MistralConfig,
+    "phi3": Phi3Config,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "seed_oss": SeedOssConfig,
+    "smollm3": SmolLM3Config,
+}
+THETA = {"rope_type": "default", "rope_theta": 1e4}
+# Positions for every layer and for some, and no window; those of cwm and ministral are wide.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cwm": {"bos_token_id": 0, "eos_token_id": 1, "rope_parameters": THETA},
+    "granite": {
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.22,
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 3.0,
+    },
+    "mistral": {"sliding_window": None},
+    "smollm3": {"no_rope_layers": [1, 0]},
 }
 VOCAB = 96
 
@@ -41,9 +66,7 @@ def random_model(kind: str, dtype: torch.dtype = torch.float32, **options: Any) 
         eos_token_id=None,
         pad_token_id=None,
     )
-    if kind == "mistral":
-        settings["sliding_window"] = None
-    settings.update(options)
+    settings |= OPTIONS.get(kind, {}) | options
     model = Auto.from_config(CONFIGS[kind](**settings), attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.rounds import Batch
@@ -89,6 +90,21 @@ def test_a_round_never_touches_the_host(
     decoders: tuple[Decoder, Decoder], name: str, rows: int
 ) -> None:
     assert dry_run(decoders, rows, ROUNDS[name]) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("granite", {"embedding_multiplier": 12.0}), ("smollm3", {"no_rope_layers": [1, 0]})],
+)
+def test_nor_do_multipliers_and_layers_without_positions(
+    kind: str, options: dict[str, Any]
+) -> None:
+    sizes = dict(vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, pad_token_id=None)
+    config = AutoConfig.for_model(kind, **sizes, **heads, **options)
+    llm = Decoder.from_model(AutoModelForCausalLM.from_config(config).eval())
+    pair = Decoder.from_model(random_model(400, 1, 32, seed=1)), llm
+    assert dry_run(pair, 2, ROUNDS["rejection, K = 4"]) > 0
 
 
 PLANTED = {
