@@ -95,6 +95,8 @@ def test_map_changes_every_tensor_once() -> None:
     assert halves.head is halves.embedding
     assert len(halves.tensors()) == 2 + 2 * 7
     assert [layer.window for layer in halves.layers] == [0, 0]
+    scaled = fuse(random_model("granite"))
+    assert scaled.map(lambda tensor: tensor.half()).scale == scaled.scale != 1
 
 
 # --- refusals ---

@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.22,
         "embedding_multiplier": 12.0,
         "logits_scaling": 3.0,
+        "rms_norm_eps": 0.05,
     },
     "mistral": {"sliding_window": None},
     "smollm3": {"no_rope_layers": [1, 0]},
