@@ -106,6 +106,15 @@ def _lookup(given: Given, results: int, context: int) -> Cost:
     return Cost(read, results + nbytes([given["drafts"]]))
 
 
+def _penalize(given: Given, results: int, context: int) -> Cost:
+    """A penalty reads the text; the logits of its ids are in the L2 cache, and so are stores."""
+    tokens, penalties = given["tokens"], [given["repetition"], given["ngram"]]
+    reads = any(penalty is not None for penalty in penalties)
+    text = len(tokens) * context * tokens.element_size() if reads else 0
+    once = nbytes(value for name, value in given.items() if name not in ("tokens", "early"))
+    return Cost(once + text, results)
+
+
 def _cache_write(given: Given, results: int, context: int) -> Cost:
     """It writes keys and values where ``cache`` says, and reads nothing there."""
     read = nbytes(value for name, value in given.items() if name != "cache")
@@ -128,5 +137,6 @@ COSTS: dict[str, Callable[[Given, int, int], Cost]] = {
     "verify_rejection": _verify_rejection,
     "commit": _commit,
     "lookup": _lookup,
+    "penalize": _penalize,
     "cache_write": _cache_write,
 }

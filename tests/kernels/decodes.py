@@ -23,6 +23,7 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
 from hybridgen.kernels.attention import attention
 from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear
+from hybridgen.kernels.penalties import penalize
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import filter_logits
 from hybridgen.kernels.uncertainty import LOGITS, PROBS, entropy, logtoku, sample_measured
@@ -132,12 +133,24 @@ def decode(pair: str, rows: int, device: torch.device, dtype: torch.dtype = torc
     for count in (1, 2, 4, 8, 16):
         llm_round(batch, count)
     texts = batch.rows
-    logits = llm(texts.tokens[:, :1], texts.length)[:, -1]
+    whole = llm(texts.tokens[:, :1], texts.length)
+    penalties(whole, texts)
+    penalties(whole[..., :shared], texts)
+    logits = whole[:, -1]
     filter_logits(logits, texts.sampling)
     sample_measured(logits, texts.sampling, texts.seed, texts.length, TARGET, 10, PROBS)
     entropy(logits, batch.routing.threshold)
     for evidence in (PROBS, LOGITS):
         logtoku(logits, 10, evidence)
+
+
+def penalties(logits: Tensor, texts: Rows) -> None:
+    """Both of them, as tensors of their own would give their parameters."""
+    rows, vocab = len(logits), logits.shape[2]
+    bias = torch.empty(vocab, dtype=torch.float32, device=logits.device)
+    padding = torch.empty(rows, 2, dtype=torch.int64, device=logits.device)
+    given = logits, texts.tokens, texts.length, padding, bias, bias, texts.length
+    penalize(*given, bias[:1], padding[0, :1])
 
 
 def unusual(device: torch.device, dtype: torch.dtype) -> None:

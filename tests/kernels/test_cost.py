@@ -137,6 +137,21 @@ def test_a_lookup_reads_the_text_so_far() -> None:
     assert found == Cost(8 * 3 * (100 + 1), 8 * 3 * (5 + 1))
 
 
+def test_penalties_read_the_text_so_far() -> None:
+    """It and the logits once, whatever the penalties; and no bias that is of a text's beginning."""
+    vocab, real = 1000, torch.float32
+    biases = meta(vocab, dtype=real), meta(vocab, dtype=real)
+    texts = meta(3, 5, vocab), integers(3, 4096), integers(3), integers(3, 2)
+    given = *texts, *biases, integers(3)
+    read, written = 2 * 15 * vocab + 4 * vocab + 8 * 3 * (1 + 2 + 1), 4 * 15 * vocab
+    assert cost_of("penalize", *given, None, None, context=100) == Cost(read, written)
+    read += 8 * 3 * 100
+    r, n = meta(1, dtype=real), integers(1)
+    assert cost_of("penalize", *given, r, None, context=100) == Cost(read + 4, written)
+    assert cost_of("penalize", *given, None, n, context=100) == Cost(read + 8, written)
+    assert cost_of("penalize", *given, r, n, context=100) == Cost(read + 12, written)
+
+
 def test_logits_are_read_once() -> None:
     rows = integers(2), integers(2)
     found = cost_of("sample", meta(2, 1000), meta(2, 4, dtype=torch.float64), *rows, 1)

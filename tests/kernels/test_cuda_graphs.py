@@ -81,6 +81,17 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
         "verify_coupled": lambda: (logits, drafts, sampling, *draws),
         "verify_rejection": lambda: (logits, draft_logits, drafts, truncation, sampling, *draws),
         "lookup": lambda: (integers(0, 3, ROWS, 48), draws[1], integers(0, 3, ROWS, 5)),
+        "penalize": lambda: (
+            logits,
+            integers(0, 9, ROWS, 48),
+            draws[1],
+            integers(0, 5, ROWS, 2),
+            normal(VOCAB),
+            normal(VOCAB),
+            draws[1] + 2 - seed,
+            torch.tensor([1.5 - seed]),
+            torch.tensor([2 + seed]),
+        ),
         "commit": lambda: (
             integers(0, VOCAB, ROWS, 48),
             draws[1],

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hybridgen.kernels import sampling, uncertainty, verify
 from hybridgen.kernels.lookup import lookup
+from hybridgen.kernels.penalties import penalize
 
 WRITTEN = {"lookup": ["drafts"], "commit": ["tokens", "length", "done", "report"]}
 
@@ -47,6 +48,8 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         torch.full((rows, 2), -1),
     )
     verdict = (params, seed, length)
+    biases, one = (torch.ones(vocab), torch.zeros(vocab)), torch.ones(1)
+    penalties = (state[0], length, torch.ones(rows, 2, dtype=torch.int64), *biases, length + 1)
     return {
         "filter_logits": (sampling.filter_logits, (rows_logits, params)),
         "sample": (sampling.sample, (rows_logits, params, seed, length, 1)),
@@ -62,6 +65,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
             (target, draft, tokens, torch.zeros(rows, drafts, 3), *verdict),
         ),
         "lookup": (lookup, (torch.ones(rows, 9, dtype=torch.int64), length, tokens.clone())),
+        "penalize": (penalize, (target, *penalties, 2 * one, one.long())),
         "commit": (verify.commit, (*state, *block)),
     }
 
