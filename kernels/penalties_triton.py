@@ -94,7 +94,7 @@ def repeated(
         is_early = position < tl.load(minimum_ptr + row)
         x = _biased(logits, bias_ptr, early_ptr, token, valid, is_early)
         r = tl.load(repetition_ptr)
-        x = tl.where(x < 0, x * r, tl.div_rn(x, r + tl.zeros_like(x)))
+        x = tl.where(x < 0, x * r, tl.div_rn(x, r))
         scores = scores_ptr + (row * tl.num_programs(1) + column) * vocab
         tl.store(scores + token, x, mask=valid)
 
