@@ -39,8 +39,9 @@ def penalize_reference(
     tokens      int64 [B, T], rows dense; an id that is not in [0, V) has no logit and is skipped
     start       int64 [B]; where start + i + 1 is above T the text ends at T, and where it is
                 negative there is none
-    padding     int64 [B, 2]: how many tokens stand before position 0, and which (all the same id):
-                part of every text of the row
+    padding     int64 [B, 3]: how many tokens stand before position 0, and which (all the same id):
+                part of every text of the row. And the position from which tokens count as repeated,
+                below 0 where those before it do
     bias        float32 [V], added to every row
     early       float32 [V], added where start[b] + i + 1 < minimum[b]
     minimum     int64 [B]
@@ -58,7 +59,7 @@ def penalize_reference(
     n = 0 if ngram is None else int(ngram)
     per_row = zip(rows, texts, start.tolist(), minimum.tolist(), padding.tolist(), strict=True)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for x, text, first, least, (pads, pad) in per_row:
+        for x, text, first, least, (pads, pad, counted) in per_row:
             # x[i] scores position first + 1 + i
             x[: max(least - first - 1, 0)] += added
             if r is None and not n:
@@ -69,7 +70,8 @@ def penalize_reference(
             if pads:
                 text = np.concatenate((np.full(pads, pad), text))
             if r is not None:
-                _penalize(x, text, ends, r)
+                ignored = max(counted + pads, 0)
+                _penalize(x, text[ignored:], ends - ignored, r)
             if 0 < n <= len(text):
                 column, ids = _completions(text, ends, n)
                 inside = _inside(ids, x)
@@ -78,7 +80,10 @@ def penalize_reference(
 
 
 def _penalize(x: Floats, text: Integers, ends: Integers, r: Floats) -> None:
-    """In x[i] [V], once each, the ids in text[:ends[i]]: all are read before any is written."""
+    """In x[i] [V], once each, the ids in text[:ends[i]]: all are read before any is written.
+
+    An end below 0 is 0.
+    """
     places = _inside(text, x)
     ids, counts = text[places], places.searchsorted(ends)
     values = x.take(ids, 1)

@@ -86,10 +86,12 @@ def repeated(
     end = tl.minimum(tl.maximum(position, 0), positions)
     first = tl.program_id(0) * BLOCK - 1
     if first < end:
-        pads, pad = tl.load(padding_ptr + 2 * row), tl.load(padding_ptr + 2 * row + 1)
+        pads, pad = tl.load(padding_ptr + 3 * row), tl.load(padding_ptr + 3 * row + 1)
+        counted = tl.load(padding_ptr + 3 * row + 2)
         place = first + tl.arange(0, BLOCK)
         token = _token(tokens_ptr + row * stride_tokens, place, place < end, pad)
-        valid = (place < end) & ((place >= 0) | (pads > 0)) & (token >= 0) & (token < vocab)
+        valid = (place < end) & (place >= counted) & (token >= 0) & (token < vocab)
+        valid = valid & ((place >= 0) | (pads > 0))
         logits = logits_ptr + row * stride_row + column * stride_column
         is_early = position < tl.load(minimum_ptr + row)
         x = _biased(logits, bias_ptr, early_ptr, token, valid, is_early)
@@ -118,7 +120,7 @@ def completed(
     first = tl.program_id(0) * BLOCK - 1
     if first < end:
         n = tl.load(ngram_ptr)
-        pads, pad = tl.load(padding_ptr + 2 * row), tl.load(padding_ptr + 2 * row + 1)
+        pads, pad = tl.load(padding_ptr + 3 * row), tl.load(padding_ptr + 3 * row + 1)
         text = tokens_ptr + row * stride_tokens
         place = first + tl.arange(0, BLOCK)
         same = (place < end) & (place + pads >= n - 1)

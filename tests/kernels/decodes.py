@@ -148,7 +148,7 @@ def penalties(logits: Tensor, texts: Rows) -> None:
     """Both of them, as tensors of their own would give their parameters."""
     rows, vocab = len(logits), logits.shape[2]
     bias = torch.empty(vocab, dtype=torch.float32, device=logits.device)
-    padding = torch.empty(rows, 2, dtype=torch.int64, device=logits.device)
+    padding = torch.empty(rows, 3, dtype=torch.int64, device=logits.device)
     given = logits, texts.tokens, texts.length, padding, bias, bias, texts.length
     penalize(*given, bias[:1], padding[0, :1])
 

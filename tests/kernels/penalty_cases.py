@@ -26,7 +26,7 @@ class Case(NamedTuple):
     def text(self, row: int, column: int) -> list[int]:
         """By the words of the contract, padding included."""
         end = int(self.start[row]) + column + 1
-        pads, pad = self.padding[row].tolist()
+        pads, pad, _ = self.padding[row].tolist()
         before: list[int] = self.tokens[row, : max(end, 0)].tolist()
         return [pad] * pads + before
 
@@ -68,13 +68,22 @@ def random_case(
         logits,
         tokens,
         torch.tensor(start),
-        torch.stack([integers(0, 7, rows) * integers(0, 2, rows), integers(0, ids, rows)], 1),
+        padding_of(
+            integers(0, 7, rows) * integers(0, 2, rows),
+            integers(0, ids, rows),
+            integers(-7, width, rows) * integers(0, 2, rows),
+        ),
         bias,
         early,
         torch.tensor(start) + integers(-1, columns + 2, rows),
         None if repetition is None else torch.tensor([repetition]),
         None if ngram is None else torch.tensor([ngram]),
     )
+
+
+def padding_of(pads: Tensor, pad: Tensor, counted: Tensor) -> Tensor:
+    """Of each row; what is before its padding does not count either way."""
+    return torch.stack([pads, pad, counted.maximum(-pads)], 1)
 
 
 @st.composite

@@ -141,9 +141,9 @@ def test_penalties_read_the_text_so_far() -> None:
     """It and the logits once, whatever the penalties; and no bias that is of a text's beginning."""
     vocab, real = 1000, torch.float32
     biases = meta(vocab, dtype=real), meta(vocab, dtype=real)
-    texts = meta(3, 5, vocab), integers(3, 4096), integers(3), integers(3, 2)
+    texts = meta(3, 5, vocab), integers(3, 4096), integers(3), integers(3, 3)
     given = *texts, *biases, integers(3)
-    read, written = 2 * 15 * vocab + 4 * vocab + 8 * 3 * (1 + 2 + 1), 4 * 15 * vocab
+    read, written = 2 * 15 * vocab + 4 * vocab + 8 * 3 * (1 + 3 + 1), 4 * 15 * vocab
     assert cost_of("penalize", *given, None, None, context=100) == Cost(read, written)
     read += 8 * 3 * 100
     r, n = meta(1, dtype=real), integers(1)

@@ -85,7 +85,7 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
             logits,
             integers(0, 9, ROWS, 48),
             draws[1],
-            integers(0, 5, ROWS, 2),
+            integers(0, 5, ROWS, 3),
             normal(VOCAB),
             normal(VOCAB),
             draws[1] + 2 - seed,

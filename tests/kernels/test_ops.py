@@ -49,7 +49,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
     )
     verdict = (params, seed, length)
     biases, one = (torch.ones(vocab), torch.zeros(vocab)), torch.ones(1)
-    penalties = (state[0], length, torch.ones(rows, 2, dtype=torch.int64), *biases, length + 1)
+    penalties = (state[0], length, torch.ones(rows, 3, dtype=torch.int64), *biases, length + 1)
     return {
         "filter_logits": (sampling.filter_logits, (rows_logits, params)),
         "sample": (sampling.sample, (rows_logits, params, seed, length, 1)),

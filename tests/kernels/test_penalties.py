@@ -30,7 +30,8 @@ def by_transformers(case: Case, row: int, column: int) -> Tensor:
     skipped = int(case.padding[row, 0])
     chain = LogitsProcessorList([SequenceBiasLogitsProcessor(BIASES)])
     if case.repetition is not None:
-        chain.append(RepetitionPenaltyLogitsProcessor(float(case.repetition)))
+        ignored = max(int(case.padding[row, 2]) + int(case.padding[row, 0]), 0)
+        chain.append(RepetitionPenaltyLogitsProcessor(float(case.repetition), ignored))
     if case.ngram is not None:
         chain.append(NoRepeatNGramLogitsProcessor(int(case.ngram)))
     chain.append(NoBadWordsLogitsProcessor(BAD))
@@ -91,6 +92,7 @@ def scores_of(
     *,
     pads: int = 0,
     pad: int = 0,
+    counted: int = -99,
     start: int | None = None,
     repetition: float | None = None,
     ngram: int | None = None,
@@ -101,7 +103,7 @@ def scores_of(
         torch.tensor([[logits]]),
         torch.tensor([text], dtype=torch.int64),
         torch.tensor([len(text) - 1 if start is None else start]),
-        torch.tensor([[pads, pad]]),
+        torch.tensor([[pads, pad, counted]]),
         torch.zeros(count),
         torch.zeros(count),
         torch.tensor([0]),
@@ -114,6 +116,15 @@ def scores_of(
 def test_an_id_is_penalised_once_however_often_it_occurs() -> None:
     assert scores_of([0, 1, 0, 0, 1], [8.0, -8.0, 8.0], repetition=2.0) == [4, -16, 8]
     assert scores_of([0], [8.0, 8.0], pads=3, pad=1, repetition=2.0) == [4, 4]
+
+
+def test_repetition_counts_from_a_position_on() -> None:
+    def penalised(counted: int) -> list[int]:
+        scores = scores_of([0, 1, 2], [8.0] * 5, pads=3, pad=4, counted=counted, repetition=2.0)
+        return [token for token, score in enumerate(scores) if score == 4]
+
+    assert [penalised(counted) for counted in (-9, -3, -1)] == [[0, 1, 2, 4]] * 3
+    assert [penalised(counted) for counted in (0, 1, 2, 3, 9)] == [[0, 1, 2], [1, 2], [2], [], []]
 
 
 @pytest.mark.parametrize("start", [-1, -2, -100])
@@ -130,7 +141,7 @@ def test_the_text_ends_with_the_last_position(start: int) -> None:
         torch.full((1, 1, 4), 8.0),
         whole,
         torch.tensor([start]),
-        torch.tensor([[0, 3]]),
+        torch.tensor([[0, 3, 0]]),
         torch.zeros(4),
         torch.zeros(4),
         torch.tensor([0]),
@@ -171,7 +182,7 @@ def test_early_is_added_below_the_minimum() -> None:
     given = torch.zeros(1, 4, 2), torch.zeros(1, 20, dtype=torch.int64), torch.tensor([9])
     early = torch.tensor([0.0, -1.0])
     scores = penalize(
-        *given, torch.zeros(1, 2).long(), torch.zeros(2), early, torch.tensor([12]), None, None
+        *given, torch.zeros(1, 3).long(), torch.zeros(2), early, torch.tensor([12]), None, None
     )
     assert scores[0, :, 1].tolist() == [-1, -1, 0, 0]  # positions 10 to 13
 

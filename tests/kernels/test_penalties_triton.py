@@ -93,7 +93,7 @@ def test_ngrams_of_the_padding(device: torch.device, pads: int, ngram: int) -> N
     """The text's last tokens are padding themselves, or it has no tokens."""
     case = random_case(2, 1, 9, [2, -1], width=5, ids=1, repetition=1.2, ngram=ngram)
     case.tokens[0, :3] = torch.tensor([1, 4, 4])
-    case.padding[:] = torch.tensor([pads, 4])
+    case.padding[:] = torch.tensor([pads, 4, -pads])
     compare(device, case)
 
 
