@@ -62,8 +62,8 @@ LENGTHS = [TEXT_BLOCK - 2, TEXT_BLOCK - 1, TEXT_BLOCK, TEXT_BLOCK + 1, 2 * TEXT_
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_last_token_of_every_length(device: torch.device, length: int) -> None:
-    """Every token of the text counts, each once, and none beyond it."""
-    case = random_case(1, 2, length + 9, [length - 1], width=length + 5, ids=1, repetition=1.5)
+    """Every token of the text counts, each once, and none beyond it; here it fills the buffer."""
+    case = random_case(1, 2, length + 9, [length - 1], width=length + 1, ids=1, repetition=1.5)
     case = unbiased(case)
     case.tokens[0, : length + 1] = torch.arange(length + 1)
     scores = compare(device, case)
