@@ -8,24 +8,27 @@ from typing import Any, TypeVar, cast
 import torch
 
 from hybridgen.checks import check_bool, check_choice, check_int, exact_list, quoted, shown
-from hybridgen.engine.cache import demand
 from hybridgen.engine.checkpoint import end_ids
-from hybridgen.engine.loading import NAMES, choose_sources, look
-from hybridgen.engine.pair import SLACK, Pair
-from hybridgen.engine.room import check_room
+from hybridgen.engine.loading import choose_sources
+from hybridgen.engine.opening import look_at
 from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
 from hybridgen.parameters import FIELDS, is_streamer
+from hybridgen.processors import PROCESSORS
 from hybridgen.prompts import Prompt
-from hybridgen.recommendations import SOURCE, not_applied, sampling_defaults
+from hybridgen.recommendations import (
+    SOURCE,
+    not_applied,
+    processing_defaults,
+    sampling_defaults,
+)
 from hybridgen.request import Request, check_request
 from hybridgen.result import GenerationResult
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy, Strategy
 from hybridgen.strategies.custom import Custom, GenerationStrategy
 
-DEFAULT_MAX_SEQ_LEN = 4096
 LARGEST = 2**31 - 1
 DTYPES = {
     "float32": torch.float32,
@@ -92,21 +95,12 @@ class HybridGenerator:
         check_bool("trust_remote_code", trust_remote_code)
         self.device, chosen_dtype = choose_device(device), choose_dtype(dtype)
         sources = choose_sources(slm_model_id, llm_model_id)
-        small, large = sources
-        slm = None if small is None else look(small, NAMES[0], trust_remote_code)
-        llm = look(large, NAMES[1], trust_remote_code)
+        looked = look_at(*sources, trust_remote_code)
         self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
-        positions = choose_positions(max_seq_len, llm.max_positions)
-        found = [llm] if slm is None else [slm, llm]
-        footprints = [model.footprint(self.device, chosen_dtype) for model in found]
-        check_room(demand(footprints, rows, positions + SLACK, self.device), rows, positions)
-        self.slm = (
-            None if slm is None else slm.load(self.device, chosen_dtype, batch_invariant=False)
-        )
-        self.llm = llm.load(self.device, chosen_dtype)
-        self.pair = Pair(self.slm, self.llm, rows, positions)
+        loaded = looked.load(self.device, chosen_dtype, rows, max_seq_len)
+        self.slm, self.llm, self.pair = loaded
         self.strategies: dict[str, Strategy | GenerationStrategy] = built_in_strategies(
-            has_slm=slm is not None
+            has_slm=self.slm is not None
         )
 
     @one_at_a_time
@@ -126,6 +120,12 @@ class HybridGenerator:
         llm_fraction: float | None = None,
         llm_consecutive_tokens: int = 1,
         evidence: str = "probs",
+        repetition_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        min_new_tokens: int | None = None,
+        suppress_tokens: Any = None,
+        bad_words_ids: Any = None,
+        logits_processor: Any = None,
         seed: Any = None,
         stop: Any = None,
         eos_token_id: Any = None,
@@ -152,6 +152,16 @@ class HybridGenerator:
         llm_fraction             routing, instead: the share of tokens the LLM is to write
         llm_consecutive_tokens   routing: how many tokens the LLM then writes, 1 to 16
         evidence                 uncertainty: "probs" or "logits" (see `hybridgen.utils`)
+        repetition_penalty       above 1, what the text holds already becomes less likely; this and
+                                 the next ones mean what they mean in transformers, apply to both
+                                 models, and left at None are the LLM's generation config's
+        no_repeat_ngram_size     no sequence of so many tokens is written twice
+        min_new_tokens           no eos before so many tokens
+        suppress_tokens          ids that are never written
+        bad_words_ids            sequences of ids that are never written, a list of lists
+        logits_processor         a function (ids [1, T], scores [1, V] float32) -> scores, or a list
+                                 of them, called for each row and token, drafts too: what it returns
+                                 may depend on its arguments alone. Its rounds are not captured
         seed                     an int s gives row r the seed s + r; or one int a row; None: drawn
         stop                     a string or strings before which the text ends
         eos_token_id             one id or several; None: the LLM's own. ``ignore_eos`` writes on
@@ -171,9 +181,10 @@ class HybridGenerator:
         del given["self"], given["prompt"], given["kwargs"]
         chosen = self._choose(strategy)
         request = self._checked(chosen, prompt, given, kwargs)
-        self._tell_what_is_not_applied()
+        self._tell_what_is_not_applied(chosen)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             if isinstance(chosen, GenerationStrategy):
+                refuse_processors(request)
                 chosen = Custom(request.strategy, chosen, {"prompt": prompt, **kwargs})
             result = chosen.run(self.pair, request, self.tokenizer)
         result = result if request.is_batch else result.single()
@@ -226,9 +237,16 @@ class HybridGenerator:
         fields = merged(FIELDS, chosen.declaration.options)
         return check_request(rows, {**given, **others}, facts, fields)
 
-    def _tell_what_is_not_applied(self) -> None:
+    @property
+    def _recommended(self) -> Any:
+        """The LLM's generation config; None where it has none."""
+        return getattr(self.llm, "generation_config", None)
+
+    def _tell_what_is_not_applied(self, chosen: Any) -> None:
         """Warn of the LLM's recommendations that are not followed, in the first call."""
-        asked = {} if self._told else not_applied(self.llm.generation_config)
+        asked = {} if self._told else not_applied(self._recommended)
+        if not isinstance(chosen, Strategy) and not self._told:  # it draws from logits itself
+            asked |= processing_defaults(self._recommended, self.pair.vocab_size)
         self._told = True
         if asked:
             fields = ", ".join(f"{name}={quoted(value)}" for name, value in asked.items())
@@ -254,10 +272,13 @@ class HybridGenerator:
     def _facts(self, chosen: Any, prompt: Prompt, given: Mapping[str, Any]) -> Facts:
         """What the checks of a call may need to know."""
         asked = {name: given[name] for name in Sampling._fields}
-        recommended = sampling_defaults(self.llm.generation_config, **asked)
+        recommended = sampling_defaults(self._recommended, **asked)
+        vocab_size = min(model.vocab_size for model in (self.slm, self.llm) if model is not None)
+        if isinstance(chosen, Strategy):
+            recommended |= processing_defaults(self._recommended, vocab_size)
         return Facts(
             prompt.rows,
-            vocab_size=min(model.vocab_size for model in (self.slm, self.llm) if model is not None),
+            vocab_size=vocab_size,
             max_positions=self._context(chosen),
             defaults={**recommended, "eos_token_id": self._default_eos()},
             is_batch=prompt.is_batch,
@@ -272,9 +293,19 @@ class HybridGenerator:
 
     def _default_eos(self) -> tuple[int, ...]:
         """The LLM's eos ids; those of its generation config win over its tokenizer's."""
-        ids = getattr(self.llm.generation_config, "eos_token_id", None)
+        ids = getattr(self._recommended, "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return end_ids(ids, "the LLM's eos_token_id")
+
+
+def refuse_processors(request: Request) -> None:
+    """A custom strategy calls the models itself."""
+    asked = next((f.name for f in PROCESSORS if request.values[f.name] != f.value({}, Facts())), "")
+    if asked:
+        raise ValueError(
+            f"{asked} must not be given with strategy={quoted(request.strategy)}: a custom "
+            "strategy draws from the models' logits itself"
+        )
 
 
 def takes_text(stream: Any) -> bool:
@@ -312,14 +343,3 @@ def choose_dtype(dtype: Any) -> torch.dtype | None:
     if chosen is None or (isinstance(chosen, torch.dtype) and chosen in DTYPES.values()):
         return chosen
     raise ValueError(f"dtype must be {', '.join(DTYPES)} or None, got {shown(dtype)}")
-
-
-def choose_positions(max_seq_len: int | None, context: int) -> int:
-    """Most tokens of a row: what was asked for, which the LLM's context must hold."""
-    if max_seq_len is None:
-        return min(DEFAULT_MAX_SEQ_LEN, context)
-    if max_seq_len > context:
-        raise ValueError(
-            f"max_seq_len must be at most {context}, the LLM's context, got {max_seq_len}"
-        )
-    return max_seq_len

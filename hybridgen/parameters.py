@@ -11,6 +11,7 @@ from hybridgen.checks import check_choice, check_int, exact_list, has_attribute,
 from hybridgen.engine.limits import MAX_EOS
 from hybridgen.engine.sampling import Sampling
 from hybridgen.fields import Check, Facts, Field, defaulting, flag, merged, number
+from hybridgen.processors import PROCESSORS
 from hybridgen.strategies.declarations import BUILT_IN, help_line
 
 MAX_STOPS = 256  # each is looked for at every token
@@ -226,6 +227,7 @@ PRINT_STATS = Field("print_stats", True, flag, "print the block of statistics", 
 FIELDS = merged(
     (STRATEGY, NEW_TOKENS, *SAMPLING),
     *(declaration.options for declaration in BUILT_IN),
+    PROCESSORS,
     (SEED, STOP, EOS, IGNORE_EOS, STREAM, PRINT_STATS),
 )
 PROMPT_HELP = "a string, token ids, chat messages, a list of these, or a tokenizer's output"

@@ -11,6 +11,7 @@ from hybridgen.checks import check_float, check_int
 from hybridgen.engine.sampling import Sampling
 from hybridgen.fields import Checking, Facts, Field
 from hybridgen.parameters import SAMPLING, TEMPERATURE
+from hybridgen.processors import LOGITS_PROCESSOR, PROCESSORS
 
 SOURCE = "the LLM's generation config"
 SMALLEST_TOP_P = 2.0**-126  # keeps the likeliest token, as transformers does with 0
@@ -31,17 +32,12 @@ def _between_0_and_1(value: Any) -> bool:
 # Fields that change the text and that hybridgen does not apply: whether a value asks for something.
 # Lengths are left out: `max_new_tokens` has a default of its own.
 NOT_APPLIED: dict[str, Callable[[Any], bool]] = {
-    "repetition_penalty": _other_than(1),
-    "no_repeat_ngram_size": _above(0),
-    "bad_words_ids": bool,
-    "suppress_tokens": bool,
     "begin_suppress_tokens": bool,
     "forced_bos_token_id": lambda value: True,
     "forced_eos_token_id": lambda value: True,
     "sequence_bias": bool,
     "exponential_decay_length_penalty": lambda value: True,
     "min_length": _above(0),
-    "min_new_tokens": _above(0),
     "max_time": lambda value: True,
     "stop_strings": bool,
     "typical_p": lambda value: not value >= 1,
@@ -96,6 +92,24 @@ def sampling_defaults(generation_config: Any, **given: Any) -> dict[str, Any]:
     return taken
 
 
+def processing_defaults(generation_config: Any, vocab_size: int) -> dict[str, Any]:
+    """The parameters among `PROCESSORS` that the generation config sets, checked.
+
+    Ids from ``vocab_size`` on are never written, and left out. Raises as `sampling_defaults` does.
+    """
+    asked: dict[str, Any] = {}
+    for field in PROCESSORS:
+        value = getattr(generation_config, field.name, None)
+        if value is not None and field is not LOGITS_PROCESSOR:
+            check = _OF_CONFIGS.get(field.name, field.check)
+            asked[field.name] = check(f"{field.name} (from {SOURCE})", value, Facts())
+    if ids := asked.get("suppress_tokens"):
+        asked["suppress_tokens"] = [i for i in ids if i < vocab_size]
+    if words := asked.get("bad_words_ids"):
+        asked["bad_words_ids"] = [word for word in words if max(word) < vocab_size]
+    return asked
+
+
 def _recommended(config: Any, field: Field, off: float) -> Any:
     """The config's value of one parameter, checked, or what turns it off."""
     do_sample = getattr(config, "do_sample", None)
@@ -119,5 +133,14 @@ def _check_top_p(name: str, value: Any, facts: Facts) -> float:
     return min(kept, 1.0) or SMALLEST_TOP_P
 
 
+def _check_count(name: str, value: Any, facts: Facts) -> int:
+    return max(0, check_int(name, value, -(2**31)))  # below 0 is off
+
+
 # Where a config may say what a caller may not.
-_OF_CONFIGS: dict[str, Checking] = {"top_k": _check_top_k, "top_p": _check_top_p}
+_OF_CONFIGS: dict[str, Checking] = {
+    "top_k": _check_top_k,
+    "top_p": _check_top_p,
+    "no_repeat_ngram_size": _check_count,
+    "min_new_tokens": _check_count,
+}

@@ -1,14 +1,16 @@
 """One call of `generate`, checked once, before any model runs."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from hybridgen.checks import check_no_more, quoted
+from hybridgen.engine.adjustment import Adjustment
 from hybridgen.engine.sampling import Sampling
 from hybridgen.fields import Facts, Field
 from hybridgen.parameters import FIELDS
+from hybridgen.processors import adjustment
 from hybridgen.prompts import Prompt, Room
 
 
@@ -26,6 +28,7 @@ class Request:
                     its random numbers; ``stop`` and ``eos_token_id`` are tuples; ``stream`` is
                     None, a transformers streamer, for one row only, or a callable
     is_batch        whether the prompt was a list of prompts, of one even
+    adjustment      what is done to logits before tokens are drawn from them
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -33,6 +36,7 @@ class Request:
     sampling: Sampling
     values: Mapping[str, Any]
     is_batch: bool = False
+    adjustment: Adjustment = field(default_factory=Adjustment)
 
     def __getattr__(self, name: str) -> Any:
         if name in Sampling._fields:
@@ -96,6 +100,7 @@ def check_request(
         sampling=Sampling(*(values.pop(name) for name in Sampling._fields)),
         values=MappingProxyType(values),
         is_batch=prompt.is_batch,
+        adjustment=adjustment(values),
     )
 
 

@@ -22,10 +22,10 @@ class Layer(NamedTuple):
 # From the bottom up. A module is in the first layer that has it, and may import from its own too.
 LAYERS = {
     "kernels": Layer("kernels.*"),
-    "leaves": Layer("checks pair engine.limits engine.sampling"),
+    "leaves": Layer("checks pair engine.limits engine.sampling engine.adjustment"),
     "training of the embedded pair": Layer("pair.*", "leaves"),
     "call": Layer(
-        "fields parameters strategies.declarations recommendations prompts request "
+        "fields parameters processors strategies.declarations recommendations prompts request "
         "detokenizer text result",
         "leaves",
     ),
@@ -33,7 +33,8 @@ LAYERS = {
     "utilities": Layer("utils", "kernels leaves call"),
     "strategies": Layer("strategies strategies.*", "kernels leaves call engine"),
     "generator": Layer("generator exactness", "kernels leaves call engine strategies"),
-    "doors": Layer("hybridgen __main__ cli bridge", "leaves call strategies generator"),
+    "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),
+    "doors": Layer("hybridgen __main__ cli", "leaves call strategies generator bridge"),
 }
 
 

@@ -30,9 +30,11 @@ from hybridgen.strategies.declarations import BUILT_IN, THRESHOLDS
 TORCH_FREE = (
     "checks",
     "cli",
+    "engine.adjustment",
     "engine.sampling",
     "fields",
     "parameters",
+    "processors",
     "prompts",
     "recommendations",
     "request",

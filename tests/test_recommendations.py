@@ -7,7 +7,7 @@ import pytest
 from transformers import GenerationConfig
 
 from hybridgen.prompts import Prompt
-from hybridgen.recommendations import not_applied, sampling_defaults
+from hybridgen.recommendations import not_applied, processing_defaults, sampling_defaults
 from hybridgen.request import make_request
 
 
@@ -86,11 +86,6 @@ def test_an_error_about_the_generation_config_says_so(name: str, value: object) 
 
 
 SILENT = {
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "suppress_tokens": [],
-    "min_new_tokens": 0,
     "min_length": 0,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
@@ -108,16 +103,11 @@ SILENT = {
     "renormalize_logits": True,
 }
 LOUD = {
-    "repetition_penalty": 1.05,
-    "no_repeat_ngram_size": 3,
-    "bad_words_ids": [[5]],
-    "suppress_tokens": [5],
     "begin_suppress_tokens": [5],
     "forced_bos_token_id": 0,
     "forced_eos_token_id": 0,
     "sequence_bias": {(5,): 1.0},
     "exponential_decay_length_penalty": (5, 1.1),
-    "min_new_tokens": 5,
     "min_length": 5,
     "max_time": 1.0,
     "stop_strings": ["end"],
@@ -139,5 +129,34 @@ def test_recommendations_that_are_not_applied_are_found_and_off_values_are_not()
     assert not_applied(config(**defaults)) == {}, "what transformers fills in"
     assert not_applied(config(**LOUD)) == LOUD
     assert not_applied(GenerationConfig(**LOUD)) == LOUD
-    odd = {"no_repeat_ngram_size": "3", "repetition_penalty": "1.0"}
+    odd = {"begin_suppress_tokens": 3, "guidance_scale": "1.0"}
     assert not_applied(config(**odd)) == odd
+
+
+def test_processors_are_taken_from_the_config_and_off_values_are_off() -> None:
+    asked = {
+        "repetition_penalty": 1.05,
+        "no_repeat_ngram_size": 3,
+        "min_new_tokens": 5,
+        "suppress_tokens": [5, 99],
+        "bad_words_ids": [[5], [6, 99]],
+    }
+    taken = processing_defaults(GenerationConfig(**asked), vocab_size=50)
+    assert taken == asked | {"suppress_tokens": [5], "bad_words_ids": [(5,)]}
+    assert processing_defaults(None, 50) == processing_defaults(GenerationConfig(), 50) == {}
+    assert processing_defaults(config(min_new_tokens=-3), 50) == {"min_new_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 0),
+        ("repetition_penalty", "1.1"),
+        ("no_repeat_ngram_size", 2.5),
+        ("suppress_tokens", 7),
+        ("bad_words_ids", [[]]),
+    ],
+)
+def test_a_processor_that_cannot_be_used_says_where_it_is_from(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}.* \(from the LLM's generation"):
+        processing_defaults(config(**{name: value}), 50)

@@ -84,10 +84,10 @@ def test_what_the_llm_recommends_and_is_not_applied_is_named_once(tiny_pair: Tin
     write(generator)
     generator = HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32)
     config = generator.llm.generation_config
-    config.repetition_penalty, config.no_repeat_ngram_size, config.num_beams = 1.05, 3, 1
+    config.typical_p, config.begin_suppress_tokens, config.num_beams = 0.9, [3], 1
     with pytest.raises(ValueError, match=r"^top_k must"):
         write(generator, top_k=-1)
-    told = r"^the LLM's generation config asks for repetition_penalty=1.05, no_repeat_ngram_size=3,"
+    told = r"^the LLM's generation config asks for begin_suppress_tokens=\[3\], typical_p=0.9,"
     with pytest.warns(UserWarning, match=told) as caught:
         write(generator)
         write(generator)

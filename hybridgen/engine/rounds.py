@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybridgen.engine.model import Model
 from hybridgen.engine.reports import Immediate, Reports
-from hybridgen.engine.state import Drafts, Routing, Rows
+from hybridgen.engine.state import Drafts, Hook, Routing, Rows
 
 Owned = TypeVar("Owned")
 
@@ -73,7 +73,7 @@ class Batch:
         """
         key = count, with_q
         if key not in self._drafts:
-            self._drafts[key] = self.most_drafts.take(count, with_q)
+            self._drafts[key] = self.most_drafts.take(count, with_q, bool(self.rows.hooks))
         return self._drafts[key]
 
     def round(self, function: Callable[..., None], *static: Hashable) -> Callable[[], None]:
@@ -96,6 +96,15 @@ class Batch:
         if allocate not in self._owned:
             self._owned[allocate] = allocate(self)
         return cast(Owned, self._owned[allocate])
+
+    def hooked(self, hook: Hook, captured: bool = True) -> "Batch":
+        """This batch with rounds in which ``hook`` sees all logits, after those that see them now.
+
+        captured    whether it works on the device alone
+        """
+        rows = replace(self.rows, hooks=(*self.rows.hooks, hook))
+        capture = self.capture if captured else None
+        return replace(self, rows=rows, capture=capture, _drafts={}, _rounds={}, _owned={})
 
     def recording(self, measures: Mapping[str, Tensor]) -> "Batch":
         """This batch with rounds that also keep what they measure, see `Rows`."""

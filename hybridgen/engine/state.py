@@ -10,13 +10,15 @@ runs at a time, and loads what it uses: what is left of the last one does not ma
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from hybridgen.engine.adjustment import Adjustment
 from hybridgen.engine.cache import ALIGNMENT, round_up
 from hybridgen.engine.limits import MAX_EOS
+from hybridgen.engine.model import Model
 from hybridgen.kernels.verify import HEAD, LENGTH, WINDOW
 
 QUANTILE_WINDOW = 128
@@ -37,12 +39,38 @@ class Memory:
         return self.block[first : first + size].view(dtype).view(shape)
 
 
+class Hook(Protocol):
+    """What `steps.read` calls with the logits of every model."""
+
+    def start(self, adjustment: Adjustment, placed: Sequence[tuple[int, Any]]) -> None:
+        """Texts (see `loop.Text`) have been put into rows."""
+        ...
+
+    def __call__(
+        self,
+        rows: "Rows",
+        model: Model,
+        tokens: Tensor,
+        logits: Tensor,
+        start: Tensor,
+        drafted: bool,
+    ) -> Tensor:
+        """What to go on with in place of ``model``'s ``logits`` [B, M, V], after ``tokens`` [B, M].
+
+        start      [B]: where the first of them are
+        drafted    some may be drafts; else they are the text's own, and what they say of places
+                   behind its end is of no interest
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """B texts of at most T tokens.
 
     ``measures`` are what a recorder keeps of every token: for each name, a buffer [B, T, ...] that
-    `steps.append` writes at the token's position where the round has measured it.
+    `steps.append` writes at the token's position where the round has measured it. ``hooks`` change
+    what models say before tokens are drawn from it (see `hybridgen.engine.processing`).
     """
 
     vocab_size: int  # of the LLM: committed ids are below it
@@ -56,6 +84,7 @@ class Rows:
     sampling: Tensor  # [B, 4] float64: temperature, top-k, top-p, min-p
     eos: Tensor  # [B, MAX_EOS] int64, padded with -1
     measures: Mapping[str, Tensor] = field(default_factory=dict)
+    hooks: tuple[Hook, ...] = ()
 
     @classmethod
     def allocate(cls, memory: Memory, rows: int, positions: int, vocab_size: int) -> "Rows":
@@ -130,6 +159,7 @@ class Drafts:
     q: Tensor | None  # [B, K, V]: the logits that they were drawn from, V at most the LLM's
     truncation: Tensor  # [B, K, 3] float32: what makes those logits a distribution, see `sample`
     offsets: Tensor  # [K + 2, 1] int64: -2, -1, 0, ..., K - 1
+    dtype: torch.dtype  # of the drafting model's logits
 
     @classmethod
     def allocate(
@@ -140,24 +170,34 @@ class Drafts:
         return cls(
             block=block,
             tokens=block[:, 1:],
-            q=memory.tensor(rows, drafts, vocab_size, dtype=dtype),
+            q=memory.tensor(rows, drafts, vocab_size, dtype=torch.float32),
             truncation=memory.tensor(rows, drafts, 3, dtype=torch.float32),
             offsets=torch.arange(-2, drafts, dtype=torch.int64, device=memory.device)[:, None],
+            dtype=dtype,
         )
 
     def first(self, rows: int) -> "Drafts":
         """Views of the first ``rows`` rows."""
         return replace(_first(self, rows), offsets=self.offsets)
 
-    def take(self, drafts: int, with_q: bool) -> "Drafts":
-        """Views of the first ``drafts`` drafts."""
-        q = self.q[:, :drafts] if with_q and self.q is not None else None
+    def take(self, drafts: int, with_q: bool, adjusted: bool = False) -> "Drafts":
+        """Views of the first ``drafts`` drafts; adjusted logits are float32, whatever the model's.
+
+        The other dtype is a view of the same memory.
+        """
+        q = None
+        if with_q and self.q is not None:
+            q = self.q
+            if not adjusted and self.dtype != q.dtype:
+                q = q.view(-1).view(self.dtype)[: q.numel()].view(q.shape)
+            q = q[:, :drafts]
         return Drafts(
             block=self.block[:, : drafts + 1],
             tokens=self.tokens[:, :drafts],
             q=q,
             truncation=self.truncation[:, :drafts],
             offsets=self.offsets[: drafts + 2],
+            dtype=self.dtype,
         )
 
 

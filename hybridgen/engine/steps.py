@@ -21,14 +21,19 @@ from hybridgen.kernels.verify import SOURCE_SLM, commit
 NOTHING: Mapping[str, Tensor] = {}
 
 
-def read(rows: Rows, model: Model, tokens: Tensor, start: Tensor) -> Tensor:
+def read(rows: Rows, model: Model, tokens: Tensor, start: Tensor, drafted: bool = True) -> Tensor:
     """Logits [B, M, V] of ``model`` after ``tokens`` [B, M] from position ``start`` [B] on.
 
     One model of a pair may pad its vocabulary further than the other: ids that it has not are fed
-    as its last one, and V ends with the LLM's vocabulary.
+    as its last one, and V ends with the LLM's vocabulary. The logits are as the hooks leave them;
+    ``drafted`` tells them whether tokens may be drafts.
     """
     logits = model(embeddable(tokens, model, rows), start)
-    return logits if model.vocab_size <= rows.vocab_size else logits[:, :, : rows.vocab_size]
+    if model.vocab_size > rows.vocab_size:
+        logits = logits[:, :, : rows.vocab_size]
+    for hook in rows.hooks:
+        logits = hook(rows, model, tokens, logits, start, drafted)
+    return logits
 
 
 def embeddable(tokens: Tensor, model: Model, rows: Rows) -> Tensor:
@@ -61,7 +66,7 @@ def feed(rows: Rows, model: Model, count: int, start: Tensor, past_end: bool = F
         index = index + torch.arange(count, dtype=torch.int64, device=start.device)
     if past_end:
         index = index.minimum(rows.length[:, None] - 1)
-    return read(rows, model, rows.tokens.gather(1, index.clamp_min(0)), start)
+    return read(rows, model, rows.tokens.gather(1, index.clamp_min(0)), start, drafted=False)
 
 
 def sample_and_append(rows: Rows, logits: Tensor, active: Tensor, source: int) -> None:

@@ -2,9 +2,10 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -12,7 +13,9 @@ from tqdm.auto import tqdm
 
 from hybridgen.engine.loop import Placed, Program, Text, Watcher, run
 from hybridgen.engine.pair import Pair
+from hybridgen.engine.processing import adjusted
 from hybridgen.engine.rounds import Batch
+from hybridgen.engine.state import Hook
 from hybridgen.engine.steps import prefill
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_LOOKUP, SOURCE_SLM
 from hybridgen.request import Request
@@ -25,11 +28,13 @@ class Strategy(ABC):
     """A way for two models to write one text.
 
     reads_slm, reads_llm    which models it runs: their contexts limit the text
+    llm_decides             every token is one that the LLM would write
     """
 
     declaration: Declaration
     reads_slm = True
     reads_llm = True
+    llm_decides = True
 
     @abstractmethod
     def run(self, pair: Pair, request: Request, tokenizer: Any) -> GenerationResult:
@@ -84,21 +89,13 @@ class RoundStrategy(Strategy):
         """Write the texts of ``request``: a batch result, whatever the prompt."""
         batch, program = self.prepare(pair, request)
         began = perf_counter()
-        texts = [
-            Text(i, prompt, len(prompt) + request.max_new_tokens, request.seed[i])
-            for i, prompt in enumerate(request.prompt_ids)
-        ]
-        pair.will_write(batch.width, max(text.limit for text in texts))
         with open_streams(tokenizer, request) as streams:
-
-            def load(placed: Placed) -> None:
-                self.start(batch, request, placed)
 
             def ended(text: Text) -> None:
                 streams[text.index].finish()
 
             with watchers(streams, request) as watching:
-                run(batch, program, texts, load, watching, ended)
+                texts = self.write(pair, batch, program, request, watching, ended)
         rows = [
             self.row_stats(text, len(stream.tokens), request)
             for text, stream in zip(texts, streams, strict=True)
@@ -114,13 +111,39 @@ class RoundStrategy(Strategy):
             lines=self.declaration.lines,
         )
 
-    def prepare(self, pair: Pair, request: Request) -> tuple[Batch, Program]:
-        """The batch and the rounds of such a request, captured where they have not been yet."""
+    def prepare(
+        self, pair: Pair, request: Request, observe: Callable[[Batch], Hook] | None = None
+    ) -> tuple[Batch, Program]:
+        """The batch and the rounds of such a request, captured where they have not been yet.
+
+        observe    makes what is to see the models' logits as they are; its rounds are not captured
+        """
         batch = pair.batch(pair.width(request.rows))
+        if observe is not None:
+            batch = batch.hooked(observe(batch), captured=False)
+        batch = adjusted(batch, request.adjustment)
         with capturing(pair):
             program = self.program(batch, request)
         batch.rows.rest()
         return batch, program
+
+    def write(
+        self,
+        pair: Pair,
+        batch: Batch,
+        program: Program,
+        request: Request,
+        watching: Sequence[Watcher],
+        ended: Callable[[Text], None] = lambda text: None,
+    ) -> list[Text]:
+        """Write the request's texts by the rounds of a ``program`` on ``batch``, see `loop.run`."""
+        texts = [
+            Text(i, prompt, len(prompt) + request.max_new_tokens, request.seed[i])
+            for i, prompt in enumerate(request.prompt_ids)
+        ]
+        pair.will_write(batch.width, max(text.limit for text in texts))
+        run(batch, program, texts, partial(self.start, batch, request), watching, ended)
+        return texts
 
     def row_stats(self, text: Text, kept: int, request: Request) -> Stats:
         """The statistics of one row; tokens after its stop string do not count."""
@@ -146,6 +169,8 @@ class RoundStrategy(Strategy):
         limits, seeds = [text.limit for text in texts], [text.seed for text in texts]
         batch.rows.load(prompts, limits, seeds, request.sampling, request.end_ids, rows)
         self.load(batch, request, rows)
+        for hook in batch.rows.hooks:
+            hook.start(request.adjustment, placed)
         lengths = [len(prompt) - 1 for prompt in prompts]
         if self.reads_slm:
             prefill(batch.rows, batch.slm, lengths, rows)

@@ -33,6 +33,8 @@ BUCKETS = 1, 2, 4, 8, MAX_FEED  # tokens that the LLM reads in one forward
 class TokenRouting(RoundStrategy):
     """``declaration`` UNCERTAINTY or ENTROPY, which name the metric."""
 
+    llm_decides = False
+
     def __init__(self, declaration: Declaration) -> None:
         self.declaration = declaration
         self.metric = declaration.name

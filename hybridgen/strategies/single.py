@@ -16,6 +16,7 @@ class Single(RoundStrategy):
     def __init__(self, declaration: Declaration) -> None:
         self.declaration = declaration
         self.reads_slm, self.reads_llm = declaration.name == "slm", declaration.name == "llm"
+        self.llm_decides = self.reads_llm
 
     def program(self, batch: Batch, request: Request) -> Program:
         return Repeat(batch.round(single_round, SOURCE_LLM if self.reads_llm else SOURCE_SLM))

@@ -1,0 +1,170 @@
+"""A model of transformers with a `generate` of ours."""
+
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+
+from hybridgen.bridge.decoding import decode
+from hybridgen.bridge.engines import check_model, engine_of
+from hybridgen.bridge.inputs import OPTIONS, choose
+from hybridgen.checks import quoted, shown
+from hybridgen.parameters import is_streamer
+
+OWN = ("strategy", *(field.name for field in OPTIONS))
+
+
+def accelerate(
+    llm: PreTrainedModel,
+    slm: PreTrainedModel | None = None,
+    *,
+    tokenizer: Any = None,
+    max_batch_size: int = 4,
+    max_seq_len: int | None = None,
+    **options: Any,
+) -> "Accelerated":
+    """``llm`` with a faster `generate`: ``fast.generate(...)`` for ``llm.generate(...)``.
+
+    llm, slm         loaded transformers models; their weights are shared. Without ``slm`` drafts
+                     are looked up in the text
+    tokenizer        for stop strings, where a call does not give one
+    max_batch_size   rows that are written at once; a call may have more
+    max_seq_len      most tokens of a row, prompt included; None: the LLM's context, or 4,096 where
+                     it is longer. The cache is allocated for these, once for a pair
+    **options        defaults of the calls: ``strategy`` and its options, see
+                     `HybridGenerator.generate`
+
+    Raises ValueError or TypeError, naming the argument.
+    """
+    return Accelerated(llm, slm, tokenizer, max_batch_size, max_seq_len, options)
+
+
+class Accelerated:
+    """What `accelerate` returns: `generate` is ours, everything else is the LLM's."""
+
+    def __init__(
+        self,
+        llm: PreTrainedModel,
+        slm: PreTrainedModel | None,
+        tokenizer: Any,
+        max_batch_size: int,
+        max_seq_len: int | None,
+        options: dict[str, Any],
+    ) -> None:
+        self._llm = check_model("llm", llm)
+        self._slm = None if slm is None else check_model("slm", slm)
+        self._tokenizer, self._room = tokenizer, (max_batch_size, max_seq_len)
+        self._options = options
+        choose(engine_of(self._llm, self._slm, *self._room), options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_llm"], name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """The LLM's: who asks what kind of model this is, as pipelines do, gets its answer."""
+        return type(vars(self)["_llm"])
+
+    def __repr__(self) -> str:
+        return f"Accelerated({type(self._llm).__name__})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._llm(*args, **kwargs)
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        stop_strings: str | list[str] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """What ``llm.generate`` takes and returns, and ``strategy`` with its options, ``seed``.
+
+        seed    row r is drawn with seed + r; None: from torch's generator, so that
+                `torch.manual_seed` repeats a call
+
+        Raises ValueError or TypeError, naming the argument, before any model runs.
+        """
+        if streamer is not None and not is_streamer(streamer):
+            raise TypeError(
+                f"streamer must have the methods put() and end(), got {shown(streamer)}"
+            )
+        try:
+            output = self._generate(
+                inputs, generation_config, args, streamer, tokenizer, stop_strings, seed, kwargs
+            )
+        except BaseException:
+            if streamer is not None:
+                with suppress(Exception):  # who reads it in another thread waits for its end
+                    streamer.end()
+            raise
+        if streamer is not None:
+            streamer.end()
+        return output
+
+    def _generate(
+        self,
+        inputs: Tensor | None,
+        config: GenerationConfig | None,
+        args: tuple[Any, ...],
+        streamer: Any,
+        tokenizer: Any,
+        stop_strings: Any,
+        seed: int | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        for name in ("assistant_model", "custom_generate"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name} must not be given to an accelerated model: its assistant is the slm "
+                    f"that accelerate was called with, got {shown(kwargs[name])}"
+                )
+        options = self._options | {name: kwargs.pop(name) for name in OWN if name in kwargs}
+        engine = engine_of(self._llm, self._slm, *self._room)
+        asked = stop_strings or getattr(config or self._llm.generation_config, "stop_strings", None)
+        stop = self._stop(asked, tokenizer)
+
+        def decoding(
+            model: Any,
+            input_ids: Tensor,
+            logits_processor: Any,
+            stopping_criteria: Any,
+            generation_config: GenerationConfig,
+            **model_kwargs: Any,
+        ) -> Any:
+            if streamer is not None and len(input_ids) > 1:
+                raise ValueError(
+                    f"streamer works with one sequence, got {len(input_ids)}: a text of each row"
+                )
+            return decode(
+                engine,
+                input_ids,
+                logits_processor,
+                StoppingCriteriaList([*stopping_criteria, *stop]),
+                generation_config,
+                model_kwargs,
+                options,
+                seed,
+                streamer,
+            )
+
+        generate: Any = self._llm.generate
+        return generate(
+            inputs, config, *args, custom_generate=decoding, stop_strings=None, **kwargs
+        )
+
+    def _stop(self, stop_strings: Any, tokenizer: Any) -> list[StopStringCriteria]:
+        if not stop_strings:
+            return []
+        tokenizer = tokenizer or self._tokenizer
+        if tokenizer is None:
+            raise ValueError(
+                f"stop_strings={quoted(stop_strings)} needs tokenizer=, here or in accelerate()"
+            )
+        return [StopStringCriteria(stop_strings=stop_strings, tokenizer=tokenizer)]

@@ -1,0 +1,72 @@
+"""A pair from two models: looked at, then loaded, with the cache that they share."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from hybridgen.engine.cache import demand
+from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.loading import NAMES, Found, look
+from hybridgen.engine.pair import SLACK, Pair
+from hybridgen.engine.room import check_room
+from hybridgen.engine.transformers_decoder import TransformersDecoder
+
+DEFAULT_MAX_SEQ_LEN = 4096
+
+
+class Looked(NamedTuple):
+    """Models that can be run; ``slm`` may be missing."""
+
+    slm: Found | None
+    llm: Found
+
+    def load(
+        self,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        max_batch_size: int,
+        max_seq_len: int | None,
+    ) -> "Loaded":
+        """Load the weights, and allocate the cache and the state.
+
+        dtype          None: for each model, what is fastest, or what a loaded one has
+        max_seq_len    None: the LLM's context, or `DEFAULT_MAX_SEQ_LEN` where that is longer
+
+        Raises ValueError, naming the argument, for what does not fit, before weights are read.
+        """
+        positions = choose_positions(max_seq_len, self.llm.max_positions)
+        found = [model for model in self if model is not None]
+        footprints = [model.footprint(device, dtype) for model in found]
+        needed = demand(footprints, max_batch_size, positions + SLACK, device)
+        check_room(needed, max_batch_size, positions)
+        slm = None if self.slm is None else self.slm.load(device, dtype, batch_invariant=False)
+        llm = self.llm.load(device, dtype)
+        return Loaded(slm, llm, Pair(slm, llm, max_batch_size, positions))
+
+
+Runs = Decoder | TransformersDecoder
+
+
+class Loaded(NamedTuple):
+    """Models, and what they are together."""
+
+    slm: Runs | None
+    llm: Runs
+    pair: Pair
+
+
+def look_at(slm: Any, llm: Any, trust_remote_code: bool = False) -> Looked:
+    """Whether these can be run: hub ids, local folders or loaded models. See `loading.look`."""
+    small = None if slm is None else look(slm, NAMES[0], trust_remote_code)
+    return Looked(small, look(llm, NAMES[1], trust_remote_code))
+
+
+def choose_positions(max_seq_len: int | None, context: int) -> int:
+    """Most tokens of a row: what was asked for, which the LLM's context must hold."""
+    if max_seq_len is None:
+        return min(DEFAULT_MAX_SEQ_LEN, context)
+    if max_seq_len > context:
+        raise ValueError(
+            f"max_seq_len must be at most {context}, the LLM's context, got {max_seq_len}"
+        )
+    return max_seq_len
