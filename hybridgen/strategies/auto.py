@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridgen.engine.limits import MAX_DRAFTS, MAX_FEED
+from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.loop import Outcome, Program
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import integers, moved
@@ -68,9 +68,9 @@ class Experience:
         arms = [ALONE, *(Arm(LOOKUP, drafts) for drafts in LOOKUP_DRAFTS)]
         if not isinstance(proposer, NgramDrafts):
             arms += [Arm(MODEL, drafts) for drafts in MODEL_DRAFTS]
-        known: dict[int | str, Survival] = {MODEL: Survival(MODEL_PRIOR, MAX_DRAFTS)}
+        known: dict[int | str, Survival] = {MODEL: Survival(MODEL_PRIOR, MOST_DRAFTS)}
         for found in range(1, MAX_NGRAM + 1):
-            known[found] = Survival(LOOKUP_PRIOR[found], MAX_DRAFTS)
+            known[found] = Survival(LOOKUP_PRIOR[found], MOST_DRAFTS)
         return cls(Costs(arms), known)
 
 
@@ -88,7 +88,8 @@ class Auto(Program):
             for arm in experience.costs.arms
         }
         self.catch_up = batch.round(catch_up_round) if self.reads_slm else None
-        self.found = self.missed = self.drafted = 0
+        self.found = self.drafted = 0
+        self.missed = -1  # the prompt's last token and one more it reads as it first drafts
 
     def enqueue(self) -> Choice:
         """Enqueue what pays most, and before that what the SLM needs for it."""

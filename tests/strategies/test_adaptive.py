@@ -1,7 +1,9 @@
 """The choice of drafts against simulated pairs: near the best fixed choice, never far behind none.
 
-Costs are in rounds of the LLM alone; a round in a hundred takes five times as long as it should.
-The random numbers are fixed, and a bound holds for the mean over texts.
+Costs are in rounds of the LLM alone. Measured times vary by 8 %, and a round in a hundred seems to
+take two or five times as long as it should. Whether a draft survives is a property of its place in
+the text, as with coupled verification: every choice meets the same. The random numbers are fixed,
+and a bound holds for the mean over texts.
 """
 
 import math
@@ -13,10 +15,12 @@ import pytest
 from hybridgen.engine.limits import MAX_FEED
 from hybridgen.strategies.adaptive import ALONE, LOOKUP, MODEL, Arm, Chooser, Costs, Survival
 from hybridgen.strategies.auto import LOOKUP_DRAFTS, MODEL_DRAFTS, Experience
+from hybridgen.strategies.auto import MOST_DRAFTS as MOST
 from hybridgen.strategies.drafts import SlmDrafts
 from hybridgen.strategies.lookup import NgramDrafts
 
-TEXTS = 10
+TEXTS = 16
+NOISE, OUTLIERS = 0.08, 0.01
 
 
 class Simulated:
@@ -41,8 +45,9 @@ class Simulated:
 
     def write(self, seed: int, chooser: Chooser | Arm) -> float:
         """The time of a text whose rounds are chosen so, or are all the same."""
-        draw = random.Random(seed)
-        total, tokens, missed, found = 0.0, 0, 0, 0
+        fate, noise = random.Random(seed), random.Random(f"noise {seed}")
+        luck = [(fate.random(), fate.choice([*self.found])) for _ in range(self.tokens + 2 * MOST)]
+        total, tokens, missed, found = 0.0, 0, -1, 0
         while tokens < self.tokens:
             needed = math.ceil(missed / MAX_FEED)
             arm = chooser if isinstance(chooser, Arm) else chooser.choose(found, needed)
@@ -50,16 +55,16 @@ class Simulated:
             at = max(start for start in self.chance if start <= tokens)
             chance = self.chance[at] if arm.drafter == MODEL else self.found.get(found, 0.0)
             gained = 1
-            while gained <= arm.drafts and draw.random() < chance:
+            while gained <= arm.drafts and luck[tokens + gained][0] < chance:
                 gained += 1
             took = self.cost(arm, needed)
             total, tokens = total + took, tokens + gained
             missed = 0 if arm.drafter == MODEL else missed + gained
             if isinstance(chooser, Chooser):
-                slow = 5 if draw.random() < 0.01 else 1
-                seconds = slow * took * math.exp(draw.gauss(0, 0.03))
+                slow = noise.choice([2, 5]) if noise.random() < OUTLIERS else 1
+                seconds = slow * took * math.exp(noise.gauss(0, NOISE))
                 chooser.saw(arm, found, [gained], seconds, needed)
-            found = draw.choice([*self.found])
+            found = luck[tokens][1]
         return total
 
     def fixed(self, arm: Arm) -> float:
@@ -85,7 +90,7 @@ def test_a_text_takes_about_as_long_as_with_the_best_number(step: float, chance:
     pair = Simulated(step, {0: chance})
     taken = pair.auto()
     assert taken < 1.03 * pair.fixed(ALONE)
-    assert taken < 1.08 * pair.best()
+    assert taken < 1.05 * pair.best()
 
 
 @pytest.mark.parametrize("step", [0.05, 0.2, 0.5, 1.0])
@@ -94,21 +99,23 @@ def test_a_text_that_changes(step: float, before: float, after: float) -> None:
     pair = Simulated(step, {0: before, 150: after}, tokens=400)
     taken = pair.auto()
     assert taken < 1.03 * pair.fixed(ALONE)
-    assert taken < 1.12 * pair.best()
+    assert taken < 1.06 * pair.best()
 
 
 @pytest.mark.parametrize("step", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("chance", [0.0, 0.5, 0.95])
-def test_the_first_text_of_a_pair_costs_little_more(step: float, chance: float) -> None:
+def test_so_does_the_first_text_of_a_pair(step: float, chance: float) -> None:
     pair = Simulated(step, {0: chance})
-    assert pair.auto(before=0) < 1.05 * pair.fixed(ALONE)
+    taken = pair.auto(before=0)
+    assert taken < 1.03 * pair.fixed(ALONE)
+    assert taken < 1.06 * pair.best()
 
 
 def test_lookups_are_taken_where_they_pay() -> None:
     pair = Simulated(0.2, {0: 0.5}, found={0: 0.0, 1: 0.3, 4: 0.9})
     assert pair.auto() < 0.75 * pair.best()
     useless = Simulated(0.2, {0: 0.0}, found={0: 0.0, 1: 0.0, 4: 0.0})
-    assert useless.auto() < 1.06 * useless.fixed(ALONE)
+    assert useless.auto() < 1.03 * useless.fixed(ALONE)
 
 
 def test_a_slow_moment_is_not_taken_for_the_llms_own() -> None:
@@ -151,10 +158,33 @@ def test_survival_is_counted_where_a_draft_was_reached() -> None:
     assert seen.gains == pytest.approx([1, 2, 3, 4, 5], rel=0.05)
 
 
-def test_what_was_not_timed_is_guessed_from_its_neighbours() -> None:
-    costs = Costs([ALONE, Arm(MODEL, 2), Arm(MODEL, 4)])
-    costs.took(ALONE, 1.0)
-    costs.took(Arm(MODEL, 2), 1.5)
+def test_what_was_not_timed_lies_on_a_line_through_what_was() -> None:
+    costs = Costs([ALONE, *(Arm(MODEL, drafts) for drafts in (1, 2, 4))])
+    for _ in range(3):
+        costs.took(ALONE, 1.0)
+        costs.took(Arm(MODEL, 2), 1.5)
+    assert costs.seconds[Arm(MODEL, 1)] == pytest.approx(1.25)
     assert costs.seconds[Arm(MODEL, 4)] == pytest.approx(2.0)
+    costs.took(Arm(MODEL, 4), 9.0)
+    assert costs.seconds[Arm(MODEL, 4)] == pytest.approx(2.0), "one slow round"
     costs.took(Arm(MODEL, 4), 2.5, catch_ups=2)
     assert costs.catch_up == pytest.approx(0.25)
+
+
+def test_what_drafts_lose_is_bounded_whatever_is_believed() -> None:
+    """An estimate that never learns: all drafts would be accepted."""
+    pair = Simulated(0.2, {0: 0.0}, tokens=400, found={0: 0.0, 4: 0.0})
+    for drafter in (MODEL, 4):
+        known = Experience.of(SlmDrafts())
+        for _ in range(3):
+            for arm in known.costs.arms:
+                known.costs.took(arm, pair.cost(arm))
+        known.survival[drafter] = Believer(0.9, MOST)
+        taken = pair.write(0, Chooser(known.costs, known.survival))
+        assert 1.005 * pair.tokens < taken < 1.035 * pair.tokens
+
+
+class Believer(Survival):
+    @property
+    def gains(self) -> list[float]:
+        return [1.0 + drafts for drafts in range(MOST + 1)]
