@@ -9,7 +9,7 @@ the same bits whatever it was read beside:
   which bits its tokens are read.
 
 A later piece sees what the earlier ones wrote to the cache. Of the last layer only keys and values
-are needed. Memory is that of one block, and of its mask over the keys.
+are needed. Memory is that of one block, and of a mask of one piece over the keys.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from hybridgen.kernels.block_sizes import size_classes
 from hybridgen.kernels.cache_write import cache_write
 from hybridgen.kernels.layers import embed, normalize
 from hybridgen.kernels.linear import gated, product
-from hybridgen.kernels.prompt_attention import prompt_attention
+from hybridgen.kernels.prompt_attention import Masks, prompt_attention
 
 Classes = Sequence[tuple[int, ...]]
 """Sizes that a block may have, those of equal bits together; by their largest, ascending."""
@@ -151,15 +151,18 @@ class PromptReader:
         caches  of each layer, [2, kv_heads, rows, positions, D]
         rope    float32 [2, positions, 1, D], see `rope.rope_table`
         """
+        heads, dim = caches[0].shape[1], caches[0].shape[4]
+        group = self.weights.layers[0].output.shape[1] // (heads * dim)
+        masks = Masks(max(lengths, default=0), self.sizes.piece, group, self.dtype, tokens.device)
         for block in plan(lengths, rows, self.find_classes(), self.sizes.piece):
-            self._read_block(block, tokens, caches, rope)
+            self._read_block(block, tokens, caches, rope, masks)
 
     def _read_block(
-        self, block: Block, tokens: Tensor, caches: Sequence[Tensor], rope: Tensor
+        self, block: Block, tokens: Tensor, caches: Sequence[Tensor], rope: Tensor, masks: Masks
     ) -> None:
         x, cos, sin = self._embed(block, tokens, rope)
         layers, eps = self.weights.layers, self.eps
-        seen, masks = None, dict[tuple[int, int, int], Tensor]()
+        seen = None
         turns = rotations([layer.rotates for layer in layers], cos, sin)
         for layer, cache, (cos, sin) in zip(layers, caches, turns, strict=True):
             qkv = product(normalize(x, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
