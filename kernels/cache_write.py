@@ -27,9 +27,11 @@ def cache_write_reference(
     """
     _, kv_heads, count, dim = cache.shape
     half = dim // 2
-    x = qkv.view(count, -1, dim).float()
+    x = qkv.view(count, -1, dim)
     heads = x.shape[1] - 2 * kv_heads
     qk, v = x.split((heads + kv_heads, kv_heads), 1)
+    cache[1].copy_(v.transpose(0, 1))
+    qk = qk.float()
     if qk_norm is not None:
         qk = rms_norm(qk, qk_norm, eps)
     turned = qk * cos
@@ -37,7 +39,6 @@ def cache_write_reference(
     turned[..., half:].addcmul_(qk[..., :half], sin[..., half:])
     q, k = turned.split((heads, kv_heads), 1)
     cache[0].copy_(k.transpose(0, 1))
-    cache[1].copy_(v.transpose(0, 1))
     queries: Tensor = q.to(qkv.dtype)
     return queries.contiguous()
 

@@ -9,7 +9,7 @@ the same bits whatever it was read beside:
   which bits its tokens are read.
 
 A later piece sees what the earlier ones wrote to the cache. Of the last layer only keys and values
-are needed. Memory is that of one block, and of its mask over the keys.
+are needed. Memory is that of one block, and of a mask of one piece over the keys.
 """
 
 from collections.abc import Sequence
@@ -24,21 +24,25 @@ from hybridgen.kernels.block_sizes import size_classes
 from hybridgen.kernels.cache_write import cache_write
 from hybridgen.kernels.layers import embed, normalize
 from hybridgen.kernels.linear import gated, product
-from hybridgen.kernels.prompt_attention import prompt_attention
+from hybridgen.kernels.prompt_attention import Masks, prompt_attention
 
 Classes = Sequence[tuple[int, ...]]
 """Sizes that a block may have, those of equal bits together; by their largest, ascending."""
 
 
 class Sizes(NamedTuple):
-    """Rows of a block, ascending, and the most tokens of a piece."""
+    """Rows of a block, ascending, and the most tokens of a run and of a piece.
+
+    From a run's rows on, the time of a product grows with them.
+    """
 
     blocks: tuple[int, ...]
+    run: int
     piece: int
 
 
-CPU = Sizes((16, 32, 64, 128, 256), 128)
-GPU = Sizes((256, 512), 256)
+CPU = Sizes((16, 32, 64, 128, 256, 512), 256, 128)
+GPU = Sizes((256, 512), 512, 256)
 """Up to about 250 tokens a product costs one read of its weight, so smaller blocks gain nothing."""
 
 
@@ -62,26 +66,29 @@ class Block(NamedTuple):
     pieces: list[Piece]
 
 
-def plan(lengths: Sequence[int], rows: Sequence[int], classes: Classes, piece: int) -> list[Block]:
+def plan(
+    lengths: Sequence[int], rows: Sequence[int], classes: Classes, run: int, piece: int
+) -> list[Block]:
     """The blocks in which prompts of ``lengths`` tokens are read into ``rows``, in that order.
 
-    Runs of as many tokens as the largest block has, and then the rest, are each read in the class
-    of the smallest block that holds them: that depends on nothing but the prompt. Without a class,
-    every piece is alone.
+    Runs of ``run`` tokens, or of as many as the largest block has, and then the rest, are each read
+    in the class of the smallest block that holds them: that depends on nothing but the prompt.
+    Without a class, every piece is alone.
     """
-    largest = classes[-1][-1] if classes else piece
+    run = min(run, classes[-1][-1]) if classes else piece
     streams: dict[tuple[int, ...], list[Piece]] = {sizes: [] for sizes in reversed(classes)}
     alone = []
     for prompt, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        for first in range(0, length, largest):
-            end = min(first + largest, length)
+        for first in range(0, length, run):
+            end = min(first + run, length)
             places = range(first, end, piece)
             pieces = [Piece(prompt, row, at, min(at + piece, end)) for at in places]
             if classes:
                 streams[_home(end - first, classes)] += pieces
             else:
                 alone += [Block(p.length, [p]) for p in pieces]
-    return alone + [block for sizes, pieces in streams.items() for block in _fill(pieces, sizes)]
+    filled = [_fill(pieces, sizes, run) for sizes, pieces in streams.items()]
+    return alone + [block for blocks in filled for block in blocks]
 
 
 def _home(count: int, classes: Classes) -> tuple[int, ...]:
@@ -90,18 +97,28 @@ def _home(count: int, classes: Classes) -> tuple[int, ...]:
     return sizes
 
 
-def _fill(pieces: list[Piece], sizes: tuple[int, ...]) -> list[Block]:
+def _fill(pieces: list[Piece], sizes: tuple[int, ...], run: int) -> list[Block]:
     """Blocks with the pieces in order, each as small as its pieces allow."""
-    groups: list[list[Piece]] = []
-    room = 0
-    for piece in pieces:
-        if piece.length > room:
-            groups.append([])
-            room = sizes[-1]
-        groups[-1].append(piece)
-        room -= piece.length
-    filled = [(sum(piece.length for piece in group), group) for group in groups]
-    return [Block(min(s for s in sizes if s >= count), group) for count, group in filled]
+    blocks: list[Block] = []
+    left, at = sum(piece.length for piece in pieces), 0
+    while at < len(pieces):
+        end, count, most = at, 0, _size(left, sizes, run)
+        while end < len(pieces) and count + pieces[end].length <= most:
+            count += pieces[end].length
+            end += 1
+        blocks.append(Block(min(s for s in sizes if s >= count), pieces[at:end]))
+        left, at = left - count, end
+    return blocks
+
+
+def _size(count: int, sizes: tuple[int, ...], run: int) -> int:
+    """How large the next block is for ``count`` tokens, of which it may leave some to others.
+
+    With more rows than a run has, at most a quarter may be padding.
+    """
+    enough = next((size for size in sizes if size >= count), sizes[-1])
+    smaller = [size for size in sizes if run <= size < enough]
+    return smaller[-1] if smaller and 4 * count < 3 * enough else enough
 
 
 def _attention_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -151,15 +168,18 @@ class PromptReader:
         caches  of each layer, [2, kv_heads, rows, positions, D]
         rope    float32 [2, positions, 1, D], see `rope.rope_table`
         """
-        for block in plan(lengths, rows, self.find_classes(), self.sizes.piece):
-            self._read_block(block, tokens, caches, rope)
+        heads, dim = caches[0].shape[1], caches[0].shape[4]
+        group = self.weights.layers[0].output.shape[1] // (heads * dim)
+        masks = Masks(max(lengths, default=0), self.sizes.piece, group, self.dtype, tokens.device)
+        for block in plan(lengths, rows, self.find_classes(), *self.sizes[1:]):
+            self._read_block(block, tokens, caches, rope, masks)
 
     def _read_block(
-        self, block: Block, tokens: Tensor, caches: Sequence[Tensor], rope: Tensor
+        self, block: Block, tokens: Tensor, caches: Sequence[Tensor], rope: Tensor, masks: Masks
     ) -> None:
         x, cos, sin = self._embed(block, tokens, rope)
         layers, eps = self.weights.layers, self.eps
-        seen, masks = None, dict[tuple[int, int, int], Tensor]()
+        seen = None
         turns = rotations([layer.rotates for layer in layers], cos, sin)
         for layer, cache, (cos, sin) in zip(layers, caches, turns, strict=True):
             qkv = product(normalize(x, layer.input_norm, eps), layer.qkv, layer.qkv_bias)

@@ -17,6 +17,7 @@ from hybridgen.engine.prefill import CPU, Block, Piece, plan
 CLASSES = {
     "all equal": [(16, 32, 64, 128, 256)],
     "small and large": [(16, 32), (64, 128, 256)],
+    "larger than a run": [(16, 32), (64, 128, 256, 512)],
     "each its own": [(16,), (32,), (64,), (128,), (256,)],
     "one small": [(32,)],
     "none": [],
@@ -60,7 +61,7 @@ def wide(dtype: torch.dtype, packed: bool, rows: int) -> Decoder:
 def test_every_token_is_read_once_and_after_those_before_it(name: str) -> None:
     rows = list(range(10, 10 + len(LENGTHS)))
     read_so_far = dict.fromkeys(range(len(LENGTHS)), 0)
-    for block in plan(LENGTHS, rows, CLASSES[name], 128):
+    for block in plan(LENGTHS, rows, CLASSES[name], 256, 128):
         assert sum(piece.length for piece in block.pieces) <= block.size
         for piece in block.pieces:
             assert piece.row == rows[piece.prompt] and piece.first == read_so_far[piece.prompt]
@@ -81,17 +82,24 @@ def test_a_prompts_pieces_and_classes_depend_on_it_alone(name: str, length: int)
             if piece.prompt == index
         ]
 
-    alone = of_prompt(0, plan([length], [0], CLASSES[name], 128))
+    alone = of_prompt(0, plan([length], [0], CLASSES[name], 256, 128))
     lengths = [*LENGTHS[:4], length, *LENGTHS[4:]]
-    assert of_prompt(4, plan(lengths, range(len(lengths)), CLASSES[name], 128)) == alone
+    assert of_prompt(4, plan(lengths, range(len(lengths)), CLASSES[name], 256, 128)) == alone
 
 
 def test_short_prompts_share_a_block_as_small_as_they_allow() -> None:
     pieces = [Piece(0, 5, 0, 20), Piece(1, 6, 0, 30), Piece(2, 7, 0, 40)]
     equal = CLASSES["all equal"]
-    assert plan([20, 30, 40], [5, 6, 7], equal, 128) == [Block(128, pieces)]
-    assert plan([100] * 5, range(5), equal, 128)[-1].size == 128
-    assert [b.size for b in plan([500] * 4, range(4), equal, 128)] == [256] * 8
+    assert plan([20, 30, 40], [5, 6, 7], equal, 256, 128) == [Block(128, pieces)]
+    assert plan([100] * 5, range(5), equal, 256, 128)[-1].size == 128
+    assert [b.size for b in plan([500] * 4, range(4), equal, 256, 128)] == [256] * 8
+
+
+def test_a_block_larger_than_a_run_has_little_padding() -> None:
+    classes = CLASSES["larger than a run"]
+    assert [b.size for b in plan([500] * 4, range(4), classes, 256, 128)] == [512] * 4
+    assert [b.size for b in plan([300], [0], classes, 256, 128)] == [256, 64]
+    assert [b.size for b in plan([400], [0], classes, 256, 128)] == [512]
 
 
 # --- the same function as transformers ---
@@ -200,7 +208,7 @@ def test_nothing_is_written_but_the_prompts(classes: str) -> None:
 
 
 def test_a_blocks_memory_does_not_grow_with_the_prompts() -> None:
-    """But for a mask over the keys of one piece, which a window bounds too."""
+    """But for a mask over the keys of one piece, which a window bounds too: two queries a key."""
     model = random_model("mistral", sliding_window=300)
     decoder = bound(model, rows=4, positions=4096)
     largest = []
@@ -209,7 +217,7 @@ def test_a_blocks_memory_does_not_grow_with_the_prompts() -> None:
         with Allocations() as allocations:
             decoder.prefill(tokens, [length] * count)
         largest.append(allocations.largest)
-    assert largest[0] == largest[1] <= max(CPU.blocks[-1] * 4 * 192, 128 * 428 * 8)
+    assert largest[0] == largest[1] <= max(CPU.blocks[-1] * 4 * 192, 2 * 128 * (304 + 128) * 4)
 
 
 def test_the_last_layer_computes_keys_and_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
