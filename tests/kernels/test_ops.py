@@ -99,13 +99,18 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
             route,
             (
                 *(
-                    torch.rand(rows, 5)[:, 2],
+                    torch.rand(rows, 5, generator=generator)[:, 2],
                     state[2],
                     length,
                     length - 2,
                     torch.full((rows,), 0.5),
                 ),
-                *(torch.zeros(rows), torch.rand(rows, 16), torch.arange(rows), state[2].clone()),
+                *(
+                    torch.zeros(rows),
+                    torch.rand(rows, 16, generator=generator),
+                    torch.arange(rows),
+                    state[2].clone(),
+                ),
                 *(state[3], True),
             ),
         ),
