@@ -123,6 +123,8 @@ def chunk_maxima(
     logits,
     maxima_ptr,
     record_ptr,
+    kept_ptr,  # [rows, vocab]: a copy of the logits; None for none
+    stride_kept,
     vocab,
     chunks,
     COLUMNS: tl.constexpr,
@@ -131,12 +133,16 @@ def chunk_maxima(
 ):
     """The maximum of each chunk of CHUNK logits; and an empty record of the row.
 
-    Grid: rows, blocks of BLOCK logits. Reads ``logits``, writes `Scratch`' maxima and record.
+    Grid: rows, blocks of BLOCK logits. Reads ``logits``, writes `Scratch`' maxima and record, and
+    the copy.
     """
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row_ptr = row_of(logits, row // COLUMNS, row % COLUMNS)
     chunk = block * (BLOCK // CHUNK) + tl.arange(0, BLOCK // CHUNK)
-    x = load_logits(row_ptr, chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :], vocab)
+    i = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    x = load_logits(row_ptr, i, vocab)
+    if kept_ptr is not None:
+        tl.store(kept_ptr + row * stride_kept + i, x, mask=i < vocab)
     largest = tl.max(tl.where(x == x, x, float("inf")), 1)
     tl.store(maxima_ptr + row * chunks + chunk, largest, mask=chunk < chunks)
     if block == 0:
@@ -309,8 +315,12 @@ def sweep(
     temperature: Tensor | None,
     least: int = 0,
     entropy: bool = False,
+    kept: Tensor | None = None,
 ) -> Scratch:
-    """Both sweeps. sampling [B, 4] filters; temperature [B] is the entropy's, None for 1."""
+    """Both sweeps. sampling [B, 4] filters; temperature [B] is the entropy's, None for 1.
+
+    kept    [rows, V]: the logits are copied there
+    """
     device, rows = logits.tensor.device, logits.rows
     f32, i64 = torch.float32, torch.int64
     lists = sampling is not None or least > 0
@@ -327,6 +337,8 @@ def sweep(
         logits.address,
         scratch.maxima,
         scratch.record,
+        kept,
+        0 if kept is None else kept.stride(0),
         logits.vocab,
         logits.chunks,
         COLUMNS=logits.columns,

@@ -19,7 +19,10 @@ _DONE, _BROKEN = tl.constexpr(verify.DONE), tl.constexpr(verify.BROKEN)
 _WRITER = tl.constexpr(verify.WRITER)
 
 
-@triton.jit(do_not_specialize=["columns", "ends"])
+@triton.jit(
+    do_not_specialize=["columns", "ends", "numbers", "stride_truncation"],
+    do_not_specialize_on_alignment=["new_ptr", "truncation_ptr"],
+)
 def append(
     # what a row is: written
     tokens_ptr,
@@ -31,8 +34,11 @@ def append(
     # what is appended
     new_ptr,  # int64 [B, columns]
     stride_new,
-    count_ptr,
-    broken_ptr,
+    count_ptr,  # int64 or bool; None: all columns
+    broken_ptr,  # None: by this no row is
+    truncation_ptr,  # float32 [B, numbers]; None: by this no row is
+    stride_truncation,
+    numbers,
     # where it ends
     limit_ptr,
     eos_ptr,  # int64 [B, ends]
@@ -43,6 +49,7 @@ def append(
     DRAFTER: tl.constexpr,
     WIDTH: tl.constexpr,  # a power of two >= columns
     ENDS: tl.constexpr,  # a power of two >= ends
+    NUMBERS: tl.constexpr,  # a power of two >= numbers
 ):
     """Append a row's new tokens up to the first eos or its limit. Grid: rows.
 
@@ -51,8 +58,17 @@ def append(
     """
     row = tl.program_id(0).to(tl.int64)
     length, limit = tl.load(length_ptr + row), tl.load(limit_ptr + row)
-    count = tl.load(count_ptr + row)
-    finished, broken = tl.load(done_ptr + row) != 0, tl.load(broken_ptr + row) != 0
+    count = tl.full([], columns, tl.int64)
+    if count_ptr is not None:
+        count = tl.load(count_ptr + row).to(tl.int64)
+    finished, broken = tl.load(done_ptr + row) != 0, tl.full([], 0, tl.int1)
+    if broken_ptr is not None:
+        broken = tl.load(broken_ptr + row) != 0
+    if truncation_ptr is not None:
+        i = tl.arange(0, NUMBERS)
+        numbers_ptr = truncation_ptr + row * stride_truncation
+        number = tl.load(numbers_ptr + i, mask=i < numbers, other=0.0)
+        broken = broken | (tl.max((number != number).to(tl.int32), 0) > 0)
     if finished == 0:
         column, end = tl.arange(0, WIDTH), tl.arange(0, ENDS)
         new = tl.load(new_ptr + row * stride_new + column, mask=column < columns, other=-2)
@@ -86,17 +102,19 @@ def commit(
     done: Tensor,
     report: Tensor,
     new_tokens: Tensor,
-    count: Tensor,
+    count: Tensor | None,
     writer: int,
     drafter: int,
-    broken: Tensor,
+    broken: Tensor | None,
     limit: Tensor,
     eos: Tensor,
+    truncation: Tensor | None,
 ) -> None:
     """See `hybridgen.kernels.verify.commit_reference`."""
     if new_tokens.stride(1) != 1:
         new_tokens = new_tokens.contiguous()
     columns, ends = new_tokens.shape[1], eos.shape[1]
+    numbers = 0 if truncation is None else truncation[0].numel()
     append[(len(length),)](
         tokens,
         tokens.stride(0),
@@ -108,6 +126,9 @@ def commit(
         new_tokens.stride(0),
         count,
         broken,
+        truncation,
+        0 if truncation is None else truncation.stride(0),
+        numbers,
         limit,
         eos,
         eos.stride(0),
@@ -117,6 +138,7 @@ def commit(
         DRAFTER=drafter,
         WIDTH=triton.next_power_of_2(columns),
         ENDS=triton.next_power_of_2(max(ends, 1)),
+        NUMBERS=triton.next_power_of_2(max(numbers, 1)),
         num_warps=1,
         num_stages=1,
         enable_fp_fusion=False,

@@ -115,6 +115,36 @@ def _penalize(given: Given, results: int, context: int) -> Cost:
     return Cost(once + text, results)
 
 
+def _sample_into(given: Given, results: int, context: int) -> Cost:
+    """Of what it writes it reads nothing."""
+    written = [given[name] for name in ("token", "truncation", "kept")]
+    return Cost(nbytes(given.values()) - nbytes(written), nbytes(written))
+
+
+def _window(given: Given, results: int, context: int) -> Cost:
+    """It copies some tokens."""
+    ids, places = nbytes([given["ids"]]), nbytes([given["positions"]])
+    return Cost(ids + nbytes([given["length"], given["start"]]), ids + places)
+
+
+def _unread(given: Given, results: int, context: int) -> Cost:
+    """It copies some tokens: of the results, all but two numbers a row."""
+    numbers = nbytes([given["cached"]])
+    read = results - 2 * numbers + nbytes([given["length"], given["routed"], given["cached"]])
+    return Cost(read, results + numbers)
+
+
+def _route(given: Given, results: int, context: int) -> Cost:
+    """A metric is added to those that it reads; of the report it writes two numbers."""
+    state = ("threshold", "decisions") if given["moving"] else ()
+    read = ("value", "done", "length", "cached", "rate", "threshold", "metrics", "decisions")
+    skipped = () if given["moving"] else ("rate", "metrics", "decisions")
+    metric = nbytes([given["value"]]) if given["moving"] else 0
+    told = nbytes([given["length"]]) * (2 if given["moving"] else 1)
+    written = nbytes([given[name] for name in (*state, "routed")]) + metric + told
+    return Cost(nbytes(given[name] for name in read if name not in skipped), results + written)
+
+
 def _cache_write(given: Given, results: int, context: int) -> Cost:
     """It writes keys and values where ``cache`` says, and reads nothing there."""
     read = nbytes(value for name, value in given.items() if name != "cache")
@@ -130,6 +160,7 @@ COSTS: dict[str, Callable[[Given, int, int], Cost]] = {
     "attention": _attention,
     "filter_logits": _whole,
     "sample": _whole,
+    "sample_into": _sample_into,
     "entropy": _whole,
     "logtoku": _whole,
     "sample_measured": _whole,
@@ -138,5 +169,8 @@ COSTS: dict[str, Callable[[Given, int, int], Cost]] = {
     "commit": _commit,
     "lookup": _lookup,
     "penalize": _penalize,
+    "window": _window,
+    "route": _route,
+    "unread": _unread,
     "cache_write": _cache_write,
 }

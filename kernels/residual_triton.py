@@ -23,8 +23,9 @@ from hybridgen.kernels.candidates_triton import (
 )
 from hybridgen.kernels.philox import RESIDUAL
 from hybridgen.kernels.philox_triton import gumbel
-from hybridgen.kernels.sampling_triton import Draws, best_of, load_truncation
+from hybridgen.kernels.sampling_triton import Draws, best_of
 from hybridgen.kernels.triton_utils import blocks
+from hybridgen.kernels.truncation_triton import load_truncation
 
 _RESIDUAL = tl.constexpr(RESIDUAL)
 _NO_ID = tl.constexpr(0x7FFFFFFF)

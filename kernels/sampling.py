@@ -284,6 +284,42 @@ def _sample_fake(
     return token, _filter_logits_fake(logits, sampling)
 
 
+def sample_into_reference(
+    logits: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    stream: int,
+    token: Tensor,
+    truncation: Tensor,
+    kept: Tensor | None,
+) -> None:
+    """`sample` into ``token`` int64 [R] and ``truncation`` float32 [R, 3], rows of any stride.
+
+    kept    the logits are copied there, [R, V] of their dtype, or None
+    """
+    chosen, filtered = sample_rows(
+        float_rows(logits), parameters(sampling), seed.numpy(), position.numpy(), stream
+    )
+    token.numpy()[:] = chosen
+    truncation.numpy()[:] = filtered
+    if kept is not None:
+        kept.copy_(logits)
+
+
+def _sample_into_fake(
+    logits: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    stream: int,
+    token: Tensor,
+    truncation: Tensor,
+    kept: Tensor | None,
+) -> None:
+    return None
+
+
 filter_logits = define(
     "filter_logits(Tensor logits, Tensor sampling) -> Tensor",
     filter_logits_reference,
@@ -296,4 +332,11 @@ sample = define(
     sample_reference,
     _sample_fake,
     "sampling_triton:sample",
+)
+sample_into = define(
+    "sample_into(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream,"
+    " Tensor(a!) token, Tensor(b!) truncation, Tensor(c!)? kept) -> ()",
+    sample_into_reference,
+    _sample_into_fake,
+    "sampling_triton:sample_into",
 )

@@ -52,19 +52,17 @@ from hybridgen.kernels.candidates_triton import (
 )
 from hybridgen.kernels.filter_triton import PAIRS, filter_pairs, filter_search
 from hybridgen.kernels.philox_triton import gumbel
-from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU
+from hybridgen.kernels.truncation_triton import load_truncation, store_truncation
 from hybridgen.kernels.weights import WEIGHT_BITS
 from hybridgen.kernels.weights_triton import logit_of, rate_of, weights
 
 _CAPACITY = tl.constexpr(CAPACITY)
 _UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 _NO_ID = tl.constexpr(0x7FFFFFFF)
-_TAU = tl.constexpr(TAU)
-_LARGEST = tl.constexpr(LARGEST)
-_LOG_Z = tl.constexpr(LOG_Z)
 
 # Read number by number: an address that 16 does not divide needs no binary of its own.
-SCALARS = ["sampling_ptr", "seed_ptr", "position_ptr"]
+SCALARS = ["sampling_ptr", "seed_ptr", "position_ptr", "token_ptr", "truncation_ptr"]
+STRIDES = ["stride_token", "stride_truncation"]
 
 # Left alone, ptxas saves registers, and spills some, for an occupancy that a program a row has no
 # use for.
@@ -100,38 +98,7 @@ def scores(x, ids, kept, largest, heat, greedy, seed, position, stream):
     return tl.where(kept, tl.where(greedy, 0.0, noisy), float("-inf"))
 
 
-@triton.jit
-def store_truncation(truncation_ptr, row, tau, largest, log_z):
-    """Write the three numbers of a row."""
-    truncation_ptr += row * 3
-    tl.store(truncation_ptr + _TAU, tau)
-    tl.store(truncation_ptr + _LARGEST, largest)
-    tl.store(truncation_ptr + _LOG_Z, log_z)
-
-
-@triton.jit
-def load_truncation(truncation_ptr, row):
-    """tau, max and log Z of a row."""
-    truncation_ptr += row * 3
-    return (
-        tl.load(truncation_ptr + _TAU),
-        tl.load(truncation_ptr + _LARGEST),
-        tl.load(truncation_ptr + _LOG_Z),
-    )
-
-
-@triton.jit
-def load_truncations(truncation_ptr, row, mask):
-    """The same of rows, zeros outside ``mask``."""
-    truncation_ptr += row * 3
-    return (
-        tl.load(truncation_ptr + _TAU, mask=mask, other=0.0),
-        tl.load(truncation_ptr + _LARGEST, mask=mask, other=0.0),
-        tl.load(truncation_ptr + _LOG_Z, mask=mask, other=0.0),
-    )
-
-
-@triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=SCALARS)
+@triton.jit(do_not_specialize=["chunks", *STRIDES], do_not_specialize_on_alignment=SCALARS)
 def resolve(
     logits,
     sampling_ptr,
@@ -140,7 +107,9 @@ def resolve(
     position_ptr,
     scratch,
     token_ptr,  # out: int64 [rows]
+    stride_token,
     truncation_ptr,  # out: float32 [rows, 3]
+    stride_truncation,
     vocab,
     chunks,
     COLUMNS: tl.constexpr,
@@ -157,10 +126,12 @@ def resolve(
     row = tl.program_id(0).to(tl.int64)
     batch, column = row // COLUMNS, row % COLUMNS
     largest = tl.max(load_maxima(scratch.maxima, row, chunks), 0)
+    token_ptr += row * stride_token
+    truncation_ptr += row * stride_truncation
     if is_broken(largest):
-        store_truncation(truncation_ptr, row, 0.0, 0.0, float("nan"))
+        store_truncation(truncation_ptr, 0.0, 0.0, float("nan"))
         if DRAW:
-            tl.store(token_ptr + row, 0)
+            tl.store(token_ptr, 0)
         return
     row_ptr = row_of(logits, batch, column)
     record_ptr = scratch.record + row * FIELDS
@@ -200,7 +171,7 @@ def resolve(
                 row_ptr, vocab, largest, has_k, k, mass, top_p, rate, bound, SHIFT, BLOCK
             )
     log_z = tl.log(mass.to(tl.float64) * _UNIT).to(tl.float32)
-    store_truncation(truncation_ptr, row, tau, largest, tl.where(greedy, 0.0, log_z))
+    store_truncation(truncation_ptr, tau, largest, tl.where(greedy, 0.0, log_z))
     if DRAW:
         tl.store(record_ptr + OPEN, tl.where(closed, 0, 1).to(tl.int64))
         if closed:
@@ -215,7 +186,7 @@ def resolve(
                 leader, leader_id = best_of(score, ids)
                 wins = (leader > best) | ((leader == best) & (leader_id < token))
                 best, token = tl.where(wins, leader, best), tl.where(wins, leader_id, token)
-            tl.store(token_ptr + row, token.to(tl.int64))
+            tl.store(token_ptr, token.to(tl.int64))
 
 
 @triton.jit
@@ -226,7 +197,10 @@ def _listed_mass(values_ptr, count, largest, rate):
     return tl.sum(weights(x, largest, rate), 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=SCALARS)
+@triton.jit(
+    do_not_specialize=["stride_truncation"],
+    do_not_specialize_on_alignment=SCALARS[:3] + SCALARS[4:],
+)
 def draw(
     logits,
     sampling_ptr,
@@ -235,6 +209,7 @@ def draw(
     position_ptr,
     record_ptr,
     truncation_ptr,
+    stride_truncation,
     best,  # out
     vocab,
     COLUMNS: tl.constexpr,
@@ -250,7 +225,7 @@ def draw(
     if tl.load(record_ptr + row * FIELDS + OPEN) == 0:
         return
     batch, column = row // COLUMNS, row % COLUMNS
-    tau, largest, _ = load_truncation(truncation_ptr, row)
+    tau, largest, _ = load_truncation(truncation_ptr + row * stride_truncation, 0)
     heat, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
     seed, position = tl.load(seed_ptr + batch), tl.load(position_ptr + batch) + column
     i = block * BLOCK + tl.arange(0, BLOCK)
@@ -272,25 +247,44 @@ def best_block(best, row, count, BLOCKS: tl.constexpr):
     return token.to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["count"])
-def finish(record_ptr, best, token_ptr, count, BLOCKS: tl.constexpr):
+@triton.jit(
+    do_not_specialize=["stride_token", "count"], do_not_specialize_on_alignment=["token_ptr"]
+)
+def finish(record_ptr, best, token_ptr, stride_token, count, BLOCKS: tl.constexpr):
     """The token of an open row: the best of its ``count`` blocks.
 
     Grid: rows. Reads record and ``best``, writes the token.
     """
     row = tl.program_id(0).to(tl.int64)
     if tl.load(record_ptr + row * FIELDS + OPEN) == 1:
-        tl.store(token_ptr + row, best_block(best, row, count, BLOCKS))
+        tl.store(token_ptr + row * stride_token, best_block(best, row, count, BLOCKS))
+
+
+class Drawn(NamedTuple):
+    """What launches 3 to 5 fill, a row of ``logits`` each, rows of any stride."""
+
+    token: Tensor  # int64 [rows]
+    truncation: Tensor  # float32 [rows, 3]
+
+    @classmethod
+    def empty(cls, logits: Logits) -> "Drawn":
+        device = logits.tensor.device
+        return cls(
+            torch.empty(logits.rows, dtype=torch.int64, device=device),
+            torch.empty(logits.rows, 3, dtype=torch.float32, device=device),
+        )
 
 
 def launch_resolve(
-    logits: Logits, sampling: Tensor, scratch: Scratch, draws: Draws | None = None
-) -> tuple[Tensor | None, Tensor]:
-    """Launch 3. Returns tokens int64 [rows] (None without draws) and truncations [rows, 3]."""
-    device = logits.tensor.device
+    logits: Logits,
+    sampling: Tensor,
+    scratch: Scratch,
+    drawn: Drawn,
+    draws: Draws | None = None,
+) -> None:
+    """Launch 3; without draws it leaves the tokens."""
     seed, position, stream = draws or (None, None, 0)
-    token = torch.empty(logits.rows, dtype=torch.int64, device=device) if draws else None
-    truncation = torch.empty(logits.rows, 3, dtype=torch.float32, device=device)
+    token, truncation = drawn
     resolve[(logits.rows,)](
         logits.address,
         sampling,
@@ -299,7 +293,9 @@ def launch_resolve(
         position,
         scratch,
         token,
+        token.stride(0),
         truncation,
+        truncation.stride(0),
         logits.vocab,
         logits.chunks,
         COLUMNS=logits.columns,
@@ -309,7 +305,6 @@ def launch_resolve(
         BLOCK=2048,
         **ONE_PROGRAM_A_ROW,
     )
-    return token, truncation
 
 
 def launch_draw(
@@ -334,6 +329,7 @@ def launch_draw(
         position,
         scratch.record,
         truncation,
+        truncation.stride(0),
         best,
         logits.vocab,
         COLUMNS=logits.columns,
@@ -347,23 +343,22 @@ def launch_draw(
 
 
 def sample_rows(
-    logits: Logits, sampling: Tensor, scratch: Scratch, draws: Draws
-) -> tuple[Tensor, Tensor]:
+    logits: Logits, sampling: Tensor, scratch: Scratch, drawn: Drawn, draws: Draws
+) -> None:
     """Launches 3 to 5: token and truncation of every row."""
-    token, truncation = launch_resolve(logits, sampling, scratch, draws)
-    assert token is not None
-    best = launch_draw(logits, sampling, scratch, truncation, draws)
+    launch_resolve(logits, sampling, scratch, drawn, draws)
+    best = launch_draw(logits, sampling, scratch, drawn.truncation, draws)
     finish[(logits.rows,)](
         scratch.record,
         best,
-        token,
+        drawn.token,
+        drawn.token.stride(0),
         logits.grid[1],
         BLOCKS=triton.next_power_of_2(logits.grid[1]),
         num_warps=1,
         num_stages=1,
         enable_fp_fusion=False,
     )
-    return token, truncation
 
 
 def sample(
@@ -371,12 +366,32 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """See `hybridgen.kernels.sampling.sample_reference`."""
     rows = logits_of(logits.unsqueeze(1))
+    drawn = Drawn.empty(rows)
     scratch = sweep(rows, sampling, None)
-    return sample_rows(rows, sampling, scratch, Draws(seed, position, stream))
+    sample_rows(rows, sampling, scratch, drawn, Draws(seed, position, stream))
+    return drawn
+
+
+def sample_into(
+    logits: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    stream: int,
+    token: Tensor,
+    truncation: Tensor,
+    kept: Tensor | None,
+) -> None:
+    """See `hybridgen.kernels.sampling.sample_into_reference`."""
+    rows = logits_of(logits.unsqueeze(1))
+    scratch = sweep(rows, sampling, None, kept=kept)
+    drawn = Drawn(token, truncation)
+    sample_rows(rows, sampling, scratch, drawn, Draws(seed, position, stream))
 
 
 def filter_logits(logits: Tensor, sampling: Tensor) -> Tensor:
     """See `hybridgen.kernels.sampling.filter_logits_reference`."""
     rows = logits_of(logits.unsqueeze(1))
-    _, truncation = launch_resolve(rows, sampling, sweep(rows, sampling, None))
-    return truncation
+    drawn = Drawn.empty(rows)
+    launch_resolve(rows, sampling, sweep(rows, sampling, None), drawn)
+    return drawn.truncation

@@ -43,10 +43,11 @@ from hybridgen.kernels.candidates_triton import (
 )
 from hybridgen.kernels.sampling_triton import (
     ONE_PROGRAM_A_ROW,
+    Drawn,
     Draws,
-    load_truncation,
     sample_rows,
 )
+from hybridgen.kernels.truncation_triton import load_truncation
 from hybridgen.kernels.uncertainty import MEASURES, PROBS
 from hybridgen.kernels.weights import WEIGHT_BITS
 
@@ -268,7 +269,8 @@ def sample_measured(
     rows = logits_of(logits.unsqueeze(1))
     k = min(k, rows.vocab)
     scratch = sweep(rows, sampling, None, least=k, entropy=True)
-    token, truncation = sample_rows(rows, sampling, scratch, Draws(seed, position, stream))
+    token, truncation = drawn = Drawn.empty(rows)
+    sample_rows(rows, sampling, scratch, drawn, Draws(seed, position, stream))
     sampled = Sampled(sampling, sampling.stride(0), truncation, token)
     result = torch.empty(rows.rows, MEASURES, dtype=torch.float32, device=logits.device)
     _measure(rows, scratch, Measures(*result.unbind(1)), None, sampled, k, evidence)

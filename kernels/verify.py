@@ -236,26 +236,31 @@ def commit_reference(
     done: Tensor,
     report: Tensor,
     new_tokens: Tensor,
-    count: Tensor,
+    count: Tensor | None,
     writer: int,
     drafter: int,
-    broken: Tensor,
+    broken: Tensor | None,
     limit: Tensor,
     eos: Tensor,
+    truncation: Tensor | None,
 ) -> None:
     """Append new_tokens[b, :count[b]] to tokens[b] at length[b], in place.
 
     tokens int64 [B, T], length int64 [B], done bool [B] and report int64 [B, HEAD + WINDOW] are
-    written; new_tokens int64 [B, N], N at most WINDOW, count int64 [B], broken bool [B], limit
-    int64 [B] (the largest length) and eos int64 [B, E] (padded with -1) are read. The last of a
-    row's tokens is marked as by ``writer``, those before it as drafts, by ``drafter``. The block
-    ends with its first eos, and at the limit; either sets done. A row that was done before is not
-    touched at all; a broken one gets done, the flags of its report, and nothing else.
+    written; new_tokens int64 [B, N], N at most WINDOW, count int64 or bool [B] (None: N of every
+    row), limit int64 [B] (the largest length) and eos int64 [B, E] (padded with -1) are read. The
+    last of a row's tokens is marked as by ``writer``, those before it as drafts, by ``drafter``.
+    The block ends with its first eos, and at the limit; either sets done. A row that was done
+    before is not touched at all; a broken one gets done, the flags of its report, and nothing else.
+
+    A row is broken where broken bool [B] says so, and where one of truncation float32 [B, ..., 3],
+    what tokens were drawn from, is that of a broken row; either may be None.
     """
     at, finished = length.numpy(), done.numpy()
-    block, counts, most = new_tokens.numpy(), count.numpy(), limit.numpy()
+    block, most = new_tokens.numpy(), limit.numpy()
     column = np.arange(block.shape[1])
-    failed = broken.numpy() & ~finished
+    counts = np.full(len(at), len(column)) if count is None else count.numpy()
+    failed = _broken(broken, truncation) & ~finished
     live = ~(failed | finished)
 
     ends = (block[:, :, None] == eos.numpy()[:, None, :]).any(axis=2)
@@ -276,18 +281,28 @@ def commit_reference(
     told[:, FLAGS] = np.where(live, finished, told[:, FLAGS]) | (failed * (DONE | BROKEN))
 
 
+def _broken(broken: Tensor | None, truncation: Tensor | None) -> Bools:
+    """Which rows are, by either; [B], or [] where nothing can tell."""
+    found: Bools = np.array(False) if broken is None else broken.numpy()
+    if truncation is not None:
+        log_z = truncation.numpy()[..., LOG_Z]
+        found = found | np.isnan(log_z.reshape(len(log_z), -1).sum(1))  # none is infinite
+    return found
+
+
 def _commit_fake(
     tokens: Tensor,
     length: Tensor,
     done: Tensor,
     report: Tensor,
     new_tokens: Tensor,
-    count: Tensor,
+    count: Tensor | None,
     writer: int,
     drafter: int,
-    broken: Tensor,
+    broken: Tensor | None,
     limit: Tensor,
     eos: Tensor,
+    truncation: Tensor | None,
 ) -> None:
     return None
 
@@ -309,8 +324,8 @@ verify_rejection = define(
 )
 commit = define(
     "commit(Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) done, Tensor(d!) report,"
-    " Tensor new_tokens, Tensor count, int writer, int drafter, Tensor broken, Tensor limit,"
-    " Tensor eos) -> ()",
+    " Tensor new_tokens, Tensor? count, int writer, int drafter, Tensor? broken, Tensor limit,"
+    " Tensor eos, Tensor? truncation) -> ()",
     commit_reference,
     _commit_fake,
     "commit_triton:commit",

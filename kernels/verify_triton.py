@@ -32,12 +32,13 @@ from hybridgen.kernels.philox_triton import uniform
 from hybridgen.kernels.residual_triton import Drafted, probability, replace_rejected
 from hybridgen.kernels.sampling_triton import (
     Best,
+    Drawn,
     Draws,
     best_block,
     launch_draw,
     launch_resolve,
-    load_truncations,
 )
+from hybridgen.kernels.truncation_triton import load_truncations
 from hybridgen.kernels.verify import Verdict
 
 _ACCEPT = tl.constexpr(ACCEPT)
@@ -207,10 +208,10 @@ def _verify(
 def _choose(logits: Logits, sampling: Tensor, draws: Draws) -> Choices:
     """Launches 1 to 4."""
     scratch = sweep(logits, sampling, None)
-    token, truncation = launch_resolve(logits, sampling, scratch, draws)
-    assert token is not None
-    best = launch_draw(logits, sampling, scratch, truncation, draws)
-    return Choices(scratch.record, truncation, token, best)
+    drawn = Drawn.empty(logits)
+    launch_resolve(logits, sampling, scratch, drawn, draws)
+    best = launch_draw(logits, sampling, scratch, drawn.truncation, draws)
+    return Choices(scratch.record, drawn.truncation, drawn.token, best)
 
 
 def _results(logits: Logits) -> Results:

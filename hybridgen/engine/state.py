@@ -10,7 +10,8 @@ runs at a time, and loads what it uses: what is left of the last one does not ma
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -147,6 +148,16 @@ class Rows:
         self.done.index_fill_(0, index, False)
 
 
+class Step(NamedTuple):
+    """Where one draft of each row goes: views of `Drafts`."""
+
+    position: Tensor  # [B] int64: of the draft
+    token: Tensor  # [B] int64
+    fed: Tensor  # [B, 1] int64: the same, as a model reads it
+    truncation: Tensor  # [B, 3] float32
+    q: Tensor | None  # [B, V]
+
+
 @dataclass(frozen=True, eq=False)
 class Drafts:
     """K drafts of B rows, from whoever proposes them: all that verification asks for.
@@ -154,11 +165,12 @@ class Drafts:
     ``q`` is None where the drafts need no distribution: coupled and greedy verification.
     """
 
+    ends: Tensor  # [B, 2] int64: the last two committed tokens
     block: Tensor  # [B, K + 1] int64: the last committed token, then the drafts: the LLM reads it
     tokens: Tensor  # [B, K] int64: the drafts, a view of ``block``
     q: Tensor | None  # [B, K, V]: the logits that they were drawn from, V at most the LLM's
     truncation: Tensor  # [B, K, 3] float32: what makes those logits a distribution, see `sample`
-    offsets: Tensor  # [K + 2, 1] int64: -2, -1, 0, ..., K - 1
+    positions: Tensor  # [K + 2, B] int64: of the last two committed tokens and of the drafts
     dtype: torch.dtype  # of the drafting model's logits
 
     @classmethod
@@ -166,19 +178,20 @@ class Drafts:
         cls, memory: Memory, rows: int, drafts: int, vocab_size: int, dtype: torch.dtype
     ) -> "Drafts":
         """``vocab_size`` and ``dtype`` of the drafting model's logits."""
-        block = memory.tensor(rows, drafts + 1)
+        block = memory.tensor(rows, drafts + 2)
         return cls(
-            block=block,
-            tokens=block[:, 1:],
+            ends=block[:, :2],
+            block=block[:, 1:],
+            tokens=block[:, 2:],
             q=memory.tensor(rows, drafts, vocab_size, dtype=torch.float32),
             truncation=memory.tensor(rows, drafts, 3, dtype=torch.float32),
-            offsets=torch.arange(-2, drafts, dtype=torch.int64, device=memory.device)[:, None],
+            positions=memory.tensor(drafts + 2, rows),
             dtype=dtype,
         )
 
     def first(self, rows: int) -> "Drafts":
         """Views of the first ``rows`` rows."""
-        return replace(_first(self, rows), offsets=self.offsets)
+        return replace(_first(self, rows), positions=self.positions[:, :rows])
 
     def take(self, drafts: int, with_q: bool, adjusted: bool = False) -> "Drafts":
         """Views of the first ``drafts`` drafts; adjusted logits are float32, whatever the model's.
@@ -192,12 +205,33 @@ class Drafts:
                 q = q.view(-1).view(self.dtype)[: q.numel()].view(q.shape)
             q = q[:, :drafts]
         return Drafts(
+            ends=self.ends,
             block=self.block[:, : drafts + 1],
             tokens=self.tokens[:, :drafts],
             q=q,
             truncation=self.truncation[:, :drafts],
-            offsets=self.offsets[: drafts + 2],
+            positions=self.positions[: drafts + 2],
             dtype=self.dtype,
+        )
+
+    @cached_property
+    def starts(self) -> tuple[Tensor, Tensor]:
+        """Where ``ends`` begins, and ``block``: [B] int64 each."""
+        return self.positions[0], self.positions[1]
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """One draft after the other."""
+        count = self.tokens.shape[1]
+        return tuple(
+            Step(
+                self.positions[i + 2],
+                self.tokens[:, i],
+                self.tokens[:, i : i + 1],
+                self.truncation[:, i],
+                None if self.q is None else self.q[:, i],
+            )
+            for i in range(count)
         )
 
 

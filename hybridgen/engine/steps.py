@@ -15,8 +15,9 @@ from torch import Tensor
 from hybridgen.engine.model import Model
 from hybridgen.engine.state import Rows, integers, moved
 from hybridgen.kernels.philox import TARGET
-from hybridgen.kernels.sampling import LOG_Z, sample
+from hybridgen.kernels.sampling import sample
 from hybridgen.kernels.verify import SOURCE_SLM, commit
+from hybridgen.kernels.window import window
 
 NOTHING: Mapping[str, Tensor] = {}
 
@@ -56,41 +57,43 @@ def prefill(
     model.prefill(embeddable(tokens, model, rows), lengths, places)
 
 
-def feed(rows: Rows, model: Model, count: int, start: Tensor, past_end: bool = False) -> Tensor:
-    """Read ``count`` tokens of each row from position ``start`` [B] on: logits [B, count, V].
+def feed(rows: Rows, model: Model, count: int, start: Tensor | None = None) -> Tensor:
+    """Read ``count`` tokens of each row: logits [B, count, V].
 
-    past_end    some may lie behind a row's end, where nobody's tokens are: its last one is read
+    start    from position start [B] on; behind a row's end, where nobody's tokens are, its last
+             one is read. None: the last ``count`` of the row
     """
-    index = start[:, None]
-    if count > 1:
-        index = index + torch.arange(count, dtype=torch.int64, device=start.device)
-    if past_end:
-        index = index.minimum(rows.length[:, None] - 1)
-    return read(rows, model, rows.tokens.gather(1, index.clamp_min(0)), start, drafted=False)
+    length = rows.length
+    ids, positions = length.new_empty(len(length), count), length.new_empty(1, len(length))
+    window(rows.tokens, length, start, ids, positions)
+    return read(rows, model, ids, positions.select(0, 0), drafted=False)
 
 
-def sample_and_append(rows: Rows, logits: Tensor, active: Tensor, source: int) -> None:
-    """Draw the next token from logits [B, V] and append it to the rows of ``active`` [B] bool."""
+def sample_and_append(rows: Rows, logits: Tensor, active: Tensor | None, source: int) -> None:
+    """Draw the next token from logits [B, V] and append it where ``active`` [B] bool, or to all."""
     token, truncation = sample(logits, rows.sampling, rows.seed, rows.length, TARGET)
-    append(rows, token[:, None], active.long(), truncation[:, LOG_Z].isnan(), source)
+    append(rows, token.unsqueeze(1), active, None, source, truncation=truncation)
 
 
 def append(
     rows: Rows,
     new: Tensor,
-    count: Tensor,
-    broken: Tensor,
+    count: Tensor | None,
+    broken: Tensor | None,
     source: int,
     measures: Mapping[str, Tensor] = NOTHING,
     drafter: int = SOURCE_SLM,
+    truncation: Tensor | None = None,
 ) -> None:
     """Append new[b, :count[b]] to row b, up to its limit and its first eos.
 
     new         int64 [B, N]; the last of a row's tokens is by ``source``, the rest by ``drafter``
-    count       int64 [B]
-    broken      bool [B]: nothing is appended, the row is done and marked
+    count       int64 or bool [B]; None: N of every row. A row that is done gets none
+    broken      bool [B]: nothing is appended, the row is done and marked. None: no row is
     measures    what is known of the tokens, by name, [B * N, ...] each; kept where
                 ``rows.measures`` has a buffer of that name
+    truncation  float32 [B, ..., 3]: what tokens were drawn from (see `kernels.sampling`); where
+                one is of broken logits, so is the row
     """
     for name, kept in rows.measures.items():
         if name in measures:
@@ -107,6 +110,7 @@ def append(
         broken,
         rows.limit,
         rows.eos,
+        truncation,
     )
 
 

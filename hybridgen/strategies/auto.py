@@ -132,7 +132,7 @@ def auto_round(batch: Batch, num_drafts: int, proposer: Proposer | None, with_q:
 def catch_up_round(batch: Batch) -> None:
     """The SLM reads the next of the tokens that it has missed; two it reads as it drafts."""
     rows, read = batch.rows, batch.own(read_by_slm)
-    feed(rows, batch.slm, MAX_FEED, read, past_end=True)
+    feed(rows, batch.slm, MAX_FEED, read)
     read.copy_((read + MAX_FEED).minimum(rows.length - 2).maximum(read))
 
 

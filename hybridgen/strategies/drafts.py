@@ -13,7 +13,7 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Rows
 from hybridgen.engine.steps import append, read
 from hybridgen.kernels.philox import DRAFT, TARGET
-from hybridgen.kernels.sampling import LOG_Z, sample
+from hybridgen.kernels.sampling import sample_into
 from hybridgen.kernels.verify import (
     SOURCE_LLM,
     SOURCE_LOOKUP,
@@ -22,6 +22,7 @@ from hybridgen.kernels.verify import (
     verify_coupled,
     verify_rejection,
 )
+from hybridgen.kernels.window import window
 
 
 class Proposer(Protocol):
@@ -39,10 +40,12 @@ class Proposer(Protocol):
     def propose(self, batch: Batch, drafts: Drafts) -> Tensor | None:
         """Write ``drafts.tokens``, the proposed continuation of each row of ``batch``, in place.
 
-        ``drafts.block[:, 0]`` holds the last committed tokens. Where ``drafts.q`` is not None (only
-        for a proposer that draws), it and ``drafts.truncation`` are to hold what the drafts were
-        drawn from on the stream DRAFT. Returns the broken rows, bool [B], or None if none can be.
-        It runs on the device, as every round does: no decision on the host.
+        ``drafts.ends`` holds the last two committed tokens, and ``drafts.positions`` where they
+        and the drafts are. Where ``drafts.q`` is not None (only for a proposer that draws), it and
+        ``drafts.truncation`` are to hold what the drafts were drawn from on the stream DRAFT.
+        Returns the truncations, float32 [B, ..., 3], of all logits that it read, which tell broken
+        rows, or None if it read none. It runs on the device, as every round does: no decision on
+        the host.
         """
         ...
 
@@ -58,21 +61,14 @@ class SlmDrafts:
         The first step feeds the last two tokens: when every draft was accepted, the SLM has never
         seen the last of them. Without q, draft and LLM choose with the same noise.
         """
-        rows, slm, q = batch.rows, batch.slm, drafts.q
-        positions = rows.length + drafts.offsets  # [K + 2, B]: length - 2, ..., length + K - 1
-        start = positions[0]
-        tokens = rows.tokens.gather(1, positions[:2].t().clamp_min(0))  # [B, 2]
-        stream = TARGET if q is None else DRAFT
-        for i in range(drafts.tokens.shape[1]):
-            logits = read(rows, slm, tokens, start)[:, -1]
-            start = positions[i + 2]
-            token, truncation = sample(logits, rows.sampling, rows.seed, start, stream)
-            tokens = drafts.tokens[:, i : i + 1]
-            tokens.copy_(token[:, None])
-            drafts.truncation[:, i].copy_(truncation)
-            if q is not None:
-                q[:, i].copy_(logits)
-        return drafts.truncation[:, :, LOG_Z].isnan().any(1)
+        rows, slm = batch.rows, batch.slm
+        tokens, start = drafts.ends, drafts.starts[0]
+        stream = TARGET if drafts.q is None else DRAFT
+        for position, token, fed, truncation, q in drafts.steps:
+            logits = read(rows, slm, tokens, start).select(1, -1)
+            sample_into(logits, rows.sampling, rows.seed, position, stream, token, truncation, q)
+            tokens, start = fed, position
+        return drafts.truncation
 
 
 def verify(logits: Tensor, drafts: Drafts, rows: Rows) -> Verdict:
@@ -92,10 +88,9 @@ def verify(logits: Tensor, drafts: Drafts, rows: Rows) -> Verdict:
 def speculative_round(batch: Batch, proposer: Proposer, num_drafts: int, with_q: bool) -> None:
     """Propose ``num_drafts`` tokens, read them in one LLM forward, append what was accepted."""
     rows, drafts = batch.rows, batch.drafts(num_drafts, with_q)
-    start = rows.length - 1
-    drafts.block[:, :1].copy_(rows.tokens.gather(1, start[:, None]))
-    broken = proposer.propose(batch, drafts)
-    new, count, unreadable = verify(read(rows, batch.llm, drafts.block, start), drafts, rows)
+    window(rows.tokens, rows.length, None, drafts.ends, drafts.positions)
+    read_by_it = proposer.propose(batch, drafts)
+    logits = read(rows, batch.llm, drafts.block, drafts.starts[1])
+    new, count, broken = verify(logits, drafts, rows)
     drafter = SOURCE_SLM if proposer.reads_slm else SOURCE_LOOKUP
-    unreadable = unreadable if broken is None else unreadable | broken
-    append(rows, new, count, unreadable, SOURCE_LLM, drafter=drafter)
+    append(rows, new, count, broken, SOURCE_LLM, drafter=drafter, truncation=read_by_it)

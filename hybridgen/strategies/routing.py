@@ -9,18 +9,14 @@ tokens a forward.
 import struct
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
 from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.loop import Outcome, Program
 from hybridgen.engine.rounds import Batch
-from hybridgen.engine.state import QUANTILE_WINDOW, Routing
-from hybridgen.engine.steps import append, feed, sample_and_append
+from hybridgen.engine.steps import append, feed, read, sample_and_append
 from hybridgen.kernels.philox import TARGET
-from hybridgen.kernels.sampling import LOG_Z
+from hybridgen.kernels.routing import route, unread
 from hybridgen.kernels.uncertainty import ALEATORIC, ENTROPY, EVIDENCE, sample_measured
-from hybridgen.kernels.verify import NOTE, PENDING, SOURCE_LLM, SOURCE_SLM
+from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
 from hybridgen.strategies.base import RoundStrategy, Written
@@ -119,61 +115,40 @@ def slm_round(batch: Batch, metric: str, evidence: int, moving: bool, count: int
     """
     k, column = (0, ENTROPY) if metric == "entropy" else (LOGTOKU_K, ALEATORIC)
     rows, routing = batch.rows, batch.routing
-    logits = feed(rows, batch.slm, count, rows.length - count)[:, -1]
+    logits = feed(rows, batch.slm, count).select(1, -1)
     token, truncation, measures = sample_measured(
         logits, rows.sampling, rows.seed, rows.length, TARGET, k, evidence
     )
-    value = measures[:, column]
-    if moving:
-        move_threshold(routing, value, rows.done)
-    torch.logical_and(value > routing.threshold, rows.done.logical_not(), out=routing.routed)
-    count_new, broken = routing.routed.logical_not().long(), truncation[:, LOG_Z].isnan()
-    append(rows, token[:, None], count_new, broken, SOURCE_SLM, {"measures": measures})
-    rows.report[:, PENDING].copy_((rows.length - routing.llm_cached) * routing.routed)
-    if moving:
-        rows.report[:, NOTE].copy_(routing.threshold.view(torch.int32))
+    stands = route(
+        measures.select(1, column),
+        rows.done,
+        rows.length,
+        routing.llm_cached,
+        routing.rate,
+        routing.threshold,
+        routing.metrics,
+        routing.decisions,
+        routing.routed,
+        rows.report,
+        moving,
+    )
+    new, measured = token.unsqueeze(1), {"measures": measures}
+    append(rows, new, stands, None, SOURCE_SLM, measured, truncation=truncation)
 
 
 def catch_up_round(batch: Batch, count: int) -> None:
-    """The LLM reads ``count`` of the tokens it has not seen, of each routed row."""
+    """The LLM reads ``count`` of the tokens it has not seen, of each routed row, but the last."""
     rows, routing = batch.rows, batch.routing
-    feed(rows, batch.llm, count, unread(batch), past_end=True)
-    read = (routing.llm_cached + count).minimum(rows.length - 1)
-    routing.llm_cached.copy_(torch.where(routing.routed, read, routing.llm_cached))
+    read_on = unread(rows.tokens, rows.length, routing.routed, routing.llm_cached, count, 1)
+    read(rows, batch.llm, *read_on[:2])
 
 
 def llm_round(batch: Batch, count: int) -> None:
     """The LLM reads the at most ``count`` tokens it has not seen and writes one, where routed."""
     rows, routing = batch.rows, batch.routing
-    start = unread(batch)
-    logits = feed(rows, batch.llm, count, start, past_end=True)
-    last = (rows.length - 1 - start).clamp(0, count - 1)
-    after_last = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[2]))[:, 0]
+    ids, start, last = unread(
+        rows.tokens, rows.length, routing.routed, routing.llm_cached, count, 0
+    )
+    logits = read(rows, batch.llm, ids, start).flatten(0, 1)
+    after_last = logits if count == 1 else logits.index_select(0, last)
     sample_and_append(rows, after_last, routing.routed, SOURCE_LLM)
-    routing.llm_cached.copy_(torch.where(routing.routed, rows.length - 1, routing.llm_cached))
-
-
-def unread(batch: Batch) -> Tensor:
-    """Where the LLM is to go on reading each row, [B]: what it has read keeps its bits.
-
-    A row that is not routed is read behind its end, where nothing is kept: so what becomes of it
-    does not depend on the rows beside it.
-    """
-    rows, routing = batch.rows, batch.routing
-    return torch.where(routing.routed, routing.llm_cached, rows.length)
-
-
-def move_threshold(routing: Routing, value: Tensor, done: Tensor) -> None:
-    """Set each row's threshold to the (1 - rate) quantile of its last QUANTILE_WINDOW metrics.
-
-    That of a row that is done stays: it is told in the row's statistics.
-    """
-    slot = routing.decisions.remainder(QUANTILE_WINDOW)[:, None]
-    routing.metrics.scatter_(1, slot, value[:, None])
-    routing.decisions.add_(1)
-    seen = routing.decisions.clamp_max(QUANTILE_WINDOW)
-    rank = (seen * routing.rate + 0.5).long()  # so many of those seen are to be above the threshold
-    ordered = routing.metrics.sort(dim=1, descending=True).values
-    quantile = ordered.gather(1, rank.clamp_max(QUANTILE_WINDOW - 1)[:, None])[:, 0]
-    moved = torch.where(rank < QUANTILE_WINDOW, quantile, -torch.inf)
-    routing.threshold.copy_(torch.where(done, routing.threshold, moved))

@@ -29,5 +29,4 @@ def single_round(batch: Batch, source: int) -> None:
     """One token a row, by the model that ``source`` names."""
     rows = batch.rows
     model = batch.llm if source == SOURCE_LLM else batch.slm
-    logits = feed(rows, model, 1, rows.length - 1)[:, -1]
-    sample_and_append(rows, logits, rows.done.logical_not(), source)
+    sample_and_append(rows, feed(rows, model, 1).select(1, -1), None, source)

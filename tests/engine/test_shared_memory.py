@@ -30,14 +30,14 @@ def tensors(batch: Batch) -> dict[str, torch.Tensor]:
     """What a request loads and its rounds write, by name."""
     drafts = batch.drafts(MAX_DRAFTS, True)
     parts = {"rows": batch.rows, "drafts": drafts, "routing": batch.routing}
-    constants = ("offsets", "tokens of drafts")
+    views = ("ends", "tokens of drafts")
     named = {
         f"{name} of {part}": value
         for part, owner in parts.items()
         for name, value in vars(owner).items()
         if isinstance(value, torch.Tensor)
     }
-    return {name: value for name, value in named.items() if not name.startswith(constants)}
+    return {name: value for name, value in named.items() if not name.startswith(views)}
 
 
 def test_the_state_of_every_batch_lies_in_the_arena(pair: Pair) -> None:

@@ -21,6 +21,7 @@ from hybridgen.engine import prefill
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
+from hybridgen.engine.steps import feed
 from hybridgen.kernels.attention import attention
 from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear
 from hybridgen.kernels.penalties import penalize
@@ -129,6 +130,8 @@ def decode(pair: str, rows: int, device: torch.device, dtype: torch.dtype = torc
         single_round(batch, source)
     for metric, evidence in (("entropy", PROBS), ("uncertainty", PROBS), ("uncertainty", LOGITS)):
         slm_round(batch, metric, evidence, False, 1)
+    slm_round(batch, "entropy", PROBS, True, NUM_DRAFTS)
+    feed(batch.rows, slm, 16, batch.rows.length)
     catch_up_round(batch, 16)
     for count in (1, 2, 4, 8, 16):
         llm_round(batch, count)

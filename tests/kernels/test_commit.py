@@ -50,6 +50,7 @@ class Block(NamedTuple):
     broken: Tensor
     limit: Tensor
     eos: Tensor
+    truncation: Tensor | None = None
 
 
 def state(rows: int = 1, length: int = 10) -> Written:

@@ -128,8 +128,12 @@ def test_what_is_looked_up_is_not_read_whole() -> None:
 def test_a_commit_does_not_read_the_text() -> None:
     flag, one, new = meta(3, dtype=torch.bool), integers(3), integers(3, 5)
     texts = integers(3, 4096), one, flag, integers(3, 36)
-    found = cost_of("commit", *texts, new, one, 2, 1, flag, one, integers(3, 16))
-    assert found == Cost(8 * (3 * 3 + 15 + 48) + 2 * 3, 8 * (2 * 15 + 3 * 3) + 3)
+    written = 8 * (2 * 15 + 3 * 3) + 3
+    drawn_from = meta(3, 4, 3, dtype=torch.float32)
+    found = cost_of("commit", *texts, new, one, 2, 1, flag, one, integers(3, 16), drawn_from)
+    assert found == Cost(8 * (3 * 3 + 15 + 48) + 2 * 3 + 4 * 36, written)
+    found = cost_of("commit", *texts, new, None, 2, 1, None, one, integers(3, 16), None)
+    assert found == Cost(8 * (2 * 3 + 15 + 48) + 3, written)
 
 
 def test_a_lookup_reads_the_text_so_far() -> None:
@@ -152,7 +156,29 @@ def test_penalties_read_the_text_so_far() -> None:
     assert cost_of("penalize", *given, r, n, context=100) == Cost(read + 12, written)
 
 
+def test_what_is_read_next_is_looked_up() -> None:
+    tokens, one = integers(3, 4096), integers(3)
+    for start, given in ((None, 0), (one, 24)):
+        found = cost_of("window", tokens, one, start, integers(3, 2), integers(6, 3))
+        assert found == Cost(8 * 6 + 24 + given, 8 * 6 + 8 * 18)
+    found = cost_of("unread", tokens, one, meta(3, dtype=torch.bool), one, 8, 1)
+    assert found == Cost(8 * 24 + 2 * 24 + 3, 8 * 24 + 3 * 24)
+
+
+def test_a_threshold_that_moves_takes_the_last_metrics() -> None:
+    value, one = meta(3, dtype=torch.float32), integers(3)
+    flag, metrics = meta(3, dtype=torch.bool), meta(3, 128, dtype=torch.float32)
+    given = value, flag, one, one, value, value, metrics, one, flag, integers(3, 36)
+    assert cost_of("route", *given, False) == Cost(2 * 12 + 3 + 2 * 24, 2 * 3 + 24)
+    assert cost_of("route", *given, True) == Cost(
+        3 * 12 + 3 + 3 * 24 + 12 * 128, 2 * 3 + 2 * 24 + 12 + 24 + 12
+    )
+
+
 def test_logits_are_read_once() -> None:
     rows = integers(2), integers(2)
     found = cost_of("sample", meta(2, 1000), meta(2, 4, dtype=torch.float64), *rows, 1)
     assert found == Cost(2 * 2000 + 8 * 8 + 2 * 16, 2 * 8 + 4 * 6)
+    truncation, kept = meta(2, 3, dtype=torch.float32), meta(2, 1000)
+    given = meta(2, 1000), meta(2, 4, dtype=torch.float64), *rows, 1, integers(2), truncation, kept
+    assert cost_of("sample_into", *given) == Cost(found.read, found.written + 2 * 2000)

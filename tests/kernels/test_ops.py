@@ -14,8 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from hybridgen.kernels import sampling, uncertainty, verify
 from hybridgen.kernels.lookup import lookup
 from hybridgen.kernels.penalties import penalize
+from hybridgen.kernels.routing import route, unread
+from hybridgen.kernels.window import window
 
-WRITTEN = {"lookup": ["drafts"], "commit": ["tokens", "length", "done", "report"]}
+WRITTEN = {
+    "lookup": ["drafts"],
+    "commit": ["tokens", "length", "done", "report"],
+    "sample_into": ["token", "truncation", "kept"],
+    "window": ["ids", "positions"],
+    "route": ["threshold", "metrics", "decisions", "routed", "report"],
+    "unread": ["cached"],
+}
 
 
 def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, tuple[Any, tuple]]:
@@ -46,6 +55,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         torch.zeros(rows, dtype=torch.bool),
         torch.full((rows,), 40),
         torch.full((rows, 2), -1),
+        torch.zeros(rows, drafts, 3),
     )
     verdict = (params, seed, length)
     biases, one = (torch.ones(vocab), torch.zeros(vocab)), torch.ones(1)
@@ -53,6 +63,20 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
     return {
         "filter_logits": (sampling.filter_logits, (rows_logits, params)),
         "sample": (sampling.sample, (rows_logits, params, seed, length, 1)),
+        "sample_into": (
+            sampling.sample_into,
+            (
+                *(
+                    rows_logits,
+                    params,
+                    seed,
+                    length,
+                    1,
+                    torch.zeros(rows, 2, dtype=torch.int64)[:, 1],
+                ),
+                *(torch.zeros(rows, 2, 3)[:, 1], torch.zeros_like(rows_logits)),
+            ),
+        ),
         "entropy": (uncertainty.entropy, (rows_logits, torch.ones(rows))),
         "logtoku": (uncertainty.logtoku, (rows_logits, 10, uncertainty.PROBS)),
         "sample_measured": (
@@ -67,6 +91,30 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         "lookup": (lookup, (torch.ones(rows, 9, dtype=torch.int64), length, tokens.clone())),
         "penalize": (penalize, (target, *penalties, 2 * one, one.long())),
         "commit": (verify.commit, (*state, *block)),
+        "window": (
+            window,
+            (*state[:2], length - 1, tokens.clone(), torch.zeros(5, rows, dtype=torch.int64)),
+        ),
+        "route": (
+            route,
+            (
+                *(
+                    torch.rand(rows, 5, generator=generator)[:, 2],
+                    state[2],
+                    length,
+                    length - 2,
+                    torch.full((rows,), 0.5),
+                ),
+                *(
+                    torch.zeros(rows),
+                    torch.rand(rows, 16, generator=generator),
+                    torch.arange(rows),
+                    state[2].clone(),
+                ),
+                *(state[3], True),
+            ),
+        ),
+        "unread": (unread, (*state[:3], length - 2, 4, 1)),
     }
 
 

@@ -341,6 +341,8 @@ def test_commits_as_the_reference_does(
         return torch.tensor(values).reshape(shape)
 
     length = integers(24, 36, batch)  # the report's places wrap at 32
+    truncations = integers(0, 9, batch, 16, 3).float()
+    truncations[:, :, 2][truncations[:, :, 0] == 0] = torch.nan
     state = (
         integers(0, 5, batch, 44),
         length,
@@ -349,12 +351,13 @@ def test_commits_as_the_reference_does(
     )
     read = (
         integers(0, 5, batch, width + 1)[:, 1:],
-        integers(0, width, batch),
+        data.draw(st.sampled_from([None, integers(0, width, batch), integers(0, 1, batch).bool()])),
         data.draw(st.sampled_from([SOURCE_SLM, SOURCE_LLM])),
         data.draw(st.sampled_from([SOURCE_SLM, SOURCE_LOOKUP])),
-        integers(0, 1, batch).bool(),
+        data.draw(st.sampled_from([None, integers(0, 1, batch).bool()])),
         length + integers(0, 6, batch),
         integers(-1, 5, batch, ends),
+        data.draw(st.sampled_from([None, truncations[:, 0], truncations[:, :width]])),
     )
     expected = [x.clone() for x in state]
     commit(*expected, *read)

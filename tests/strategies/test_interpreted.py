@@ -48,12 +48,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
 FORWARD = {"norm_linear", "attention", "linear_residual", "norm_gated_linear"}
 FORWARD |= {"rms_norm", "cache_write"}  # of the prompt
+EVERY = FORWARD | {"window", "commit"}
 REQUESTS = {
-    "greedy": ({"strategy": "speculative", "temperature": 0}, {"sample", "verify_coupled"}),
-    "rejection": ({"strategy": "speculative", **SAMPLED}, {"sample", "verify_rejection"}),
+    "greedy": ({"strategy": "speculative", "temperature": 0}, {"sample_into", "verify_coupled"}),
+    "rejection": ({"strategy": "speculative", **SAMPLED}, {"sample_into", "verify_rejection"}),
     "uncertainty": (
         {"strategy": "uncertainty", "threshold": 0.0, **SAMPLED},
-        {"sample", "sample_measured"},
+        {"sample", "sample_measured", "route", "unread"},
     ),
 }
 
@@ -64,7 +65,7 @@ def test_text_is_that_of_the_references(
 ) -> None:
     request, ops = REQUESTS[name]
     result = generator.generate("def area", **request, **QUIET)
-    assert launched == FORWARD | ops | {"commit"}
+    assert launched == EVERY | ops
     monkeypatch.undo()
     assert generator.generate("def area", **request, **QUIET).tokens == result.tokens
 
@@ -73,7 +74,7 @@ def test_coupled_text_is_the_llms_own(generator: HybridGenerator, launched: set[
     coupled = {"verification": "coupled", **SAMPLED, **QUIET}
     alone = generator.generate("def area", strategy="llm", **SAMPLED, **QUIET)
     assert generator.generate("def area", **coupled).tokens == alone.tokens
-    assert launched == FORWARD | {"sample", "verify_coupled", "commit"}
+    assert launched == EVERY | {"sample", "sample_into", "verify_coupled"}
 
 
 @pytest.mark.parametrize("name", ["rejection", "uncertainty"])
@@ -91,6 +92,6 @@ def test_replays_write_it_too(
     graphs = as_on_a_gpu(captured.pair)
     result = captured.generate(prompts, **request, **short)
     assert graphs.replays > 3
-    assert launched == FORWARD | ops | {"commit"}
+    assert launched == EVERY | ops
     monkeypatch.undo()
     assert generator.generate(prompts, **request, **short).tokens == result.tokens

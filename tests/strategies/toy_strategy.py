@@ -29,8 +29,8 @@ def relay_round(batch: Batch, period: int) -> None:
     """The SLM writes ``period`` - 1 tokens, the LLM one."""
     rows, count = batch.rows, 2  # the SLM has not read the LLM's token
     for _ in range(period - 1):
-        logits = feed(rows, batch.slm, count, rows.length - count)[:, -1]
-        sample_and_append(rows, logits, rows.done.logical_not(), SOURCE_SLM)
+        logits = feed(rows, batch.slm, count)[:, -1]
+        sample_and_append(rows, logits, None, SOURCE_SLM)
         count = 1
-    logits = feed(rows, batch.llm, period, rows.length - period)[:, -1]
-    sample_and_append(rows, logits, rows.done.logical_not(), SOURCE_LLM)
+    logits = feed(rows, batch.llm, period)[:, -1]
+    sample_and_append(rows, logits, None, SOURCE_LLM)
