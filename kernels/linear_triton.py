@@ -57,6 +57,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.layers_triton import rms_norm
 from hybridgen.kernels.triton_utils import blocks, interpreted
 
@@ -94,12 +95,14 @@ def _linear(
     BLOCK_O: tl.constexpr,
     QUARTERS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """BLOCK_R rows of BLOCK_O outputs, with all that is fused to them.
 
     Grid: blocks of rows, blocks of outputs. Reads its rows of x whole, its rows of the weight, and
     its outputs' bias and residual; writes its outputs.
     """
+    wait_for_previous(PDL)
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     k = tl.arange(0, QUARTERS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
@@ -251,6 +254,7 @@ def _launch(
         num_stages=block.stages,
         maxnreg=block.registers,
         enable_fp_fusion=True,
+        **launch_options(),
     )
     return output
 

@@ -159,9 +159,14 @@ def specialisation(kernel: Any) -> str:
 def described(
     source: Any, names: Iterable[str], kinds: Iterable[Any], path: tuple[int, ...] = ()
 ) -> str:
-    """The arguments of a kernel, or of the named tuple at ``path`` among them."""
+    """The arguments of a kernel, or of the named tuple at ``path`` among them.
+
+    Without PDL, which every kernel has: a launch with it is named as the same one without.
+    """
     words = []
     for index, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        if name == "PDL":
+            continue
         place = (*path, index)
         if isinstance(kind, tuple):
             words.append(f"{name}({described(source, kind._fields, kind, place)})")
