@@ -21,7 +21,7 @@ does, on a card.
 A program calls ``launch_dependents`` right after its wait, not before it: no more than one kernel
 then stands waiting behind the one that works. A kernel that is launched without the attribute,
 torch's own for instance, begins when all before it has ended, as ever. So results are the same to
-the bit. That weights could be read ahead of the wait, which no kernel ahead writes, is not used.
+the bit. All that a product does ahead of its wait is to bring its first weights to the L2 cache.
 
 Triton 3.6 and later launch so with ``launch_pdl=True``, in a capture too. In CUDA graphs that is
 of CUDA 12.3 and later; sgl-project/sglang#18596 saw a capture with it fail on an RTX 5090.

@@ -17,16 +17,16 @@ from decodes import decode, every_decode
 
 from hybridgen.kernels.launch import programmatic_dependent_launch
 
-# Wait and signal; and all that touches memory but for arguments, or leads elsewhere.
+# Wait and signal; and all that reads or writes memory but for arguments, or leads elsewhere.
 PTX = (
     "griddepcontrol.wait",
     "griddepcontrol.launch_dependents",
-    re.compile(r"(?:(?:ld|st|atom|red|cp|prefetch)\.(?!param)|bra|ret|exit)"),
+    re.compile(r"(?:(?:ld|st|atom|red|cp)\.(?!param)|bra|ret|exit)"),
 )
 MACHINE_CODE = (
     "ACQBULK",
     "PREEXIT",
-    re.compile(r"(?:LD|ST|ATOM|RED|UTMA|UBLK|CCTL|BRA|EXIT|RET)(?!C\b|CU\b)"),
+    re.compile(r"(?:LD|ST|ATOM|RED|UTMA|UBLK|BRA|EXIT|RET)(?!C\b|CU\b)"),
 )
 
 
