@@ -1,9 +1,10 @@
 """Programmatic dependent launch, compiled without a card: asked for, every kernel waits first.
 
-That results are then the same to the bit is for a card to show: `tests/gpu/test_dependents.py`.
+That results are then the same to the bit is for a card to show: `tests/gpu/test_engine.py`.
 """
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,8 +68,6 @@ def recorded_spills(rows: resources.Rows, card: int) -> dict[str, int]:
     ],
 )
 def test_what_comes_before_the_wait_is_found(code: str, found: list[str]) -> None:
-    import re
-
     from dependents import early
 
     assert early(code.split(), "wait", "signal", re.compile("ld|st|bra")) == found
