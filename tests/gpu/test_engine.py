@@ -161,9 +161,9 @@ def test_a_replay_of_dependent_launches_has_the_same_bits(generator: HybridGener
     def replayed(dependent: bool) -> torch.Tensor:
         with programmatic_dependent_launch(dependent):
             replay = pair.graphs.capture(forwards)
-        logits.fill_(float("nan"))
-        replay()
-        return logits.clone()
+            logits.fill_(float("nan"))
+            replay()
+            return logits.clone()
 
     with pair.turn(), torch.inference_mode():
         expected = replayed(False)
