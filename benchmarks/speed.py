@@ -3,6 +3,7 @@
     python benchmarks/speed.py                              the embedded pair
     python benchmarks/speed.py --slm DIR --llm DIR          any other
     python benchmarks/speed.py --shape smollm2-135m         a random llama of that shape, alone
+    python benchmarks/speed.py --device cuda --pdl          and with programmatic dependent launch
 
 Every contender writes the same number of tokens after the same prompts; runs are interleaved, so
 that a slow moment of the machine hits all alike, and medians are reported, and ratios to
@@ -28,6 +29,7 @@ from hybridgen import HybridGenerator
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load_model
 from hybridgen.engine.transformers_decoder import TransformersDecoder
+from hybridgen.kernels.launch import programmatic_dependent_launch
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
 PROMPTS = (
@@ -46,12 +48,19 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         slm, llm = checkpoints(arguments, Path(folder))
-        generator = HybridGenerator(slm, llm, device=arguments.device, dtype=arguments.dtype)
+        generator, *dependents = [
+            HybridGenerator(slm, llm, device=arguments.device, dtype=arguments.dtype)
+            for _ in range(1 + arguments.pdl)  # rounds are captured with PDL, or without
+        ]
         peers = [
             load_model(path, "checkpoint", generator.device, decoder.dtype)
             for path, decoder in ((slm, slm_of(generator)), (llm, generator.llm))
         ]
     contenders = build(generator, peers[0], peers[1], arguments)
+    for other in dependents:
+        contenders |= {
+            f"{name}, PDL": dependent(write) for name, write in strategies(other, arguments).items()
+        }
     shape = arguments.shape
     title = f"A random llama of the shape of {shape}" if shape else pair_title(arguments)
     report = {
@@ -90,6 +99,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-drafts", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--modes", default="greedy,sampled")
+    parser.add_argument(
+        "--pdl", action="store_true", help="each strategy with programmatic dependent launch too"
+    )
     parser.add_argument("--out", help="write the raw JSON there")
     return parser.parse_args()
 
@@ -119,7 +131,7 @@ def build(
     generator: HybridGenerator, slm: Any, llm: Any, arguments: argparse.Namespace
 ) -> dict[str, Contender]:
     """Functions that write ``new_tokens`` after a prompt: (ids, sampled, seed) -> statistics."""
-    count, drafts = arguments.new_tokens, arguments.num_drafts
+    count = arguments.new_tokens
 
     def peer(assistant: Any) -> Contender:
         def write(ids: list[int], sampled: bool, seed: int) -> None:
@@ -137,6 +149,16 @@ def build(
 
         return write
 
+    peers = {"transformers": peer(None)}
+    if arguments.shape is None:
+        peers["transformers assisted"] = peer(slm)
+    return peers | strategies(generator, arguments)
+
+
+def strategies(generator: HybridGenerator, arguments: argparse.Namespace) -> dict[str, Contender]:
+    """Our own contenders."""
+    count, drafts = arguments.new_tokens, arguments.num_drafts
+
     def ours(strategy: str, **options: Any) -> Contender:
         def write(ids: list[int], sampled: bool, seed: int) -> dict[str, Any]:
             result = generator.generate(
@@ -153,10 +175,9 @@ def build(
 
         return write
 
-    contenders = {"transformers": peer(None), "llm": ours("llm")}
+    contenders = {"llm": ours("llm")}
     if arguments.shape is None:
         contenders |= {
-            "transformers assisted": peer(slm),
             "slm": ours("slm"),
             "speculative": ours("speculative", num_drafts=drafts),
             "speculative auto": ours("speculative"),
@@ -164,6 +185,16 @@ def build(
             "uncertainty, llm_fraction 0.2": ours("uncertainty", llm_fraction=0.2),
         }
     return contenders
+
+
+def dependent(write: Contender) -> Contender:
+    """The same, its kernels launched, or captured, as programmatic dependents."""
+
+    def launched(ids: list[int], sampled: bool, seed: int) -> dict[str, Any] | None:
+        with programmatic_dependent_launch():
+            return write(ids, sampled, seed)
+
+    return launched
 
 
 def measure(
@@ -238,7 +269,7 @@ def show(report: dict[str, Any]) -> None:
 
 def every_round_reads_llm(name: str) -> bool:
     """Whether the LLM's weights bound the contender's time from below."""
-    return name != "slm" and not name.startswith(("uncertainty", "entropy"))
+    return not name.startswith(("slm", "uncertainty", "entropy"))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridgen.kernels.attention_plan import MASKED
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.triton_utils import blocks, interpreted, multiprocessors
 
 KEYS = 128
@@ -143,6 +144,7 @@ def attention(
         num_warps=8 if itemsize == 4 or padded > 128 else 4,
         num_stages=1,
         enable_fp_fusion=True,
+        **launch_options(),
     )
     _combine[rows, q_heads, blocks(dim, COLUMNS)](
         stats,
@@ -160,6 +162,7 @@ def attention(
         num_warps=4,
         num_stages=1,
         enable_fp_fusion=True,
+        **launch_options(),
     )
     return output
 
@@ -189,6 +192,7 @@ def _partials(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """What each query sees of each chunk: stats (m, l) and sums o.
 
@@ -196,6 +200,7 @@ def _partials(
     tokens' q, k and v with their angles, and the chunks of the cache that they see; writes stats
     and sums, and the new keys and values that fall into its chunks.
     """
+    wait_for_previous(PDL)
     pair = tl.program_id(0)
     batch = (pair // KV_HEADS).to(tl.int64)
     kv_head = pair % KV_HEADS
@@ -339,12 +344,14 @@ def _combine(
     DIM: tl.constexpr,
     KEYS: tl.constexpr,
     WINDOW: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Merge the chunks of a query.
 
     Grid: rows of the output [R, q_heads * D], query heads, `COLUMNS` columns of a head. Reads the
     stats and sums of the chunks that the query sees; writes zeros from row ``count`` on.
     """
+    wait_for_previous(PDL)
     row = tl.program_id(0)
     head = tl.program_id(1)
     d = tl.program_id(2) * _COLUMNS + tl.arange(0, _COLUMNS)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.triton_utils import blocks
 
 ROWS = 16
@@ -37,8 +38,10 @@ def _cache_write(
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     PADDED: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Grid: tiles of tokens; heads of q, k and v. Reads a head, writes it to q or to the cache."""
+    wait_for_previous(PDL)
     token = (tl.program_id(0) * _ROWS + tl.arange(0, _ROWS)).to(tl.int64)[:, None]
     head = tl.program_id(1)
     HALF: tl.constexpr = DIM // 2
@@ -91,5 +94,6 @@ def cache_write(
         num_warps=4,
         num_stages=1,
         enable_fp_fusion=True,
+        **launch_options(),
     )
     return q

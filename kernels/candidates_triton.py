@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.sampling import ENOUGH, MIN_P, TEMPERATURE, TOP_K, TOP_P
 from hybridgen.kernels.triton_utils import blocks
 from hybridgen.kernels.weights import ONE
@@ -130,12 +131,14 @@ def chunk_maxima(
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """The maximum of each chunk of CHUNK logits; and an empty record of the row.
 
     Grid: rows, blocks of BLOCK logits. Reads ``logits``, writes `Scratch`' maxima and record, and
     the copy.
     """
+    wait_for_previous(PDL)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row_ptr = row_of(logits, row // COLUMNS, row % COLUMNS)
     chunk = block * (BLOCK // CHUNK) + tl.arange(0, BLOCK // CHUNK)
@@ -184,12 +187,14 @@ def collect(
     LEAST: tl.constexpr,  # candidates wanted whatever the filter; 0 and no filter lists none
     ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """List the logits that reach the row's threshold, and add up what its record holds.
 
     Grid: rows, blocks of BLOCK logits; a broken row's programs leave at once. Reads ``logits``,
     the parameters and the maxima, writes the rest of ``scratch``.
     """
+    wait_for_previous(PDL)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     maxima = load_maxima(scratch.maxima, row, chunks)
     largest = tl.max(maxima, 0)
@@ -333,6 +338,7 @@ def sweep(
         torch.empty(rows, capacity, dtype=torch.int32, device=device),
     )
     options = {"num_warps": logits.warps, "num_stages": 1, "enable_fp_fusion": False}
+    options |= launch_options()
     chunk_maxima[logits.grid](
         logits.address,
         scratch.maxima,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridgen.kernels import verify
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 
 _LENGTH, _FLAGS = tl.constexpr(verify.LENGTH), tl.constexpr(verify.FLAGS)
 _HEAD, _WINDOW = tl.constexpr(verify.HEAD), tl.constexpr(verify.WINDOW)
@@ -50,12 +51,14 @@ def append(
     WIDTH: tl.constexpr,  # a power of two >= columns
     ENDS: tl.constexpr,  # a power of two >= ends
     NUMBERS: tl.constexpr,  # a power of two >= numbers
+    PDL: tl.constexpr = False,
 ):
     """Append a row's new tokens up to the first eos or its limit. Grid: rows.
 
     Reads the row's length, limit, flags, new tokens and eos ids; writes the tokens, the length,
     done, and all of it with the tokens' writers into the report.
     """
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     length, limit = tl.load(length_ptr + row), tl.load(limit_ptr + row)
     count = tl.full([], columns, tl.int64)
@@ -142,4 +145,5 @@ def commit(
         num_warps=1,
         num_stages=1,
         enable_fp_fusion=False,
+        **launch_options(),
     )

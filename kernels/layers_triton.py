@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
+
 
 @triton.jit(
     do_not_specialize=["count", "vocab", "positions", "stride_row", "stride_token", "stride_start"],
@@ -42,11 +44,13 @@ def _embed(
     stride_start,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """One token's row of the embedding, and of both halves of the rotary table.
 
     Grid: tokens. Reads its id and its row's start, then the three rows; writes x, cos and sin.
     """
+    wait_for_previous(PDL)
     token = tl.program_id(0).to(tl.int64)
     b, i = token // count, token % count
     index = tl.load(tokens_ptr + b * stride_row + i * stride_token)
@@ -64,8 +68,18 @@ def _embed(
 
 
 @triton.jit
-def _rms_norm(x_ptr, weight_ptr, output_ptr, width, stride_x, eps, BLOCK: tl.constexpr):
+def _rms_norm(
+    x_ptr,
+    weight_ptr,
+    output_ptr,
+    width,
+    stride_x,
+    eps,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
+):
     """Normalise a row. Grid: rows. Reads a row of x and the weight, writes a row of the output."""
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     inside = k < width
@@ -114,6 +128,7 @@ def embed(
         num_warps=warps,
         num_stages=1,
         enable_fp_fusion=True,
+        **launch_options(),
     )
     return x, cos, sin
 
@@ -134,5 +149,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         num_warps=warps,
         num_stages=1,
         enable_fp_fusion=True,
+        **launch_options(),
     )
     return output

@@ -33,7 +33,8 @@ weights under way (float32: 40 to 56): 56 programs would do. All that are reside
 bandwidth evenly, so they need not be a multiple of 132 to finish together. Hence no depth is split
 over programs, which would cost a second launch for the partial sums; narrow outputs make narrow
 tiles instead: of 64, 32 and 16 outputs a program, the first that leaves `FEWEST_PROGRAMS`. Shared
-memory is at most 99 KB, what a block may have on sm_120.
+memory is at most 99 KB, what a block may have on sm_120. Launched ahead of time (`launch.py`), a
+program asks for its first weights before it waits for x.
 
 Predicted, bfloat16, R = 1 to 9 rows: bytes at 92 % of 3.35 TB/s, and 2 us for the launch, the first
 tile and the last; 3 us where a multiprocessor has one program, and none to overlap these with:
@@ -57,6 +58,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.layers_triton import rms_norm
 from hybridgen.kernels.triton_utils import blocks, interpreted
 
@@ -94,12 +96,20 @@ def _linear(
     BLOCK_O: tl.constexpr,
     QUARTERS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """BLOCK_R rows of BLOCK_O outputs, with all that is fused to them.
 
     Grid: blocks of rows, blocks of outputs. Reads its rows of x whole, its rows of the weight, and
     its outputs' bias and residual; writes its outputs.
     """
+    if PDL:
+        first = tl.program_id(1) * BLOCK_O
+        _prefetch(weight_ptr, first, columns, depth, BLOCK_O, GATED)
+        if GATED:
+            up_ptr = weight_ptr + tl.cast(columns, tl.int64) * depth
+            _prefetch(up_ptr, first, columns, depth, BLOCK_O, GATED)
+    wait_for_previous(PDL)
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     k = tl.arange(0, QUARTERS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
@@ -148,6 +158,28 @@ def _linear(
         at = r[:, None] * stride_residual + o[None, :]
         y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(output_ptr + r[:, None] * columns + o[None, :], y, mask=mask)
+
+
+@triton.jit
+def _prefetch(weight_ptr, first, columns, depth, BLOCK_O: tl.constexpr, GATED: tl.constexpr):
+    """Bring what the first tiles of weights are to the L2 cache, while the kernel ahead works.
+
+    As much as the pipeline has under way, 64 KB of a program, by lines of 128 bytes. Nothing is
+    read yet: what the kernel ahead may still write goes through the same cache.
+    """
+    LINES: tl.constexpr = 512 // BLOCK_O // (2 if GATED else 1)
+    LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth
+    o = tl.minimum(first + tl.arange(0, BLOCK_O), columns - 1).to(tl.int64)
+    k = tl.minimum(tl.arange(0, LINES) * LINE, depth - 1)
+    lines = weight_ptr + o[:, None] * depth + k[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [lines],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -251,6 +283,7 @@ def _launch(
         num_stages=block.stages,
         maxnreg=block.registers,
         enable_fp_fusion=True,
+        **launch_options(),
     )
     return output
 

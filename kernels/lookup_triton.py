@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.lookup import MAX_NGRAM
 
 BLOCK = 1024
@@ -31,11 +32,13 @@ def search(
     columns,
     WIDTH: tl.constexpr,  # a power of two >= columns
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Find where a row's end stood before and copy what followed. Grid: rows.
 
     Reads the row's length and tokens; writes its drafts and how many tokens matched.
     """
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     text = tokens_ptr + row * stride_tokens
     last = tl.load(length_ptr + row).to(tl.int32) - 1
@@ -78,5 +81,6 @@ def lookup(tokens: Tensor, length: Tensor, drafts: Tensor) -> Tensor:
         num_warps=4,
         num_stages=1,
         enable_fp_fusion=False,
+        **launch_options(),
     )
     return matched

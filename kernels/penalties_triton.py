@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.triton_utils import blocks
 
 BLOCK = 1024  # of the vocabulary
@@ -48,8 +49,10 @@ def add_biases(
     scores_ptr,  # float32 [B, M, V]
     vocab,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Store logits with their biases. Grid: blocks of the vocabulary, columns, rows."""
+    wait_for_previous(PDL)
     row, column = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = token < vocab
@@ -79,8 +82,10 @@ def repeated(
     vocab,
     positions,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Store the penalised values of the text's ids. Grid: blocks of places, columns, rows."""
+    wait_for_previous(PDL)
     row, column = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     position = tl.load(start_ptr + row) + column + 1
     end = tl.minimum(tl.maximum(position, 0), positions)
@@ -112,8 +117,10 @@ def completed(
     vocab,
     positions,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Store -inf to ids that complete an n-gram. Grid: blocks of places, columns, rows."""
+    wait_for_previous(PDL)
     row, column = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     position = tl.load(start_ptr + row) + column + 1
     end = tl.minimum(tl.maximum(position, 0), positions)
@@ -155,6 +162,7 @@ def penalize(
     rows, columns, vocab = logits.shape
     scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
+    options |= launch_options()
     given = logits, logits.stride(0), logits.stride(1)
     added = bias, early, minimum
     grid = blocks(vocab, BLOCK), columns, rows

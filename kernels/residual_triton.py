@@ -21,6 +21,7 @@ from hybridgen.kernels.candidates_triton import (
     logits_of,
     row_of,
 )
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.philox import RESIDUAL
 from hybridgen.kernels.philox_triton import gumbel
 from hybridgen.kernels.sampling_triton import Draws, best_of
@@ -73,12 +74,14 @@ def residual(
     draft_vocab,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """The best token of a block by p - q, and the best by p, where a draft was rejected.
 
     Grid: sequences, blocks of BLOCK logits; programs of a sequence without a rejection leave at
     once. Reads both models' logits and truncation of that row, writes ``replacements``.
     """
+    wait_for_previous(PDL)
     batch, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rejected = tl.load(counts_ptr + batch) - 1
     heat, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
@@ -131,11 +134,13 @@ def choose(
     count,
     COLUMNS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Put the best of ``count`` blocks in the place of a rejected draft.
 
     Grid: sequences. Reads ``replacements`` and the counts, writes that one token.
     """
+    wait_for_previous(PDL)
     batch = tl.program_id(0).to(tl.int64)
     rejected = tl.load(counts_ptr + batch) - 1
     _, _, _, _, greedy = filter_of(sampling_ptr + batch * stride_sampling, vocab)
@@ -194,6 +199,7 @@ def replace_rejected(
         num_warps=cut.warps,
         num_stages=1,
         enable_fp_fusion=False,
+        **launch_options(),
     )
     choose[(batch,)](
         sampling,
@@ -208,4 +214,5 @@ def replace_rejected(
         num_warps=1,
         num_stages=1,
         enable_fp_fusion=False,
+        **launch_options(),
     )

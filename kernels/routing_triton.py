@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridgen.kernels import verify
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.window_triton import load_between
 
 _PENDING, _NOTE = tl.constexpr(verify.PENDING), tl.constexpr(verify.NOTE)
@@ -37,8 +38,10 @@ def decide(
     stands_ptr,
     MOVING: tl.constexpr,
     WIDTH: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Whether a row is routed. Grid: rows. Reads and writes what `route_reference` says."""
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     value = tl.load(value_ptr + row * stride_value)
     live = tl.load(done_ptr + row) == 0
@@ -93,8 +96,10 @@ def advance(
     count,
     keep,
     WIDTH: tl.constexpr,  # a power of two >= count
+    PDL: tl.constexpr = False,
 ):
     """What the LLM reads of a row. Grid: rows. Reads and writes what `unread_reference` says."""
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     length, read = tl.load(length_ptr + row), tl.load(cached_ptr + row)
     routed = tl.load(routed_ptr + row) != 0
@@ -143,6 +148,7 @@ def route(
         WIDTH=metrics.shape[1],
         num_warps=4 if moving else 1,
         **_OPTIONS,
+        **launch_options(),
     )
     return stands
 
@@ -167,5 +173,6 @@ def unread(
         WIDTH=triton.next_power_of_2(count),
         num_warps=1,
         **_OPTIONS,
+        **launch_options(),
     )
     return ids, first, last

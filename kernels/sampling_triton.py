@@ -51,6 +51,7 @@ from hybridgen.kernels.candidates_triton import (
     sweep,
 )
 from hybridgen.kernels.filter_triton import PAIRS, filter_pairs, filter_search
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.philox_triton import gumbel
 from hybridgen.kernels.truncation_triton import load_truncation, store_truncation
 from hybridgen.kernels.weights import WEIGHT_BITS
@@ -117,12 +118,14 @@ def resolve(
     STREAM: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """The truncation of a row, and, with DRAW, the token of a closed one.
 
     Grid: rows. Reads what the sweeps left, and the row of ``logits`` where its candidates do not
     suffice; writes token and truncation, and whether the row is still open into its record.
     """
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     batch, column = row // COLUMNS, row % COLUMNS
     largest = tl.max(load_maxima(scratch.maxima, row, chunks), 0)
@@ -215,12 +218,14 @@ def draw(
     COLUMNS: tl.constexpr,
     STREAM: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """The best of log-weight plus noise of a block, of open rows.
 
     Grid: rows, blocks of BLOCK logits. Reads ``logits``, the parameters, record and truncation of
     the row; writes ``best``.
     """
+    wait_for_previous(PDL)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if tl.load(record_ptr + row * FIELDS + OPEN) == 0:
         return
@@ -250,11 +255,20 @@ def best_block(best, row, count, BLOCKS: tl.constexpr):
 @triton.jit(
     do_not_specialize=["stride_token", "count"], do_not_specialize_on_alignment=["token_ptr"]
 )
-def finish(record_ptr, best, token_ptr, stride_token, count, BLOCKS: tl.constexpr):
+def finish(
+    record_ptr,
+    best,
+    token_ptr,
+    stride_token,
+    count,
+    BLOCKS: tl.constexpr,
+    PDL: tl.constexpr = False,
+):
     """The token of an open row: the best of its ``count`` blocks.
 
     Grid: rows. Reads record and ``best``, writes the token.
     """
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     if tl.load(record_ptr + row * FIELDS + OPEN) == 1:
         tl.store(token_ptr + row * stride_token, best_block(best, row, count, BLOCKS))
@@ -304,6 +318,7 @@ def launch_resolve(
         SHIFT=logits.shift,
         BLOCK=2048,
         **ONE_PROGRAM_A_ROW,
+        **launch_options(),
     )
 
 
@@ -338,6 +353,7 @@ def launch_draw(
         num_warps=logits.warps,
         num_stages=1,
         enable_fp_fusion=False,
+        **launch_options(),
     )
     return best
 
@@ -358,6 +374,7 @@ def sample_rows(
         num_warps=1,
         num_stages=1,
         enable_fp_fusion=False,
+        **launch_options(),
     )
 
 

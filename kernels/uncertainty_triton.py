@@ -41,6 +41,7 @@ from hybridgen.kernels.candidates_triton import (
     row_of,
     sweep,
 )
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.sampling_triton import (
     ONE_PROGRAM_A_ROW,
     Drawn,
@@ -163,12 +164,14 @@ def measure(
     EVIDENCE: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Whatever of ``measures`` is asked for, of a row.
 
     Grid: rows. Reads what the sweeps left, of ``logits`` the token's, and the row where the
     candidates do not suffice; writes ``measures``.
     """
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     row_ptr = row_of(logits, row, 0)
     largest = tl.max(load_maxima(scratch.maxima, row, chunks), 0)
@@ -232,6 +235,7 @@ def _measure(
         SLOTS=max(triton.next_power_of_2(k), _SLOTS),
         BLOCK=2048,
         **ONE_PROGRAM_A_ROW,
+        **launch_options(),
     )
 
 

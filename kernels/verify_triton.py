@@ -27,6 +27,7 @@ from hybridgen.kernels.candidates_triton import (
     row_of,
     sweep,
 )
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.philox import ACCEPT, TARGET
 from hybridgen.kernels.philox_triton import uniform
 from hybridgen.kernels.residual_triton import Drafted, probability, replace_rejected
@@ -86,6 +87,7 @@ def judge(
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,  # a power of two >= COLUMNS
     BLOCKS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Accept the leading drafts of a sequence.
 
@@ -93,6 +95,7 @@ def judge(
     of the drafts; writes ``results``. By rejection the token after an accepted run that is not
     whole is the LLM's own choice until launch 7.
     """
+    wait_for_previous(PDL)
     batch = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     row = batch * COLUMNS + column
@@ -191,6 +194,7 @@ def _verify(
         num_warps=1,
         num_stages=1,
         enable_fp_fusion=False,
+        **launch_options(),
     )
     if drafted is not None:
         replace_rejected(

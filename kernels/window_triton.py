@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
+
 
 @triton.jit
 def load_between(tokens_ptr, length, first, column, mask):
@@ -31,8 +33,10 @@ def copy_window(
     columns,
     places,
     WIDTH: tl.constexpr,  # a power of two >= columns and places
+    PDL: tl.constexpr = False,
 ):
     """A row's tokens and positions. Grid: rows. Reads its length, start and tokens; writes both."""
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(length_ptr + row)
     first = length - columns
@@ -67,4 +71,5 @@ def window(
         num_warps=1,
         num_stages=1,
         enable_fp_fusion=False,
+        **launch_options(),
     )

@@ -41,6 +41,7 @@ if find_spec("triton") is None:  # there is none for this system: no kernel of i
         "kernels/test_aot.py",
         "kernels/test_cost.py",
         "kernels/test_cuda_graphs.py",
+        "kernels/test_launch.py",
         "kernels/test_weights.py",
         "strategies/test_interpreted.py",
     ]

@@ -48,6 +48,27 @@ def test_every_contender_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> Non
     assert "ms/token" in finished.stdout
 
 
+def test_dependent_launches_are_measured_beside_others(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    """On a CPU there are none: only that all are run."""
+    out = tmp_path / "report.json"
+    options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--pdl"]
+    few = ["--new-tokens", 4, "--repeats", 1, "--threads", 1, "--modes", "greedy"]
+    finished = run("benchmarks/speed.py", *options, *few)
+    assert finished.returncode == 0, finished.stderr
+    names = set(json.loads(out.read_text())["modes"]["greedy"])
+    ours = {name for name in names if f"{name}, PDL" in names}
+    assert names == ours | {f"{name}, PDL" for name in ours} | {
+        "transformers",
+        "transformers assisted",
+    }
+    assert {"llm", "slm", "speculative", "speculative coupled"} <= ours
+
+    command = ("-m", "pytest", "benchmarks/kernels/bench_layers.py", "--smoke", "--device", "cpu")
+    finished = run(*command, "-p", "no:cacheprovider", "--pdl")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "x itself with PDL" in finished.stdout
+
+
 def test_the_first_case_of_every_kernel_benchmark_runs(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
     finished = run(

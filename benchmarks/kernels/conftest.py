@@ -24,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.addoption("--device", default=default, choices=["cpu", "cuda"])
     parser.addoption("--smoke", action="store_true", help="only the first case of each file")
+    parser.addoption(
+        "--pdl", action="store_true", help="time each op with programmatic dependent launch too"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,9 +61,10 @@ def run(
     request: pytest.FixtureRequest, benchmark: Any, device: torch.device, bandwidth: float
 ) -> Run:
     rows = request.config.stash[ROWS].setdefault(request.path.stem, [])
+    pdl = request.config.getoption("pdl")
 
     def run_case(case: Case) -> None:
-        rows.append(measure(case, benchmark, device, bandwidth))
+        rows.append(measure(case, benchmark, device, bandwidth, pdl))
 
     return run_case
 

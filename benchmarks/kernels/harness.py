@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridgen.kernels.launch import programmatic_dependent_launch
 from hybridgen.kernels.registry import Op
 
 Call = Callable[[], Any]
@@ -91,8 +92,13 @@ def copies(make: Callable[[int], tuple[Any, ...]], device: torch.device) -> list
     return made + [make(i) for i in range(1, min(-(-ROTATION // held), MOST_COPIES))]
 
 
-def measure(case: Case, benchmark: Any, device: torch.device, bandwidth: float) -> Row:
-    """Check the case, then time it and its baselines; ``benchmark`` is pytest-benchmark's."""
+def measure(
+    case: Case, benchmark: Any, device: torch.device, bandwidth: float, pdl: bool = False
+) -> Row:
+    """Check the case, then time it and its baselines; ``benchmark`` is pytest-benchmark's.
+
+    pdl  one more baseline is the op itself, launched as programmatic dependents
+    """
     for arguments in case.inputs:
         on_cpu = [a.cpu() if isinstance(a, Tensor) else a for a in arguments]
         case.agree(case.op(*arguments), (case.reference or case.op.reference)(*on_cpu))
@@ -103,6 +109,10 @@ def measure(case: Case, benchmark: Any, device: torch.device, bandwidth: float) 
         name: compare(baseline, len(case.inputs), device, seconds)
         for name, baseline in case.baselines.items()
     }
+    if pdl:
+        with programmatic_dependent_launch():
+            itself = compare(lambda i: case.op(*case.inputs[i]), len(case.inputs), device, seconds)
+        times_faster["itself with PDL"] = itself
     row = Row(case.name, case.nbytes, seconds, bandwidth, times_faster, case.target)
     benchmark.extra_info |= {
         "nbytes": case.nbytes,

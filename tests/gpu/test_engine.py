@@ -21,6 +21,7 @@ from hybridgen.engine import loop
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.reports import Immediate
 from hybridgen.engine.rounds import Batch
+from hybridgen.kernels.launch import programmatic_dependent_launch
 from hybridgen.strategies import base
 
 needs_card = pytest.mark.gpu
@@ -118,6 +119,57 @@ def test_a_replay_equals_the_eager_round(generator: HybridGenerator, name: str) 
         with eagerly(generator.pair):
             expected = write(generator, prompt, **STRATEGIES[name])
         assert write(generator, prompt, **STRATEGIES[name]).tokens == expected.tokens
+
+
+@contextmanager
+def captured_anew(pair: Pair) -> Iterator[None]:
+    """Rounds are captured once more, those of before are not used."""
+    batches: dict[int, Batch] = {}
+    batch = pair.batch
+
+    def anew(rows: int) -> Batch:
+        if rows not in batches:
+            new: dict[str, Any] = {"_rounds": {}, "_drafts": {}, "_owned": {}}
+            batches[rows] = replace(batch(rows), **new)
+        return batches[rows]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair, "batch", anew)
+        yield
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_dependent_launches_write_the_same(generator: HybridGenerator, name: str) -> None:
+    for prompt in (PROMPTS[0], PROMPTS[:4]):
+        expected = write(generator, prompt, **STRATEGIES[name])
+        with captured_anew(generator.pair), programmatic_dependent_launch():
+            assert write(generator, prompt, **STRATEGIES[name]).tokens == expected.tokens
+
+
+def test_a_replay_of_dependent_launches_has_the_same_bits(generator: HybridGenerator) -> None:
+    """Logits of a text's next tokens, each forward right after the one before."""
+    pair, count = generator.pair, 12
+    device, vocab = pair.llm.device, pair.llm.vocab_size
+    logits = torch.empty(2, count, 1, vocab, dtype=pair.llm.dtype, device=device)
+    tokens = torch.tensor([[5], [6]], device=device)
+    start = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def forwards() -> None:
+        for i in range(count):
+            logits[:, i] = pair.llm(tokens + i, start + i)
+
+    def replayed(dependent: bool) -> torch.Tensor:
+        with programmatic_dependent_launch(dependent):
+            replay = pair.graphs.capture(forwards)
+            logits.fill_(float("nan"))
+            replay()
+            return logits.clone()
+
+    with pair.turn(), torch.inference_mode():
+        expected = replayed(False)
+        assert not expected.isnan().any()
+        for _ in range(3):
+            assert torch.equal(replayed(True), expected)
 
 
 def test_speculation_is_exact(generator: HybridGenerator) -> None:

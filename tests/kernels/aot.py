@@ -159,9 +159,14 @@ def specialisation(kernel: Any) -> str:
 def described(
     source: Any, names: Iterable[str], kinds: Iterable[Any], path: tuple[int, ...] = ()
 ) -> str:
-    """The arguments of a kernel, or of the named tuple at ``path`` among them."""
+    """The arguments of a kernel, or of the named tuple at ``path`` among them.
+
+    Without PDL, which every kernel has: a launch with it is named as the same one without.
+    """
     words = []
     for index, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        if name == "PDL":
+            continue
         place = (*path, index)
         if isinstance(kind, tuple):
             words.append(f"{name}({described(source, kind._fields, kind, place)})")
@@ -180,13 +185,10 @@ def shown(value: Any) -> str:
 def resources(kernel: Any, capability: int) -> Resources:
     """Registers, memory and occupancy of a compiled kernel."""
     card = CARDS[capability]
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage = tool("cuobjdump", "--dump-resource-usage", file.name)
-        numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-        registers, stack = numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
-        code = tool("nvdisasm", "-c", file.name) if stack else ""
+    usage = tool("cuobjdump", "--dump-resource-usage", kernel)
+    numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    registers, stack = numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
+    code = tool("nvdisasm", "-c", kernel) if stack else ""
     # Triton's own is all dynamic; from sm_90 on the static number is what the system reserves.
     shared = kernel.metadata.shared + max(numbers["SHARED"] - RESERVED, 0)
     warps = kernel.metadata.num_warps
@@ -200,9 +202,10 @@ def resources(kernel: Any, capability: int) -> Resources:
     return Resources(registers, shared, stack, len(re.findall(r"\b(?:LDL|STL)\b", code)), blocks)
 
 
-def tool(name: str, *arguments: str) -> str:
-    """Output of one of the CUDA tools in Triton's package."""
-    finished = subprocess.run(
-        [TOOLS / name, *arguments], capture_output=True, text=True, check=True
-    )
-    return finished.stdout
+def tool(name: str, option: str, kernel: Any) -> str:
+    """What one of the CUDA tools in Triton's package says of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [TOOLS / name, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

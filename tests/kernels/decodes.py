@@ -156,6 +156,19 @@ def penalties(logits: Tensor, texts: Rows) -> None:
     penalize(*given, bias[:1], padding[0, :1])
 
 
+def every_decode() -> None:
+    """Those of all pairs and batches on fake CUDA tensors, of other dtypes, and what is unusual."""
+    device, others = torch.device("cuda"), (torch.float32, torch.float16)
+    for pair in PAIRS:
+        for rows in BATCHES:
+            decode(pair, rows, device)
+    for dtype in others:
+        decode("embedded", 1, device, dtype)
+        decode("Qwen3", 4, device, dtype)
+    for dtype in (torch.bfloat16, *others):
+        unusual(device, dtype)
+
+
 def unusual(device: torch.device, dtype: torch.dtype) -> None:
     """Shapes of none of the models above that are hard to fit into registers.
 

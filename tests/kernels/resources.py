@@ -58,27 +58,18 @@ def main() -> int:
 
 def compile_decodes(card: int) -> Rows:
     """Everything that the decodes launch, compiled in this process for ``card``."""
-    import torch
-    from decodes import BATCHES, PAIRS, decode, unusual
+    from decodes import every_decode
 
-    device, others = torch.device("cuda"), (torch.float32, torch.float16)
     with recording(card) as launches:
-        for pair in PAIRS:
-            for rows in BATCHES:
-                decode(pair, rows, device)
-        for dtype in others:
-            decode("embedded", 1, device, dtype)
-            decode("Qwen3", 4, device, dtype)
-        for dtype in (torch.bfloat16, *others):
-            unusual(device, dtype)
+        every_decode()
         return launches.rows(card)
 
 
-def measured(card: int, script: Path = Path(__file__)) -> Rows:
+def measured(card: int, script: Path = Path(__file__), *options: str) -> Rows:
     """The rows that ``script --card`` prints, in a process that does not interpret kernels."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     finished = subprocess.run(
-        [sys.executable, script, "--card", str(card)],
+        [sys.executable, script, "--card", str(card), *options],
         env=environment,
         capture_output=True,
         text=True,

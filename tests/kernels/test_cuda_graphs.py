@@ -15,6 +15,7 @@ from all_ops import OPS
 from on_device import bits, move
 from torch import Tensor
 
+from hybridgen.kernels.launch import programmatic_dependent_launch
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import HEAD, SOURCE_LLM, SOURCE_SLM, WINDOW
@@ -176,6 +177,12 @@ def graph(call: Call) -> Call:
     return replay
 
 
+def dependents(call: Call) -> Call:
+    """The same, its kernels launched as programmatic dependents."""
+    with programmatic_dependent_launch():
+        return graph(call)
+
+
 def check(name: str, device: torch.device, capture: Capture) -> None:
     """Replay with other values than those of the capture, and with these again."""
     op = OPS[name]
@@ -210,6 +217,12 @@ def tensors(values: Any) -> list[Tensor]:
 @pytest.mark.parametrize("name", OPS)
 def test_a_replay_reads_its_arguments_anew(name: str, device: torch.device) -> None:
     check(name, device, graph if device.type == "cuda" else direct)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPS)
+def test_a_replay_of_dependent_launches_gives_the_bits_of_others(name: str) -> None:
+    check(name, torch.device("cuda"), dependents)
 
 
 @pytest.mark.parametrize("name", OPS)

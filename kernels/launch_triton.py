@@ -1,0 +1,35 @@
+"""`launch.py` in Triton: what each kernel begins with, and what each launch is given for it."""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime.driver import driver
+
+from hybridgen.kernels.launch import is_wanted
+from hybridgen.kernels.triton_utils import interpreted
+
+FIRST_CAPABILITY = 90
+
+
+def launch_options() -> dict[str, bool]:
+    """PDL, for the kernel, and Triton's launch_pdl; nothing where the current device has neither.
+
+    So without it the compiled kernels are those of a kernel that knows nothing of it.
+    """
+    if not is_wanted() or interpreted():
+        return {}
+    target = driver.active.get_current_target()
+    if target.backend != "cuda" or target.arch < FIRST_CAPABILITY:
+        return {}
+    return {"PDL": True, "launch_pdl": True}
+
+
+@triton.jit
+def wait_for_previous(PDL: tl.constexpr):
+    """Wait until the kernel before has ended, then let the next one begin to wait for this one.
+
+    Every program of every kernel begins with it, before it touches memory or returns.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
