@@ -140,7 +140,7 @@ def catch_up_round(batch: Batch, count: int) -> None:
     """The LLM reads ``count`` of the tokens it has not seen, of each routed row, but the last."""
     rows, routing = batch.rows, batch.routing
     read_on = unread(rows.tokens, rows.length, routing.routed, routing.llm_cached, count, 1)
-    read(rows, batch.llm, *read_on[:2])
+    read(rows, batch.llm, *read_on[:2], drafted=False)
 
 
 def llm_round(batch: Batch, count: int) -> None:
@@ -149,6 +149,6 @@ def llm_round(batch: Batch, count: int) -> None:
     ids, start, last = unread(
         rows.tokens, rows.length, routing.routed, routing.llm_cached, count, 0
     )
-    logits = read(rows, batch.llm, ids, start).flatten(0, 1)
+    logits = read(rows, batch.llm, ids, start, drafted=False).flatten(0, 1)
     after_last = logits if count == 1 else logits.index_select(0, last)
     sample_and_append(rows, after_last, routing.routed, SOURCE_LLM)
