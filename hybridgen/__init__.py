@@ -12,18 +12,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from hybridgen.bridge import accelerate, hybrid_generate
     from hybridgen.exactness import verify_exactness
     from hybridgen.generator import HybridGenerator
     from hybridgen.result import GenerationResult
     from hybridgen.strategies.custom import GenerationStrategy
 
 __version__ = "0.1.0"
-__all__ = ["GenerationResult", "GenerationStrategy", "HybridGenerator", "verify_exactness"]
+__all__ = [
+    "GenerationResult",
+    "GenerationStrategy",
+    "HybridGenerator",
+    "accelerate",
+    "hybrid_generate",
+    "verify_exactness",
+]
 
 _HOMES = {
     "GenerationResult": "hybridgen.result",
     "GenerationStrategy": "hybridgen.strategies.custom",
     "HybridGenerator": "hybridgen.generator",
+    "accelerate": "hybridgen.bridge",
+    "hybrid_generate": "hybridgen.bridge",
     "verify_exactness": "hybridgen.exactness",
 }
 

@@ -138,10 +138,6 @@ class Accelerated:
             generation_config: GenerationConfig,
             **model_kwargs: Any,
         ) -> Any:
-            if streamer is not None and len(input_ids) > 1:
-                raise ValueError(
-                    f"streamer works with one sequence, got {len(input_ids)}: a text of each row"
-                )
             return decode(
                 engine,
                 input_ids,

@@ -91,6 +91,8 @@ def decode(
 ) -> Any:
     """What `generate` returns, for what it has prepared; the streamer sees the prompt too."""
     refuse(config, model_kwargs)
+    if streamer is not None and len(input_ids) > 1:
+        raise ValueError(f"streamer works with one sequence, got {len(input_ids)}")
     prompts = prompts_of(input_ids, model_kwargs.get("attention_mask"), model_kwargs)
     strategy, request = request_of(
         engine, options, draw(seed), prompts, processors, criteria, config

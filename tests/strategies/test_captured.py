@@ -24,6 +24,7 @@ PROMPTS = [
     "a b c d e f g", "the quick brown fox", "日本語", "0",
 ]  # fmt: skip
 SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
+PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "suppress_tokens": [5, 60]}
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy, K = 1": {"temperature": 0, "num_drafts": 1},
     "greedy, K = 4": {"temperature": 0, "num_drafts": 4},
@@ -40,6 +41,16 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "llm_fraction": 0.4,
         "llm_consecutive_tokens": 5,
     },
+    "penalties, K = 4": {**SAMPLED, "num_drafts": 4, "verification": "rejection", **PENALTIES},
+    "other penalties, llm": {
+        **SAMPLED,
+        "strategy": "llm",
+        **PENALTIES,
+        "repetition_penalty": 0.8,
+        "suppress_tokens": [9],
+    },
+    "penalties, entropy": {**SAMPLED, "strategy": "entropy", "threshold": 2.0, **PENALTIES},
+    "no eos at first": {**SAMPLED, "num_drafts": 4, "min_new_tokens": 9},
 }
 
 

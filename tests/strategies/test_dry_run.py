@@ -13,7 +13,9 @@ from torch._subclasses.fake_tensor import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hybridgen.engine.adjustment import Adjustment
 from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.processing import adjusted
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Rows
 from hybridgen.engine.steps import append
@@ -50,6 +52,12 @@ def recorded(batch: Batch) -> None:
     batch.recording(kept).round(slm_round, "entropy", PROBS, False, 1)()
 
 
+def penalised(step: Callable[..., None], *static: Any) -> Step:
+    """The round with all that a device does to logits."""
+    asked = Adjustment({5: 1.0}, 1.2, no_repeat_ngram_size=3, min_new_tokens=4, ends=(0,))
+    return lambda batch: adjusted(batch, asked).round(step, *static)()
+
+
 def every_draft_count(batch: Batch) -> None:
     for num_drafts in range(1, 16):
         drafting(num_drafts, num_drafts % 2 == 0)(batch)
@@ -71,6 +79,11 @@ ROUNDS: dict[str, Step] = {
     "uncertainty": called(slm_round, "uncertainty", PROBS, False, 1),
     "uncertainty, logits": called(slm_round, "uncertainty", LOGITS, True, 1),
     "entropy, recorded": recorded,
+    "penalties, rejection": penalised(speculative_round, SlmDrafts(), 4, True),
+    "penalties, lookup": penalised(speculative_round, NgramDrafts(), 4, False),
+    "penalties, llm alone": penalised(single_round, SOURCE_LLM),
+    "penalties, entropy": penalised(slm_round, "entropy", PROBS, True, 1),
+    "penalties, catch-up": penalised(llm_round, 4),
     **{f"catch-up, {n} tokens": called(llm_round, n) for n in (1, 2, 4, 8, 16)},
     "catch-up, first half": called(catch_up_round, 16),
     "routed block": lambda batch: Routed(lambda: None, batch, 3).write(21),
