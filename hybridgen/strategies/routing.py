@@ -139,8 +139,8 @@ def slm_round(batch: Batch, metric: str, evidence: int, moving: bool, count: int
 def catch_up_round(batch: Batch, count: int) -> None:
     """The LLM reads ``count`` of the tokens it has not seen, of each routed row, but the last."""
     rows, routing = batch.rows, batch.routing
-    read_on = unread(rows.tokens, rows.length, routing.routed, routing.llm_cached, count, 1)
-    read(rows, batch.llm, *read_on[:2], drafted=False)
+    ids, start, _ = unread(rows.tokens, rows.length, routing.routed, routing.llm_cached, count, 1)
+    read(rows, batch.llm, ids, start, drafted=False)
 
 
 def llm_round(batch: Batch, count: int) -> None:
