@@ -77,7 +77,7 @@ CASES = [
     Case("sequence_bias", {"sequence_bias": [[[i], 4.0] for i in range(1, 96, 4)]}, "device"),
     Case(
         "sequence_bias of several tokens",
-        {"sequence_bias": [[[i, (i * 7) % 96], 4.0] for i in range(96)]},
+        {"sequence_bias": [[[i, (i * 7) % 96], 4.0] for i in range(1, 96)]},
         "host",
     ),
     Case("begin_suppress_tokens", {"begin_suppress_tokens": [*range(1, 96, 2)]}, "host"),
