@@ -341,8 +341,9 @@ def test_commits_as_the_reference_does(
         return torch.tensor(values).reshape(shape)
 
     length = integers(24, 36, batch)  # the report's places wrap at 32
-    truncations = integers(0, 9, batch, 16, 3).float()
-    truncations[:, :, 2][truncations[:, :, 0] == 0] = torch.nan
+    truncations = torch.zeros(batch, 18, 3)
+    # of no draft, of one, or of what is beyond them
+    truncations[torch.arange(batch), integers(-1, width, batch), LOG_Z] = torch.nan
     state = (
         integers(0, 5, batch, 44),
         length,
