@@ -1,6 +1,7 @@
 """The contract of transformers' `generate`, argument by argument: what is supported, and how.
 
-The tests try each case on random models; README's table is made of the same list.
+The tests try each case on random models; README's table is made of the same lists:
+`python tests/bridge/contract.py` prints it.
 """
 
 from collections.abc import Callable
@@ -93,7 +94,7 @@ CASES = [
     Case("renormalize_logits", {"renormalize_logits": True}, "sampler"),
     Case("prefix_allowed_tokens_fn", {"prefix_allowed_tokens_fn": allowed}, "host"),
     Case("guidance_scale", {"guidance_scale": 1.6}, "host"),
-    Case("guidance_scale, negative_prompt_ids", {"guidance_scale": 1.6}, "host", prompt=negative),
+    Case("negative_prompt_ids", {"guidance_scale": 1.6}, "host", prompt=negative),
     Case(
         "watermarking_config",
         {"watermarking_config": WatermarkingConfig(bias=3.0, seeding_scheme="selfhash")},
@@ -101,6 +102,7 @@ CASES = [
     ),
     Case("logits_processor", {"logits_processor": [PenaliseLast()]}, "host"),
     Case("stopping_criteria", {"stopping_criteria": [EndsOnMultiple()]}, "loop"),
+    Case("max_time", {"max_time": 1e-9}, "loop"),
     Case("eos_token_id", {"eos_token_id": [*range(0, 96, 8)]}, "loop"),
     Case("temperature", {"temperature": 0.7}, "sampler", sampled=True),
     Case("top_k", {"top_k": 3}, "sampler", sampled=True),
@@ -111,6 +113,55 @@ CASES = [
     Case("eta_cutoff", {"eta_cutoff": 0.2}, "host", sampled=True),
     Case("top_h", {"top_h": 0.5}, "host", sampled=True),
 ]
+# Arguments with a test of their own, by the test.
+BESIDES = {
+    "stop_strings": "test_ends.py",
+    "streamer": "test_ends.py",
+    "output_scores": "test_ends.py",
+    "output_logits": "test_ends.py",
+    "return_dict_in_generate": "test_ends.py",
+    "num_return_sequences": "test_bridge.py",
+    "attention_mask": "test_bridge.py",
+    "generation_config": "test_bridge.py",
+}
+# Arguments that are refused by name, and values that are.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"num_beams": 2}, "num_beams"),
+    ({"use_cache": False}, "use_cache"),
+    ({"penalty_alpha": 0.6, "top_k": 4, "trust_remote_code": True}, "penalty_alpha|[Cc]ontrastive"),
+    ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
+    ({"output_attentions": True}, "output_attentions"),
+    ({"output_hidden_states": True}, "output_hidden_states"),
+    ({"token_healing": True}, "token.healing"),
+    ({"assistant_model": torch.nn.Linear(1, 1)}, "^assistant_model"),
+    ({"custom_generate": print}, "^custom_generate"),
+    ({"inputs_embeds": torch.zeros(4, 9, 48), "input_ids": None}, "inputs_embeds"),
+]
+HOW = {
+    "sampler": "in the fused sampling kernel",
+    "device": "an op on the device, in the captured round",
+    "host": "on the host, for each row and token, drafts too: by its arguments alone",
+    "loop": "by what runs the rounds; criteria are asked row by row, without scores",
+}
+
+
+def markdown() -> str:
+    """README's table."""
+    features = {where: [c.feature for c in CASES if c.where == where] for where in HOW}
+    features["loop"] += BESIDES
+    refused = [next(iter(asked)) for asked, _ in REFUSED]
+    rows = [(features[where], how) for where, how in HOW.items()]
+    rows.append((refused, "refused by name, with every value that asks for it"))
+    lines = [f"| {', '.join(map(code, dict.fromkeys(names)))} | {how} |" for names, how in rows]
+    return "\n".join(["| argument of a call | how it is done |", "|---|---|", *lines])
+
+
+def code(feature: str) -> str:
+    """Names as code, words beside them as words."""
+    name, _, more = feature.partition(" of ")
+    return ", ".join(f"`{part}`" for part in name.split(", ")) + (f" of {more}" if more else "")
+
+
 MIXED = [
     Case(
         "several at once",
@@ -135,3 +186,6 @@ MIXED = [
         "host",
     ),
 ]
+
+if __name__ == "__main__":
+    print(markdown())

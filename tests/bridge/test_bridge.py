@@ -4,11 +4,13 @@ import copy
 import gc
 import weakref
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bridge_models import PROMPTS, VOCAB, pair
+from contract import BESIDES, REFUSED, markdown
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, pipeline
 
@@ -150,17 +152,7 @@ def test_the_config_of_the_model_and_of_the_call() -> None:
     assert torch.equal(fast.generate(**given, generation_config=config), expected)
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"num_beams": 2}, "num_beams"),
-    ({"use_cache": False}, "use_cache"),
-    ({"penalty_alpha": 0.6, "top_k": 4, "trust_remote_code": True}, "penalty_alpha|[Cc]ontrastive"),
-    ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
-    ({"output_attentions": True}, "output_attentions"),
-    ({"output_hidden_states": True}, "output_hidden_states"),
-    ({"token_healing": True}, "token.healing"),
-    ({"assistant_model": torch.nn.Linear(1, 1)}, "^assistant_model"),
-    ({"custom_generate": print}, "^custom_generate"),
-    ({"inputs_embeds": torch.zeros(4, 9, 48), "input_ids": None}, "inputs_embeds"),
+WRONG: list[tuple[dict[str, Any], str]] = [
     ({"attention_mask": torch.tensor([[1, 0, 1] * 3] * 4)}, "^attention_mask must not have holes"),
     ({"attention_mask": torch.zeros(4, 9, dtype=torch.int64)}, "^input_ids must have at least one"),
     ({"max_new_tokens": 10**5}, "max_seq_len"),
@@ -173,7 +165,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "named"), REFUSED, ids=lambda part: str(part)[:40])
+@pytest.mark.parametrize(("asked", "named"), [*REFUSED, *WRONG], ids=lambda part: str(part)[:40])
 def test_what_is_not_supported_is_refused_by_name(asked: dict[str, Any], named: str) -> None:
     fast = models()[2]
     with pytest.raises((ValueError, TypeError, NotImplementedError), match=named):
@@ -223,3 +215,10 @@ def test_weights_that_have_moved_make_a_new_engine() -> None:
 
 def test_vocabulary_is_as_told() -> None:
     assert models()[1].config.vocab_size == VOCAB
+
+
+def test_readme_has_the_table_of_what_is_tested() -> None:
+    root = Path(__file__).parent.parent.parent
+    assert markdown() in (root / "README.md").read_text(encoding="utf-8")
+    for argument, test in BESIDES.items():
+        assert argument in (Path(__file__).parent / test).read_text(encoding="utf-8")
