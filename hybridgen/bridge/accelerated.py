@@ -1,6 +1,8 @@
 """A model of transformers with a `generate` of ours."""
 
+import inspect
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +44,10 @@ def accelerate(
 
 
 class Accelerated:
-    """What `accelerate` returns: `generate` is ours, everything else is the LLM's."""
+    """What `accelerate` returns: `generate` is ours, everything else is the LLM's.
+
+    What is set on it is set on the LLM, and a method that returns the LLM returns this.
+    """
 
     def __init__(
         self,
@@ -53,14 +58,33 @@ class Accelerated:
         max_seq_len: int | None,
         options: dict[str, Any],
     ) -> None:
-        self._llm = check_model("llm", llm)
-        self._slm = None if slm is None else check_model("slm", slm)
-        self._tokenizer, self._room = tokenizer, (max_batch_size, max_seq_len)
-        self._options = options
-        choose(engine_of(self._llm, self._slm, *self._room), options)
+        own = vars(self)
+        own["_llm"] = check_model("llm", llm)
+        own["_slm"] = None if slm is None else check_model("slm", slm)
+        own["_tokenizer"], own["_room"] = tokenizer, (max_batch_size, max_seq_len)
+        own["_options"] = options
+        choose(engine_of(llm, slm, max_batch_size, max_seq_len), options)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["_llm"], name)
+        value = getattr(vars(self)["_llm"], name)
+        return self._instead(value) if inspect.ismethod(value) else value
+
+    def _instead(self, method: Any) -> Any:
+        """``method``, which gives this where it gives the LLM: so that calls can be chained."""
+
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            return self if result is self._llm else result
+
+        return call
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._llm, name, value)
+
+    def __reduce__(self) -> Any:
+        own = (self._llm, self._slm, self._tokenizer, *self._room, self._options)
+        return Accelerated, own
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +42,19 @@ def test_an_accelerated_model_stands_in_for_the_model() -> None:
     assert fast.config is large.config and fast.generation_config is large.generation_config
     assert (fast.device, fast.dtype) == (large.device, large.dtype)
     assert torch.equal(fast(IDS).logits, large(IDS).logits)
+
+
+def test_what_is_set_is_set_on_the_model_and_methods_can_be_chained() -> None:
+    small, large = pair("qwen3")
+    fast = accelerate(large, small, num_drafts=3)
+    assert fast.eval() is fast and fast.to("cpu") is fast and fast.train() is fast
+    assert large.training
+    fast.generation_config = GenerationConfig(max_new_tokens=3, pad_token_id=0)
+    assert large.generation_config is fast.generation_config
+    assert fast.generate(IDS, attention_mask=MASK).shape[1] == IDS.shape[1] + 3
+    for copied in (copy.copy(fast), copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert type(copied) is Accelerated
+        assert torch.equal(copied.generate(**GREEDY), fast.generate(**GREEDY))
 
 
 def test_defaults_of_accelerate_and_arguments_of_a_call() -> None:
