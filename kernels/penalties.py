@@ -52,7 +52,7 @@ def penalize_reference(
 
     All are contiguous where no stride is named. NaN and infinities pass through as IEEE 754 says.
     """
-    scores = torch.empty(logits.shape, dtype=torch.float32)
+    scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     torch.add(logits.detach(), bias, out=scores)
     rows, texts, added = scores.numpy(), tokens.numpy(), early.numpy()
     r = None if repetition is None else repetition.numpy()

@@ -53,7 +53,7 @@ from hybridgen.kernels.candidates_triton import (
 from hybridgen.kernels.filter_triton import PAIRS, filter_pairs, filter_search
 from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.philox_triton import gumbel
-from hybridgen.kernels.truncation_triton import load_truncation, store_truncation
+from hybridgen.kernels.truncation_triton import Drawn, load_truncation, store_truncation
 from hybridgen.kernels.weights import WEIGHT_BITS
 from hybridgen.kernels.weights_triton import logit_of, rate_of, weights
 
@@ -272,21 +272,6 @@ def finish(
     row = tl.program_id(0).to(tl.int64)
     if tl.load(record_ptr + row * FIELDS + OPEN) == 1:
         tl.store(token_ptr + row * stride_token, best_block(best, row, count, BLOCKS))
-
-
-class Drawn(NamedTuple):
-    """What launches 3 to 5 fill, a row of ``logits`` each, rows of any stride."""
-
-    token: Tensor  # int64 [rows]
-    truncation: Tensor  # float32 [rows, 3]
-
-    @classmethod
-    def empty(cls, logits: Logits) -> "Drawn":
-        device = logits.tensor.device
-        return cls(
-            torch.empty(logits.rows, dtype=torch.int64, device=device),
-            torch.empty(logits.rows, 3, dtype=torch.float32, device=device),
-        )
 
 
 def launch_resolve(

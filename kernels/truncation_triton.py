@@ -1,8 +1,13 @@
 """The three numbers that make a row of logits a distribution (see `sampling`), in Triton."""
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from hybridgen.kernels.candidates_triton import Logits
 from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU
 
 _TAU = tl.constexpr(TAU)
@@ -38,3 +43,18 @@ def load_truncations(truncation_ptr, row, mask):
         tl.load(truncation_ptr + _LARGEST, mask=mask, other=0.0),
         tl.load(truncation_ptr + _LOG_Z, mask=mask, other=0.0),
     )
+
+
+class Drawn(NamedTuple):
+    """A token and the truncation that it was drawn by, of each row; rows of any stride."""
+
+    token: Tensor  # int64 [rows]
+    truncation: Tensor  # float32 [rows, 3]
+
+    @classmethod
+    def empty(cls, logits: Logits) -> "Drawn":
+        device = logits.tensor.device
+        return cls(
+            torch.empty(logits.rows, dtype=torch.int64, device=device),
+            torch.empty(logits.rows, 3, dtype=torch.float32, device=device),
+        )

@@ -44,11 +44,10 @@ from hybridgen.kernels.candidates_triton import (
 from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.sampling_triton import (
     ONE_PROGRAM_A_ROW,
-    Drawn,
     Draws,
     sample_rows,
 )
-from hybridgen.kernels.truncation_triton import load_truncation
+from hybridgen.kernels.truncation_triton import Drawn, load_truncation
 from hybridgen.kernels.uncertainty import MEASURES, PROBS
 from hybridgen.kernels.weights import WEIGHT_BITS
 

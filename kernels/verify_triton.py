@@ -33,13 +33,12 @@ from hybridgen.kernels.philox_triton import uniform
 from hybridgen.kernels.residual_triton import Drafted, probability, replace_rejected
 from hybridgen.kernels.sampling_triton import (
     Best,
-    Drawn,
     Draws,
     best_block,
     launch_draw,
     launch_resolve,
 )
-from hybridgen.kernels.truncation_triton import load_truncations
+from hybridgen.kernels.truncation_triton import Drawn, load_truncations
 from hybridgen.kernels.verify import Verdict
 
 _ACCEPT = tl.constexpr(ACCEPT)

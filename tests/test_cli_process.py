@@ -124,11 +124,11 @@ def test_what_the_llm_recommends_and_is_not_applied_is_said(
     shutil.copytree(tiny_pair.llm, folder)
     config = folder / "generation_config.json"
     fields = json.loads(config.read_text()) if config.exists() else {}
-    config.write_text(json.dumps({**fields, "repetition_penalty": 1.05}))
+    config.write_text(json.dumps({**fields, "typical_p": 0.9}))
     done = command(TinyPair(tiny_pair.slm, folder), "p", "--stats", "none", text=True)
     assert done.returncode == 0
     assert done.stderr == (
-        "hybridgen: warning: the LLM's generation config asks for repetition_penalty=1.05, which "
+        "hybridgen: warning: the LLM's generation config asks for typical_p=0.9, which "
         "hybridgen does not apply\n"
     )
 

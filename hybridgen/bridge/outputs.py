@@ -62,7 +62,8 @@ class Following:
 
 def stops(criterion: StoppingCriteria, ids: Tensor) -> bool:
     """Whether a criterion says that the row ends."""
-    return bool(torch.as_tensor(criterion(ids, None)).all())
+    ends: Any = criterion(ids, None)
+    return bool(ends.all() if isinstance(ends, Tensor) else ends)
 
 
 def sequences(

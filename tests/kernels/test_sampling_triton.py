@@ -20,8 +20,9 @@ from hybridgen.kernels import candidates_triton
 from hybridgen.kernels.candidates_triton import CAPACITY, COUNT, OPEN, logits_of, sweep
 from hybridgen.kernels.filter_triton import PAIRS
 from hybridgen.kernels.philox import DRAFT, TARGET
-from hybridgen.kernels.sampling import LOG_Z, TAU, filter_logits, sample, sample_into
-from hybridgen.kernels.sampling_triton import Drawn, Draws, launch_resolve
+from hybridgen.kernels.sampling import LOG_Z, TAU, filter_logits, sample
+from hybridgen.kernels.sampling_triton import Draws, launch_resolve
+from hybridgen.kernels.truncation_triton import Drawn
 from hybridgen.kernels.weights import MAX_VOCAB
 
 NAN = float("nan")
@@ -379,32 +380,3 @@ def test_draws_follow_the_filtered_law(device: torch.device, params: tuple) -> N
     token = launch(sample, device, logits, sampling, seed, position, DRAFT)[0]
     law = filtered(row[0].tolist(), *sampling[0].tolist())
     assert p_value(np.bincount(token.numpy(), minlength=8), law) > ACCEPTABLE
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("vocab", [100, 3001])
-def test_into_given_places_it_draws_the_same(
-    device: torch.device, dtype: torch.dtype, vocab: int
-) -> None:
-    """And writes nothing beside them; rows that are closed and open, and a broken one."""
-    logits = torch.randn(4, vocab, generator=torch.Generator().manual_seed(2)).to(dtype)
-    logits[3, 7] = NAN
-    sampling = params_of(
-        (0.7, 20, 0.9, 0.0), (1.0, 0, 1.0, 0.0), (0.0, 0, 1.0, 0.0), (1.0, 5, 1, 0)
-    )
-    given = logits, sampling, torch.arange(4), torch.arange(4) + 9, DRAFT
-    expected = sample(*given)
-    for op, place in (
-        (sample_into.reference, torch.device("cpu")),
-        (sample_into.launcher(), device),
-    ):
-        for keeps in (True, False):
-            token = torch.full((4, 3), -7, device=place)
-            truncation = torch.full((4, 3, 3), -7.0, device=place)
-            kept = torch.full((4, 2, vocab), -7, dtype=dtype, device=place)
-            moved = [x.to(place) if isinstance(x, torch.Tensor) else x for x in given]
-            op(*moved, token[:, 1], truncation[:, 1], kept[:, 0] if keeps else None)
-            assert_same((token[:, 1].cpu(), truncation[:, 1].cpu()), expected)
-            assert bool((token[:, ::2] == -7).all() and (truncation[:, ::2] == -7).all())
-            assert bool((kept[:, 1] == -7).all())
-            assert torch.equal(bits(kept[:, 0].cpu()), bits(logits)) or not keeps
