@@ -52,8 +52,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--slm", default=str(SLM_PATH), help="folder of the small model")
-    parser.add_argument("--llm", default=str(LLM_PATH), help="folder of the large model")
+    parser.add_argument("--slm", help="folder of the small model; by default the embedded pair")
+    parser.add_argument("--llm", help="folder of the large model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--num-drafts", type=int, default=4)
     parser.add_argument("--new-tokens", type=int, default=200)
@@ -64,11 +64,11 @@ def parse() -> argparse.Namespace:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds a token of each way, and the ratios."""
+    paths = arguments.llm or LLM_PATH, arguments.slm or SLM_PATH
     large, small = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        for path in (arguments.llm, arguments.slm)
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in paths
     )
-    tokenizer = AutoTokenizer.from_pretrained(arguments.llm)
+    tokenizer = AutoTokenizer.from_pretrained(paths[0])
     generator = HybridGenerator(small, large, tokenizer=tokenizer, device="cpu")
     fast = accelerate(large, small, num_drafts=arguments.num_drafts)
     inputs = tokenizer(PROMPT, return_tensors="pt")
