@@ -59,8 +59,15 @@ def engine_of(
         engines.pop(key, None)  # its memory is needed
         engines[key] = _make(llm, slm, max_batch_size, max_seq_len)
         if engine is None and slm is not None:
-            weakref.finalize(slm, engines.pop, key, None)
+            weakref.finalize(slm, forget, weakref.ref(engines), key)
     return engines[key]
+
+
+def forget(engines: "weakref.ref[Engines]", key: Any) -> None:
+    """An engine whose SLM has gone; one that outlives the LLM must not keep its engines."""
+    kept = engines()
+    if kept is not None:
+        kept.pop(key, None)
 
 
 def _make(

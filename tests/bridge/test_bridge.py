@@ -216,6 +216,22 @@ def test_the_engine_is_made_once_and_goes_with_the_model() -> None:
     assert gone() is None and cache() is None
 
 
+def test_a_small_model_that_lives_on_does_not_keep_the_engine() -> None:
+    small, large = pair("qwen3")
+    gone = weakref.ref(engine_of(large, small, 4, None))
+    del large
+    gc.collect()
+    assert gone() is None and small is not None
+
+
+def test_a_large_model_forgets_the_engine_of_a_small_one_that_has_gone() -> None:
+    small, large = pair("qwen3")
+    gone = weakref.ref(engine_of(large, small, 4, None))
+    del small
+    gc.collect()
+    assert gone() is None and large._hybridgen_engines == {}
+
+
 def test_weights_that_have_moved_make_a_new_engine() -> None:
     small, large = pair("qwen3")
     fast = accelerate(large, small)
