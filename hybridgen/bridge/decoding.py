@@ -9,16 +9,11 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteria
 
 from hybridgen.bridge.engines import Engine, check_model, engine_of
-from hybridgen.bridge.inputs import (
-    SEEDS,
-    asked_by_token,
-    prompts_of,
-    refuse,
-    request_of,
-)
+from hybridgen.bridge.inputs import asked_by_token, prompts_of, refuse, request_of
 from hybridgen.bridge.outputs import Following, Said, dictionary, scored, sequences
 from hybridgen.checks import check_int
 from hybridgen.engine.loop import Text
+from hybridgen.parameters import SEEDS
 
 
 def hybrid_generate(

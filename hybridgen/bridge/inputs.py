@@ -20,12 +20,12 @@ from hybridgen.checks import check_choice, check_no_more, quoted
 from hybridgen.engine.adjustment import is_llms
 from hybridgen.engine.limits import MAX_EOS
 from hybridgen.fields import Facts, merged
+from hybridgen.parameters import SEEDS
 from hybridgen.request import Request
 from hybridgen.strategies.base import RoundStrategy
 from hybridgen.strategies.declarations import BUILT_IN
 
 OPTIONS = merged(*(declaration.options for declaration in BUILT_IN))
-SEEDS = 2**63
 # What transformers hands to a decoding method and is not a question to us.
 SILENT = {
     "attention_mask",
@@ -63,16 +63,16 @@ def refuse(config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be {accepted} with hybridgen, got {quoted(value)}")
     if config.cache_implementation == "quantized":
         raise ValueError("cache_implementation='quantized': hybridgen's own cache keeps all digits")
-    if config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        mode = config.get_generation_mode()
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(f"hybridgen is greedy or samples, and the arguments ask for {mode.value}")
     if model_kwargs.get("synced_gpus"):
         raise ValueError("synced_gpus must be False: hybridgen does not run models in pieces")
     for name, value in model_kwargs.items():
         if name in CACHES and value is not None and value.get_seq_length() > 0:
             raise ValueError(
-                f"{name} must be what hybridgen returned: it has a cache of its own, and continues "
-                "in that with reuse=True"
+                f"{name} must be empty: hybridgen has a cache of its own, and reads the whole "
+                "prompt into that"
             )
         if name not in SILENT | CACHES and value is not None:
             raise ValueError(f"{name} is nothing that hybridgen's models take: text alone")
