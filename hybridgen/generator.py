@@ -130,6 +130,7 @@ class HybridGenerator:
         stop: Any = None,
         eos_token_id: Any = None,
         ignore_eos: bool = False,
+        reuse: bool = False,
         stream: Any = None,
         print_stats: bool = True,
         **kwargs: Any,
@@ -165,6 +166,10 @@ class HybridGenerator:
         seed                     an int s gives row r the seed s + r; or one int a row; None: drawn
         stop                     a string or strings before which the text ends
         eos_token_id             one id or several; None: the LLM's own. ``ignore_eos`` writes on
+        reuse                    do not read again what the last call left in the cache, as far as
+                                 the prompts' tokens are the same row by row: for the next turn of
+                                 a conversation. Written tokens are then kept as they were computed
+                                 one by one, which may round otherwise than reading them would
         stream                   a callable, stream(piece), or stream(row, piece) for a list of
                                  prompts; or a transformers streamer, for one prompt
         print_stats              print the statistics block to stdout, on a line of its own
@@ -184,7 +189,7 @@ class HybridGenerator:
         self._tell_what_is_not_applied(chosen)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             if isinstance(chosen, GenerationStrategy):
-                refuse_processors(request)
+                refuse_for_custom(request)
                 chosen = Custom(request.strategy, chosen, {"prompt": prompt, **kwargs})
             result = chosen.run(self.pair, request, self.tokenizer)
         result = result if request.is_batch else result.single()
@@ -298,9 +303,14 @@ class HybridGenerator:
         return end_ids(ids, "the LLM's eos_token_id")
 
 
-def refuse_processors(request: Request) -> None:
+def refuse_for_custom(request: Request) -> None:
     """A custom strategy calls the models itself."""
     asked = next((f.name for f in PROCESSORS if request.values[f.name] != f.value({}, Facts())), "")
+    if request.reuse:
+        raise ValueError(
+            f"reuse must be False with strategy={quoted(request.strategy)}: a custom strategy "
+            "reads its prompts itself"
+        )
     if asked:
         raise ValueError(
             f"{asked} must not be given with strategy={quoted(request.strategy)}: a custom "

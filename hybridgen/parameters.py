@@ -214,6 +214,13 @@ EOS = Field(
     group=None,
 )
 IGNORE_EOS = Field("ignore_eos", False, flag, "write on until max_new_tokens", group=None)
+REUSE = Field(
+    "reuse",
+    False,
+    flag,
+    "go on from what the last call left in the cache, as far as the prompts are the same",
+    group=None,
+)
 STREAM = Field(
     "stream",
     None,
@@ -228,7 +235,7 @@ FIELDS = merged(
     (STRATEGY, NEW_TOKENS, *SAMPLING),
     *(declaration.options for declaration in BUILT_IN),
     PROCESSORS,
-    (SEED, STOP, EOS, IGNORE_EOS, STREAM, PRINT_STATS),
+    (SEED, STOP, EOS, IGNORE_EOS, REUSE, STREAM, PRINT_STATS),
 )
 PROMPT_HELP = "a string, token ids, chat messages, a list of these, or a tokenizer's output"
 

@@ -5,7 +5,8 @@ decode_steps, elapsed_time (seconds), tokens_per_second, prompt_tokens and seed,
 declares beside these (see `hybridgen.strategies.declarations`). Speculation adds draft_generated,
 draft_accepted, acceptance_rate, accepted_per_position (how often the i-th draft of a round was
 accepted), num_drafts, verification, and lookup_tokens where drafts are looked up in the text: those
-that were accepted. Routing adds threshold, llm_consecutive_tokens and slm_usage. Rates are
+that were accepted. A call with ``reuse`` reports reused_tokens, those of its prompts that no model
+had to read. Routing adds threshold, llm_consecutive_tokens and slm_usage. Rates are
 fractions of 1. All numbers are finite: the dict is JSON.
 
 How a statistic of a batch comes from those of its rows is a fold: a function of the rows' values,
@@ -68,6 +69,7 @@ COMMON: Mapping[str, Fold] = {
     "llm_tokens": total,
     "decode_steps": total,
     "prompt_tokens": total,
+    "reused_tokens": total,
     "seed": each,
     "elapsed_time": longest,
     "tokens_per_second": Rate("total_tokens", "elapsed_time"),
@@ -148,6 +150,7 @@ def format_stats(stats: Stats, lines: Sequence[str] = ()) -> str:
         "Total tokens generated: {total_tokens}",
         "Speed: {tokens_per_second:.2f} tok/s",
         "Decode steps: {decode_steps}",
+        "Prompt tokens: {prompt_tokens}, Not read again: {reused_tokens}",
         *lines,
         "SLM tokens: {slm_tokens}, LLM tokens: {llm_tokens}",
     ]

@@ -39,6 +39,7 @@ WRONG_TYPE: list[tuple[str, object]] = [
     *(("stop", value) for value in [1, 5, b"end", [1], ["end", 5], {"end"}, {"end": 1}]),
     *(("eos_token_id", value) for value in [True, 1.5, "eos", [None], [1, 2.0]]),
     *(("ignore_eos", value) for value in [None, 1, "yes"]),
+    *(("reuse", value) for value in [None, 1, "yes"]),
     *(("stream", value) for value in [1, "stdout", [], list, print.__class__]),
     ("stream", SimpleNamespace(put=print)),
 ]

@@ -1,5 +1,6 @@
 """Where transformers' `generate` would begin to decode."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteria
 
 from hybridgen.bridge.engines import Engine, check_model, engine_of
-from hybridgen.bridge.inputs import asked_by_token, prompts_of, refuse, request_of
+from hybridgen.bridge.inputs import CACHES, asked_by_token, prompts_of, refuse, request_of
 from hybridgen.bridge.outputs import Following, Said, dictionary, scored, sequences
 from hybridgen.checks import check_int
 from hybridgen.engine.loop import Text
@@ -31,6 +32,7 @@ def hybrid_generate(
     llm_fraction: float | None = None,
     llm_consecutive_tokens: int | None = None,
     evidence: str | None = None,
+    reuse: bool | None = None,
     seed: int | None = None,
     max_batch_size: int = 4,
     max_seq_len: int | None = None,
@@ -41,7 +43,7 @@ def hybrid_generate(
         llm.generate(**inputs, custom_generate=hybrid_generate, slm=small, num_drafts=4)
 
     slm                            the small model; None: drafts are looked up in the text
-    strategy, ..., evidence        see `HybridGenerator.generate`
+    strategy, ..., reuse           see `HybridGenerator.generate`
     seed                           row r is drawn with seed + r; None: from torch's generator, so
                                    that `torch.manual_seed` repeats a call
     max_batch_size, max_seq_len    what the cache is made for, see `HybridGenerator`
@@ -60,6 +62,7 @@ def hybrid_generate(
         "llm_fraction": llm_fraction,
         "llm_consecutive_tokens": llm_consecutive_tokens,
         "evidence": evidence,
+        "reuse": reuse,
     }
     return decode(
         engine_of(llm, small, max_batch_size, max_seq_len),
@@ -85,6 +88,7 @@ def decode(
     streamer: Any = None,
 ) -> Any:
     """What `generate` returns, for what it has prepared; the streamer sees the prompt too."""
+    model_kwargs, options = last_call(engine, model_kwargs, options)
     refuse(config, model_kwargs)
     if streamer is not None and len(input_ids) > 1:
         raise ValueError(f"streamer works with one sequence, got {len(input_ids)}")
@@ -106,14 +110,44 @@ def decode(
         batch, program = strategy.prepare(pair, request, observe)
         ended = nothing if said is None else said.ended
         texts = strategy.write(pair, batch, program, request, [following], ended)
-    kept = following.lengths
+        kept = following.lengths
+        strategy.leave(pair, batch, request, texts, kept)
     ids = sequences(input_ids, texts, kept, config._pad_token_tensor)
     if not config.return_dict_in_generate:
         return ids
     scores = logits = None
     if said is not None:
         scores, logits = scored(ids, prompts.width, said.logits(kept), processors, wanted)
-    return dictionary(ids, scores, logits)
+    return dictionary(ids, scores, logits, LastCall(engine, max(ids.shape[1] - 1, 0)))
+
+
+class LastCall:
+    """What stands in outputs for the cache: passed to the next call, that is one with ``reuse``.
+
+    It holds no keys and values. The engine does, of its last call alone, and compares tokens.
+    """
+
+    def __init__(self, engine: Engine, positions: int) -> None:
+        self.engine, self.positions = weakref.ref(engine), positions
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that have been read, as transformers' caches tell it."""
+        return self.positions
+
+
+def last_call(
+    engine: Engine, model_kwargs: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Arguments without a `LastCall` for a cache, and the options it asks for."""
+    left = {}
+    for name, value in model_kwargs.items():
+        if not (name in CACHES and isinstance(value, LastCall)):
+            left[name] = value
+        elif value.engine() is not engine:
+            raise ValueError(f"{name} was returned by other models, or for another max_batch_size")
+        else:
+            options = {**options, "reuse": True}
+    return left, options
 
 
 def nothing(text: Text) -> None:

@@ -16,16 +16,16 @@ from transformers.generation.stopping_criteria import (
 
 from hybridgen.bridge.engines import Engine
 from hybridgen.bridge.processors import Prompts, plan
-from hybridgen.checks import check_choice, check_no_more, quoted
+from hybridgen.checks import check_choice, check_no_more, quoted, shown
 from hybridgen.engine.adjustment import is_llms
 from hybridgen.engine.limits import MAX_EOS
 from hybridgen.fields import Facts, merged
-from hybridgen.parameters import SEEDS
+from hybridgen.parameters import REUSE, SEEDS
 from hybridgen.request import Request
 from hybridgen.strategies.base import RoundStrategy
 from hybridgen.strategies.declarations import BUILT_IN
 
-OPTIONS = merged(*(declaration.options for declaration in BUILT_IN))
+OPTIONS = merged(*(declaration.options for declaration in BUILT_IN), (REUSE,))
 # What transformers hands to a decoding method and is not a question to us.
 SILENT = {
     "attention_mask",
@@ -71,8 +71,8 @@ def refuse(config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:
     for name, value in model_kwargs.items():
         if name in CACHES and value is not None and value.get_seq_length() > 0:
             raise ValueError(
-                f"{name} must be empty: hybridgen has a cache of its own, and reads the whole "
-                "prompt into that"
+                f"{name} must be what the last call returned under that name, or empty: hybridgen "
+                f"keeps a cache of its own, got {shown(value)}"
             )
         if name not in SILENT | CACHES and value is not None:
             raise ValueError(f"{name} is nothing that hybridgen's models take: text alone")

@@ -1,6 +1,7 @@
 """From texts to what transformers' `generate` returns: shapes, padding, scores, streamers."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from hybridgen.engine.loop import Text
 from hybridgen.engine.processing import RawLogits
 from hybridgen.engine.rounds import Batch
+
+CACHE = next(
+    field.name
+    for field in fields(GenerateDecoderOnlyOutput)
+    if field.name in ("cache", "past_key_values")
+)
 
 
 class Following:
@@ -123,7 +130,7 @@ def scored(
     return (scores if wanted[0] else None), (logits if wanted[1] else None)
 
 
-def dictionary(ids: Tensor, scores: Any, logits: Any) -> Any:
+def dictionary(ids: Tensor, scores: Any, logits: Any, cache: Any) -> Any:
     """transformers' output of a decoder."""
     made: Any = GenerateDecoderOnlyOutput  # whose annotations are of old tensor types
-    return made(sequences=ids, scores=scores, logits=logits)
+    return made(sequences=ids, scores=scores, logits=logits, **{CACHE: cache})

@@ -116,17 +116,21 @@ class Arena:
         shape = (layout.layers, 2, layout.kv_heads, self.rows, self.positions, layout.head_dim)
         return flat.view(shape)
 
-    def wipe_if_broken(self, rows: int, positions: int) -> None:
+    def wipe_if_broken(self, rows: int, positions: int) -> bool:
         """Zero the first ``positions`` of the first ``rows`` where a model has written NaN or inf.
 
         It would poison later sums, through a weight of zero. A token whose key or value is not
         finite in some layer has NaN in the last one, so only that is looked at. A sum of finite
-        numbers may overflow: between two calls nothing is lost by a wipe too many.
+        numbers may overflow: between two calls nothing is lost by a wipe too many. Returns whether
+        there was one.
         """
+        wiped = False
         for cache in self.caches:
             seen = cache[:, :, :, :rows, :positions]
             if not bool(seen[-1].sum(dtype=torch.float32).isfinite()):
                 seen.zero_()
+                wiped = True
+        return wiped
 
 
 def round_up(value: int, multiple: int) -> int:

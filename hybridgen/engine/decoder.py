@@ -159,15 +159,17 @@ class Decoder:
         tokens: Tensor,
         lengths: Sequence[int] | Tensor,
         rows: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
     ) -> None:
-        """Write keys and values of the prompts ``tokens[i, :lengths[i]]``, tokens int64 [N, T].
+        """Write keys and values of the prompts ``tokens[i, starts[i]:lengths[i]]``, see `Model`.
 
-        Prompt i goes to row ``rows[i]`` of the cache, or to row i. See `prefill.py`.
+        tokens int64 [N, T]. See `prefill.py`.
         """
         self._fit_threads()
         counts = [int(length) for length in lengths]
         rows = range(len(counts)) if rows is None else rows
-        self._prompts.read(tokens, counts, rows, self._layer_caches, self._rope_table)
+        starts = [0] * len(counts) if starts is None else starts
+        self._prompts.read(tokens, counts, rows, starts, self._layer_caches, self._rope_table)
 
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x = self._hidden(tokens, start, cache)

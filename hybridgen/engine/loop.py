@@ -41,6 +41,8 @@ class Text:
     sources    who wrote each of them
     rounds     each round that gave some: what the program says of it, and how many it gave
     note       the last number that a round left for it (see `kernels.verify.NOTE`)
+    row        that it was put into; -1 before
+    reused     tokens of the prompt that no model had to read
     seconds    from when it was put into its row to its end
     """
 
@@ -52,6 +54,8 @@ class Text:
     sources: list[int] = field(default_factory=list)
     rounds: list[tuple[Any, int]] = field(default_factory=list)
     note: int = 0
+    row: int = -1
+    reused: int = 0
     began: float = 0.0
     seconds: float = 0.0
 
@@ -174,7 +178,7 @@ class _Loop:
         began = perf_counter()
         self.load(placed)
         for row, text in placed:
-            self.seats[row], text.began = text, began
+            self.seats[row], text.row, text.began = text, row, began
         self.unclean = 2 * self.ahead
 
     def _enqueue(self) -> None:

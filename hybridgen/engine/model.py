@@ -40,12 +40,17 @@ class Model(Protocol):
         ...
 
     def prefill(
-        self, tokens: Tensor, lengths: Sequence[int], rows: Sequence[int] | None = None
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int],
+        rows: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
     ) -> None:
-        """Read the prompts ``tokens[i, :lengths[i]]``, tokens int64 [N, T], from position 0 on.
+        """Read the prompts ``tokens[i, :lengths[i]]``, tokens int64 [N, T].
 
-        Prompt i is read into row ``rows[i]`` of the cache; None: into row i. What is kept of a
-        prompt does not depend on the others.
+        Prompt i is read into row ``rows[i]`` of the cache, from its position ``starts[i]`` on: of
+        what is before, that row has keys and values. None: into row i, from position 0 on. What is
+        kept of a prompt does not depend on the others.
         """
         ...
 

@@ -1,6 +1,6 @@
 """The models over one arena, and the state that their rounds run on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from threading import RLock
 
@@ -12,6 +12,7 @@ from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.model import Model
 from hybridgen.engine.remote import within_reach
 from hybridgen.engine.reports import Immediate, Pinned, Reports
+from hybridgen.engine.reuse import Held, nothing_held
 from hybridgen.engine.room import Demand, explained
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
@@ -29,6 +30,7 @@ class Pair:
     vocab_size    the LLM's: a text's ids are below it, and logits end there
     graphs        where rounds are captured, on a GPU
     reports       how the host reads what rounds wrote
+    held          what the caches hold of the last call, for the one whose turn it is
 
     The models are bound to the pair's arena, which holds the state of the rounds too. That is on
     the LLM's device; an SLM on another one has its cache there. Raises ValueError for a vocabulary
@@ -61,6 +63,7 @@ class Pair:
         self._batches: dict[int, Batch] = {}
         self._lock, self._busy = RLock(), False
         self._written = 0, 0  # the rows and positions that the last call may have written
+        self.held = self._left = nothing_held()
 
     @property
     def _models(self) -> list[Model]:
@@ -98,9 +101,15 @@ class Pair:
                 drafts.first(rows),
                 routing.first(rows),
                 self.reports,
-                self.graphs.capture if self.graphs is not None and self._capturable else None,
+                self._capture if self.graphs is not None and self._capturable else None,
             )
         return self._batches[rows]
+
+    def _capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Batch.capture`. Rows at rest are written at their first positions."""
+        assert self.graphs is not None
+        self.held = nothing_held()
+        return self.graphs.capture(work)
 
     @property
     def _capturable(self) -> bool:
@@ -136,11 +145,17 @@ class Pair:
                     explained(self.demand),
                     nullcontext() if self.graphs is None else self.graphs.ours(),
                 ):
-                    self.arena.wipe_if_broken(*self._written)
+                    wiped = self.arena.wipe_if_broken(*self._written)
                     self._written = self.max_rows, self.positions + SLACK
+                    self.held = nothing_held() if wiped else self._left
+                    self._left = nothing_held()
                     yield
             finally:
                 self._busy = False
+
+    def leave(self, held: Held) -> None:
+        """Say what this turn's call leaves in the caches, as its last act."""
+        self._left = held
 
     def will_write(self, rows: int, positions: int) -> None:
         """Say that this turn's call writes no more than so many ``positions`` of ``rows`` rows."""

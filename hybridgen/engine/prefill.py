@@ -5,8 +5,8 @@ the same bits whatever it was read beside:
 
 - a block has one of a few numbers of rows, the last ones padding, in which a row's bits do not
   depend on its place (`block_sizes.py` tries it out);
-- a prompt is cut into pieces at fixed places of its own, and its length alone decides in blocks of
-  which bits its tokens are read.
+- a prompt is cut into pieces at fixed places of its own, and its length alone, with where it is
+  read from, decides in blocks of which bits its tokens are read.
 
 A later piece sees what the earlier ones wrote to the cache. Of the last layer only keys and values
 are needed. Memory is that of one block, and of a mask of one piece over the keys.
@@ -67,9 +67,16 @@ class Block(NamedTuple):
 
 
 def plan(
-    lengths: Sequence[int], rows: Sequence[int], classes: Classes, run: int, piece: int
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    starts: Sequence[int],
+    classes: Classes,
+    run: int,
+    piece: int,
 ) -> list[Block]:
     """The blocks in which prompts of ``lengths`` tokens are read into ``rows``, in that order.
+
+    Of each the tokens from ``starts`` on: those before have been read.
 
     Runs of ``run`` tokens, or of as many as the largest block has, and then the rest, are each read
     in the class of the smallest block that holds them: that depends on nothing but the prompt.
@@ -78,8 +85,8 @@ def plan(
     run = min(run, classes[-1][-1]) if classes else piece
     streams: dict[tuple[int, ...], list[Piece]] = {sizes: [] for sizes in reversed(classes)}
     alone = []
-    for prompt, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        for first in range(0, length, run):
+    for prompt, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
+        for first in range(start, length, run):
             end = min(first + run, length)
             places = range(first, end, piece)
             pieces = [Piece(prompt, row, at, min(at + piece, end)) for at in places]
@@ -159,10 +166,11 @@ class PromptReader:
         tokens: Tensor,
         lengths: Sequence[int],
         rows: Sequence[int],
+        starts: Sequence[int],
         caches: Sequence[Tensor],
         rope: Tensor,
     ) -> None:
-        """Write keys and values of the prompts ``tokens[i, :lengths[i]]`` to ``rows[i]``.
+        """Write keys and values of the prompts ``tokens[i, starts[i]:lengths[i]]`` to ``rows[i]``.
 
         tokens  int64 [N, T]
         caches  of each layer, [2, kv_heads, rows, positions, D]
@@ -171,7 +179,7 @@ class PromptReader:
         heads, dim = caches[0].shape[1], caches[0].shape[4]
         group = self.weights.layers[0].output.shape[1] // (heads * dim)
         masks = Masks(max(lengths, default=0), self.sizes.piece, group, self.dtype, tokens.device)
-        for block in plan(lengths, rows, self.find_classes(), *self.sizes[1:]):
+        for block in plan(lengths, rows, starts, self.find_classes(), *self.sizes[1:]):
             self._read_block(block, tokens, caches, rope, masks)
 
     def _read_block(

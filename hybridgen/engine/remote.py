@@ -49,10 +49,14 @@ class Remote:
         self.model.bind(cache)
 
     def prefill(
-        self, tokens: Tensor, lengths: Sequence[int], rows: Sequence[int] | None = None
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int],
+        rows: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
     ) -> None:
         """See `Model.prefill`; ``tokens`` are on ``home``."""
-        self.model.prefill(tokens.to(self.model.device), lengths, rows)
+        self.model.prefill(tokens.to(self.model.device), lengths, rows, starts)
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
         """See `Model.__call__`; ``tokens`` and ``start`` are on ``home``, and so are the logits."""

@@ -45,16 +45,23 @@ def embeddable(tokens: Tensor, model: Model, rows: Rows) -> Tensor:
 
 
 def prefill(
-    rows: Rows, model: Model, lengths: Sequence[int], places: Sequence[int] | None = None
+    rows: Rows,
+    model: Model,
+    lengths: Sequence[int],
+    places: Sequence[int] | None = None,
+    starts: Sequence[int] | None = None,
 ) -> None:
-    """Let ``model`` read the first ``lengths[i]`` tokens of row ``places[i]``, or of row i."""
+    """Let ``model`` read the first ``lengths[i]`` tokens of row ``places[i]``, or of row i.
+
+    starts    where it reads from; it has read those before
+    """
     if not max(lengths):
         return
     tokens = rows.tokens[:, : max(lengths)]
     if places is not None and [*places] != [*range(len(tokens))]:
         index = moved(integers(places), tokens.device)
         tokens = tokens.index_select(0, index)
-    model.prefill(embeddable(tokens, model, rows), lengths, places)
+    model.prefill(embeddable(tokens, model, rows), lengths, places, starts)
 
 
 def feed(rows: Rows, model: Model, count: int, start: Tensor | None = None) -> Tensor:

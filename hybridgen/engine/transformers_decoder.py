@@ -151,16 +151,17 @@ class TransformersDecoder:
         tokens: Tensor,
         lengths: Sequence[int],
         rows: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
         chunk: int = 128,
     ) -> None:
-        """Read the prompts ``tokens[i, :lengths[i]]`` into the cache, see `Model`.
+        """Read the prompts ``tokens[i, starts[i]:lengths[i]]`` into the cache, see `Model`.
 
         Prompt by prompt, in chunks of ``chunk`` tokens: the shapes depend on that prompt alone.
         """
         self._fit_threads()
         for i, (row, length) in enumerate(zip(rows or range(len(lengths)), lengths, strict=True)):
             cache = self.cache[:, :, :, row : row + 1].unbind()
-            for first in range(0, int(length), chunk):
+            for first in range(starts[i] if starts else 0, int(length), chunk):
                 part = tokens[i : i + 1, first : min(first + chunk, int(length))]
                 start = torch.full((1,), first, dtype=torch.int64, device=tokens.device)
                 self._run(part, start, cache, is_prompt=True)

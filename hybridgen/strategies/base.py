@@ -9,11 +9,14 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from hybridgen.engine.loop import Placed, Program, Text, Watcher, run
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.processing import adjusted
+from hybridgen.engine.reuse import Held
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Hook
 from hybridgen.engine.steps import prefill
@@ -103,6 +106,7 @@ class RoundStrategy(Strategy):
         stats = fold(rows, self.declaration.statistics)
         stats["elapsed_time"] = perf_counter() - began
         tokens, written = [s.tokens for s in streams], [s.text for s in streams]
+        self.leave(pair, batch, request, texts, [len(kept) for kept in tokens])
         return GenerationResult(
             text=written,
             tokens=tokens,
@@ -142,8 +146,35 @@ class RoundStrategy(Strategy):
             for i, prompt in enumerate(request.prompt_ids)
         ]
         pair.will_write(batch.width, max(text.limit for text in texts))
-        run(batch, program, texts, partial(self.start, batch, request), watching, ended)
+        held = pair.held if request.reuse else None
+        run(batch, program, texts, partial(self.start, batch, request, held), watching, ended)
         return texts
+
+    def leave(
+        self,
+        pair: Pair,
+        batch: Batch,
+        request: Request,
+        texts: Sequence[Text],
+        kept: Sequence[int],
+    ) -> None:
+        """Let the next call know what the caches hold of ``texts``, with kept[i] new tokens each.
+
+        Of the texts that were in a row one after the other it is the last.
+        """
+        tokens: dict[int, Sequence[int]] = {
+            text.row: [*text.prompt, *text.tokens[:count]]
+            for text, count in zip(texts, kept, strict=True)
+        }
+        pair.leave(Held(tokens, torch.stack(self.cached(batch, request))))
+
+    def cached(self, batch: Batch, request: Request) -> tuple[Tensor, Tensor]:
+        """Of how many tokens, from its start on, the SLM and the LLM hold each row: int64 [B] each.
+
+        It may be fewer than are there. A model that has just written a token has not read it.
+        """
+        read, unread = batch.rows.length - 1, torch.zeros_like(batch.rows.length)
+        return (read if self.reads_slm else unread), (read if self.reads_llm else unread)
 
     def row_stats(self, text: Text, kept: int, request: Request) -> Stats:
         """The statistics of one row; tokens after its stop string do not count."""
@@ -157,13 +188,17 @@ class RoundStrategy(Strategy):
                 "elapsed_time": text.seconds,
                 "prompt_tokens": len(text.prompt),
                 "seed": text.seed,
+                **({"reused_tokens": text.reused} if request.reuse else {}),
                 **self.describe(written, request),
             },
             self.declaration.statistics,
         )
 
-    def start(self, batch: Batch, request: Request, placed: Placed) -> None:
-        """Put texts into rows, and let the models read their prompts but for one token."""
+    def start(self, batch: Batch, request: Request, held: Held | None, placed: Placed) -> None:
+        """Put texts into rows, and let the models read their prompts but for one token.
+
+        held    what they have read already
+        """
         rows, texts = [row for row, _ in placed], [text for _, text in placed]
         prompts = [text.prompt for text in texts]
         limits, seeds = [text.limit for text in texts], [text.seed for text in texts]
@@ -172,10 +207,14 @@ class RoundStrategy(Strategy):
         for hook in batch.rows.hooks:
             hook.start(request.adjustment, placed)
         lengths = [len(prompt) - 1 for prompt in prompts]
+        starts = [held.take(row, text.prompt) if held else (0, 0) for row, text in placed]
+        by_slm, by_llm = ([start[i] for start in starts] for i in range(2))
         if self.reads_slm:
-            prefill(batch.rows, batch.slm, lengths, rows)
+            prefill(batch.rows, batch.slm, lengths, rows, by_slm)
         if self.reads_llm:
-            prefill(batch.rows, batch.llm, lengths, rows)
+            prefill(batch.rows, batch.llm, lengths, rows, by_llm)
+        for text, slm, llm in zip(texts, by_slm, by_llm, strict=True):
+            text.reused = min(slm if self.reads_slm else llm, llm if self.reads_llm else slm)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ tokens a forward.
 import struct
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.loop import Outcome, Program
 from hybridgen.engine.rounds import Batch
@@ -51,6 +53,11 @@ class TokenRouting(RoundStrategy):
             batch,
             writes,
         )
+
+    def cached(self, batch: Batch, request: Request) -> tuple[Tensor, Tensor]:
+        """See `RoundStrategy`. What the LLM has written the SLM has read in the step after it."""
+        slm, llm = super().cached(batch, request)
+        return slm, llm.minimum(batch.routing.llm_cached)
 
     def describe(self, written: Written, request: Request) -> Stats:
         threshold = self._threshold(request)

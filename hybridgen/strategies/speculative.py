@@ -8,13 +8,22 @@ greedy decoding is the temperature 0 case.
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from hybridgen.engine.loop import Program, Repeat
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
 from hybridgen.strategies.adaptive import LOOKUP, MODEL, Arm
-from hybridgen.strategies.auto import MOST_DRAFTS, Auto, Choice, Experience, start_texts
+from hybridgen.strategies.auto import (
+    MOST_DRAFTS,
+    Auto,
+    Choice,
+    Experience,
+    read_by_slm,
+    start_texts,
+)
 from hybridgen.strategies.base import RoundStrategy, Written
 from hybridgen.strategies.declarations import AUTO, SPECULATIVE, Declaration
 from hybridgen.strategies.drafts import Proposer, SlmDrafts, speculative_round
@@ -55,6 +64,15 @@ class Speculative(RoundStrategy):
             return "coupled"
         default = "coupled" if request.num_drafts == AUTO else "rejection"
         return str(request.verification or default)
+
+    def cached(self, batch: Batch, request: Request) -> tuple[Tensor, Tensor]:
+        """See `RoundStrategy`. Where every draft was accepted, the SLM has not read the last."""
+        slm, llm = super().cached(batch, request)
+        if self.reads_slm:
+            slm = (slm - 1).clamp_min(0)
+            if request.num_drafts == AUTO:
+                slm = slm.minimum(batch.own(read_by_slm))
+        return slm, llm
 
     def describe(self, written: Written, request: Request) -> Stats:
         arms, accepted, at = [], [], 0

@@ -123,6 +123,7 @@ BESIDES = {
     "num_return_sequences": "test_bridge.py",
     "attention_mask": "test_bridge.py",
     "generation_config": "test_bridge.py",
+    "past_key_values": "test_bridge_turns.py",
 }
 # Arguments that are refused by name, and values that are.
 REFUSED: list[tuple[dict[str, Any], str]] = [

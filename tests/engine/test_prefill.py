@@ -57,15 +57,17 @@ def wide(dtype: torch.dtype, packed: bool, rows: int) -> Decoder:
 # --- the plan ---
 
 
+@pytest.mark.parametrize("starts", [[0] * len(LENGTHS), [0, 20, 1, 130, 0, 333, 0, 5, 129]])
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_token_is_read_once_and_after_those_before_it(name: str) -> None:
+def test_every_token_is_read_once_and_after_those_before_it(name: str, starts: list[int]) -> None:
     rows = list(range(10, 10 + len(LENGTHS)))
-    read_so_far = dict.fromkeys(range(len(LENGTHS)), 0)
-    for block in plan(LENGTHS, rows, CLASSES[name], 256, 128):
+    read_so_far = dict(enumerate(starts))
+    for block in plan(LENGTHS, rows, starts, CLASSES[name], 256, 128):
         assert sum(piece.length for piece in block.pieces) <= block.size
         for piece in block.pieces:
             assert piece.row == rows[piece.prompt] and piece.first == read_so_far[piece.prompt]
-            assert piece.length <= 128 and piece.first % 128 in (0, 32, 64, 96)
+            cut = piece.first - starts[piece.prompt]
+            assert piece.length <= 128 and cut % 128 in (0, 32, 64, 96)
             read_so_far[piece.prompt] = piece.end
     assert list(read_so_far.values()) == LENGTHS
 
@@ -73,6 +75,8 @@ def test_every_token_is_read_once_and_after_those_before_it(name: str) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("length", [1, 16, 17, 33, 100, 129, 256, 257, 513, 700])
 def test_a_prompts_pieces_and_classes_depend_on_it_alone(name: str, length: int) -> None:
+    start = length // 3
+
     def of_prompt(index: int, blocks: list[Block]) -> list[tuple[int, int, Any]]:
         classes = {size: sizes for sizes in CLASSES[name] for size in sizes}
         return [
@@ -82,24 +86,26 @@ def test_a_prompts_pieces_and_classes_depend_on_it_alone(name: str, length: int)
             if piece.prompt == index
         ]
 
-    alone = of_prompt(0, plan([length], [0], CLASSES[name], 256, 128))
+    alone = of_prompt(0, plan([length], [0], [start], CLASSES[name], 256, 128))
     lengths = [*LENGTHS[:4], length, *LENGTHS[4:]]
-    assert of_prompt(4, plan(lengths, range(len(lengths)), CLASSES[name], 256, 128)) == alone
+    starts = [start if i == 4 else each // 2 for i, each in enumerate(lengths)]
+    blocks = plan(lengths, range(len(lengths)), starts, CLASSES[name], 256, 128)
+    assert of_prompt(4, blocks) == alone
 
 
 def test_short_prompts_share_a_block_as_small_as_they_allow() -> None:
     pieces = [Piece(0, 5, 0, 20), Piece(1, 6, 0, 30), Piece(2, 7, 0, 40)]
     equal = CLASSES["all equal"]
-    assert plan([20, 30, 40], [5, 6, 7], equal, 256, 128) == [Block(128, pieces)]
-    assert plan([100] * 5, range(5), equal, 256, 128)[-1].size == 128
-    assert [b.size for b in plan([500] * 4, range(4), equal, 256, 128)] == [256] * 8
+    assert plan([20, 30, 40], [5, 6, 7], [0] * 3, equal, 256, 128) == [Block(128, pieces)]
+    assert plan([100] * 5, range(5), [0] * 5, equal, 256, 128)[-1].size == 128
+    assert [b.size for b in plan([500] * 4, range(4), [0] * 4, equal, 256, 128)] == [256] * 8
 
 
 def test_a_block_larger_than_a_run_has_little_padding() -> None:
     classes = CLASSES["larger than a run"]
-    assert [b.size for b in plan([500] * 4, range(4), classes, 256, 128)] == [512] * 4
-    assert [b.size for b in plan([300], [0], classes, 256, 128)] == [256, 64]
-    assert [b.size for b in plan([400], [0], classes, 256, 128)] == [512]
+    assert [b.size for b in plan([500] * 4, range(4), [0] * 4, classes, 256, 128)] == [512] * 4
+    assert [b.size for b in plan([300], [0], [0], classes, 256, 128)] == [256, 64]
+    assert [b.size for b in plan([400], [0], [0], classes, 256, 128)] == [512]
 
 
 # --- the same function as transformers ---
@@ -124,6 +130,31 @@ def check_decoding(model: Any, packed: bool) -> None:
         decoder.pack()
     lengths = [290, 1, 30, 200]
     decoder.prefill(tokens, torch.tensor(lengths))
+    fed = torch.stack([row[n : n + 2] for row, n in zip(tokens, lengths, strict=True)])
+    logits = decoder(fed, at(*lengths))
+    for row, length in enumerate(lengths):
+        expected = reference_logits(model, tokens[row : row + 1, : length + 2])
+        assert close(logits[row], expected[0, -2:])
+
+
+@pytest.mark.parametrize(("kind", "options"), FAMILIES[:2] + SLIDING)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_a_prompt_goes_on_where_its_row_has_been_read(
+    kind: str, options: dict[str, Any], packed: bool
+) -> None:
+    """After a prompt, after tokens that were decoded, and over those of another text."""
+    model = random_model(kind, **options)
+    decoder, tokens = bound(model, rows=3, positions=512), random_tokens(3, 300)
+    if packed:
+        decoder.pack()
+    starts, lengths = [37, 0, 150], [290, 200, 151]
+    decoder.prefill(random_tokens(3, 300, seed=8), [300] * 3)
+    decoder.prefill(tokens, [33, 0, 148])
+    decoded = torch.stack([tokens[0, 33:37], tokens[1, :4], tokens[2, 148:152]])
+    decoder(decoded, at(33, 300, 148))
+    rest = tokens.clone()
+    rest[0, :37] = rest[2, :150] = 0  # it is not read
+    decoder.prefill(rest, lengths, starts=starts)
     fed = torch.stack([row[n : n + 2] for row, n in zip(tokens, lengths, strict=True)])
     logits = decoder(fed, at(*lengths))
     for row, length in enumerate(lengths):
@@ -170,6 +201,27 @@ def test_a_prompt_has_its_bits_whatever_it_is_read_with(
         read(decoder, [prompts[i] for i in order], rows)
         for i, row in zip(order, rows, strict=True):
             assert torch.equal(kept(decoder, row, len(prompts[i])), alone[i]), (i, row)
+
+
+def test_a_prompt_that_goes_on_has_its_bits_whatever_it_is_read_with() -> None:
+    decoder = wide(torch.bfloat16, True, rows=4)
+    prompts = [random_tokens(1, n, seed=n)[0] for n in (300, 140, 33)]
+    starts = [40, 130, 1]
+
+    def begin(rows: list[int]) -> None:
+        for prompt, start, row in zip(prompts, starts, rows, strict=True):
+            decoder.prefill(prompt.unsqueeze(0), [start], [row])
+
+    begin([0, 1, 2])
+    for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+        decoder.prefill(prompt.unsqueeze(0), [len(prompt)], [row], [start])
+    alone = [kept(decoder, row, len(prompt)) for row, prompt in enumerate(prompts)]
+    decoder.cache.fill_(torch.nan)
+    begin([3, 0, 1])
+    padded = torch.stack([torch.nn.functional.pad(p, (0, 300 - len(p))) for p in prompts])
+    decoder.prefill(padded, [300, 140, 33], [3, 0, 1], starts)
+    for row, prompt, before in zip([3, 0, 1], prompts, alone, strict=True):
+        assert torch.equal(kept(decoder, row, len(prompt)), before)
 
 
 def test_rows_that_depend_on_their_place_are_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:

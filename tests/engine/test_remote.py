@@ -88,6 +88,10 @@ ROUNDS: dict[str, tuple[Any, int]] = {
     "routing": (lambda batch: slm_round(batch, "uncertainty", PROBS, True, 1), 3),
     "catch-up": (lambda batch: llm_round(batch, 16), 0),
     "prefill": (lambda batch: batch.slm.prefill(batch.rows.tokens[:, :9], [9, 5]), 1),
+    "more of a prompt": (
+        lambda batch: batch.slm.prefill(batch.rows.tokens[:, :9], [9, 5], None, [3, 0]),
+        1,
+    ),
 }
 
 

@@ -103,6 +103,18 @@ def test_prompts_go_to_the_rows_that_are_named() -> None:
     torch.testing.assert_close(logits[2], expected[0, 30:32], atol=3e-5, rtol=1e-4)
 
 
+def test_a_prompt_goes_on_where_its_row_has_been_read() -> None:
+    _, decoder, expected = made("olmo2")
+    decoder.prefill(TOKENS[1:3, :30], [20, 30], rows=[2, 0])  # the second is of another text
+    rest = TOKENS[:2, :30].clone()
+    rest[1, :20] = 0  # it is not read
+    decoder.prefill(rest, [30, 25], rows=[0, 2], starts=[0, 20])
+    fed = torch.stack([TOKENS[0, 30:32], TOKENS[2, :2], TOKENS[1, 25:27]])
+    logits = decoder(fed, at(30, 0, 25))
+    torch.testing.assert_close(logits[0], expected[0, 30:32], atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(logits[2], expected[1, 25:27], atol=3e-5, rtol=1e-4)
+
+
 def test_a_round_may_write_past_the_last_position() -> None:
     decoder = bound_foreign(foreign_model("gpt2", max_position_embeddings=32))
     assert decoder.max_positions == 32

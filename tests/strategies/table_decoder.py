@@ -37,10 +37,15 @@ class TableDecoder:
         self.fed = cache[0, 0, 0, :, :, 0]
 
     def prefill(
-        self, tokens: Tensor, lengths: Sequence[int], rows: Sequence[int] | None = None
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int],
+        rows: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
     ) -> None:
         for i, (row, length) in enumerate(zip(rows or range(len(lengths)), lengths, strict=True)):
-            self.fed[row, :length] = tokens[i, :length] + 1.0
+            first = starts[i] if starts else 0
+            self.fed[row, first:length] = tokens[i, first:length] + 1.0
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
         positions = (start[:, None] + torch.arange(tokens.shape[1])).clamp_min(0)
