@@ -130,3 +130,23 @@ def test_a_long_list_is_measured_against_its_batches(tiny_pair: TinyPair, tmp_pa
     assert len(report["lengths"]) == 5 and max(report["lengths"]) <= 6
     assert report["at best"] >= 1
     assert report["command"].startswith("benchmarks/many_prompts.py ")
+
+
+def test_the_door_into_transformers_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
+    finished = run("benchmarks/bridge.py", *options, "--new-tokens", 6, "--repeats", 1)
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(out.read_text())
+    assert report["same_texts"] and report["accelerated / HybridGenerator"] > 0
+    assert len(report["transformers / accelerated"]) == 3
+
+
+def test_turns_are_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
+    few = ["--turns", 3, "--question", 9, "--new-tokens", 5, "--repeats", 1]
+    finished = run("benchmarks/turns.py", *options, *few)
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(out.read_text())
+    assert report["same_texts"]["ours"] and len(report["seconds"]) == 4

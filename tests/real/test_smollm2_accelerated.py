@@ -85,3 +85,36 @@ def test_a_stream_and_stop_strings() -> None:
     assert torch.equal(found[0], expected)
     new = expected[0, inputs["input_ids"].shape[1] :]
     assert streamed == tokenizer.decode(new)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_turns_that_are_reused(dtype: torch.dtype) -> None:
+    """Whoever drafts, a conversation is the LLM's own; in float32 it is transformers' too."""
+    large, fast, tokenizer = models()
+    if dtype != torch.float32:
+        folder = Path(os.environ["HYBRIDGEN_SMOLLM2"])
+        large, small = (
+            AutoModelForCausalLM.from_pretrained(folder / name, dtype=dtype)
+            for name in ("llm", "slm")
+        )
+        fast = accelerate(large, small, max_seq_len=512)
+    found: dict[str, list[list[int]]] = {}
+    ways: dict[str, dict[str, Any]] = {
+        "llm": {"strategy": "llm"},
+        "speculative": {"num_drafts": 4},
+        "auto": {"num_drafts": "auto"},
+    }
+    for name, options in ways.items():
+        talk: list[dict[str, str]] = []
+        found[name] = []
+        for question in CHATS[:4]:
+            talk.append({"role": "user", "content": question})
+            given = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+            inputs = dict(tokenizer.apply_chat_template(talk, **given))
+            ids = fast.generate(**inputs, **GREEDY, **options, reuse=len(talk) > 1)
+            if dtype == torch.float32:
+                assert torch.equal(ids, large.generate(**inputs, **GREEDY))
+            found[name].append(ids[0].tolist())
+            reply = ids[0, inputs["input_ids"].shape[1] :]
+            talk.append({"role": "assistant", "content": tokenizer.decode(reply, True)})
+    assert found["speculative"] == found["auto"] == found["llm"]
