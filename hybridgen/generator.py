@@ -10,7 +10,7 @@ import torch
 from hybridgen.checks import check_bool, check_choice, check_int, exact_list, quoted, shown
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.loading import choose_sources
-from hybridgen.engine.opening import look_at
+from hybridgen.engine.opening import LARGEST, check_sizes, look_at
 from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
@@ -29,7 +29,6 @@ from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy, Strategy
 from hybridgen.strategies.custom import Custom, GenerationStrategy
 
-LARGEST = 2**31 - 1
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -89,15 +88,13 @@ class HybridGenerator:
         max_batch_size: int = 4,
         max_seq_len: int | None = None,
     ) -> None:
-        rows = check_int("max_batch_size", max_batch_size, 1, LARGEST)
-        if max_seq_len is not None:
-            check_int("max_seq_len", max_seq_len, 2, LARGEST)
+        check_sizes(max_batch_size, max_seq_len)
         check_bool("trust_remote_code", trust_remote_code)
         self.device, chosen_dtype = choose_device(device), choose_dtype(dtype)
         sources = choose_sources(slm_model_id, llm_model_id)
         looked = look_at(*sources, trust_remote_code)
         self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
-        loaded = looked.load(self.device, chosen_dtype, rows, max_seq_len)
+        loaded = looked.load(self.device, chosen_dtype, int(max_batch_size), max_seq_len)
         self.slm, self.llm, self.pair = loaded
         self.strategies: dict[str, Strategy | GenerationStrategy] = built_in_strategies(
             has_slm=self.slm is not None
@@ -284,17 +281,12 @@ class HybridGenerator:
         return Facts(
             prompt.rows,
             vocab_size=vocab_size,
-            max_positions=self._context(chosen),
+            max_positions=self.pair.context(
+                *(getattr(chosen, name, True) for name in ("reads_slm", "reads_llm"))
+            ),
             defaults={**recommended, "eos_token_id": self._default_eos()},
             is_batch=prompt.is_batch,
         )
-
-    def _context(self, strategy: Any) -> int:
-        """Most positions of a row: the context of every model that the strategy runs."""
-        reads = [getattr(strategy, name, True) for name in ("reads_slm", "reads_llm")]
-        models = zip((self.slm, self.llm), reads, strict=True)
-        contexts = [model.max_positions for model, read in models if model is not None and read]
-        return min(self.pair.positions, *contexts)
 
     def _default_eos(self) -> tuple[int, ...]:
         """The LLM's eos ids; those of its generation config win over its tokenizer's."""

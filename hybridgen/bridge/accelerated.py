@@ -115,13 +115,15 @@ class Accelerated:
 
         Raises ValueError or TypeError, naming the argument, before any model runs.
         """
+        kwargs |= self._by_name(args)
+        streamer = kwargs.pop("streamer", streamer)
         if streamer is not None and not is_streamer(streamer):
             raise TypeError(
                 f"streamer must have the methods put() and end(), got {shown(streamer)}"
             )
         try:
             output = self._generate(
-                inputs, generation_config, args, streamer, tokenizer, stop_strings, seed, kwargs
+                inputs, generation_config, streamer, tokenizer, stop_strings, seed, kwargs
             )
         except BaseException:
             if streamer is not None:
@@ -136,7 +138,6 @@ class Accelerated:
         self,
         inputs: Tensor | None,
         config: GenerationConfig | None,
-        args: tuple[Any, ...],
         streamer: Any,
         tokenizer: Any,
         stop_strings: Any,
@@ -175,9 +176,12 @@ class Accelerated:
             )
 
         generate: Any = self._llm.generate
-        return generate(
-            inputs, config, *args, custom_generate=decoding, stop_strings=None, **kwargs
-        )
+        return generate(inputs, config, custom_generate=decoding, stop_strings=None, **kwargs)
+
+    def _by_name(self, args: tuple[Any, ...]) -> dict[str, Any]:
+        """What is given to `generate` by position behind the config."""
+        names = [*inspect.signature(self._llm.generate).parameters][2:]
+        return dict(zip(names, args, strict=False))
 
     def _stop(self, stop_strings: Any, tokenizer: Any) -> list[StopStringCriteria]:
         if not stop_strings:

@@ -7,14 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hybridgen.checks import check_int, shown
-from hybridgen.engine.opening import look_at
+from hybridgen.checks import shown
+from hybridgen.engine.opening import check_sizes, look_at
 from hybridgen.engine.pair import Pair
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy
 
 ATTRIBUTE = "_hybridgen_engines"
-LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +48,7 @@ def engine_of(
     llm: PreTrainedModel, slm: PreTrainedModel | None, max_batch_size: int, max_seq_len: int | None
 ) -> Engine:
     """The engine of these models: that of the last call, unless their weights have been moved."""
-    check_int("max_batch_size", max_batch_size, 1, LARGEST)
-    if max_seq_len is not None:
-        check_int("max_seq_len", max_seq_len, 2, LARGEST)
+    check_sizes(max_batch_size, max_seq_len)
     engines: Engines = vars(llm).setdefault(ATTRIBUTE, Engines())
     key = id(slm), max_batch_size, max_seq_len
     engine = engines.get(key)

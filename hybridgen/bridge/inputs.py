@@ -185,10 +185,8 @@ def request_of(
 
 def check_room(engine: Engine, strategy: RoundStrategy, prompts: Prompts, count: int) -> None:
     """Raise ValueError for a text that is longer than the cache or a model's context."""
-    pair = engine.pair
-    models = (pair.slm, strategy.reads_slm), (pair.llm, strategy.reads_llm)
-    contexts = [model.max_positions for model, reads in models if model is not None and reads]
-    positions, longest = min(pair.positions, *contexts), max(map(len, prompts.ids))
+    positions = engine.pair.context(strategy.reads_slm, strategy.reads_llm)
+    longest = max(map(len, prompts.ids))
     if longest + count > positions:
         raise ValueError(
             f"input_ids has {longest} tokens, with max_new_tokens={count} that is "

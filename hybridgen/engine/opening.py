@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hybridgen.checks import check_int
 from hybridgen.engine.cache import demand
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import NAMES, Found, look
@@ -12,6 +13,7 @@ from hybridgen.engine.room import check_room
 from hybridgen.engine.transformers_decoder import TransformersDecoder
 
 DEFAULT_MAX_SEQ_LEN = 4096
+LARGEST = 2**31 - 1
 
 
 class Looked(NamedTuple):
@@ -59,6 +61,13 @@ def look_at(slm: Any, llm: Any, trust_remote_code: bool = False) -> Looked:
     """Whether these can be run: hub ids, local folders or loaded models. See `loading.look`."""
     small = None if slm is None else look(slm, NAMES[0], trust_remote_code)
     return Looked(small, look(llm, NAMES[1], trust_remote_code))
+
+
+def check_sizes(max_batch_size: Any, max_seq_len: Any) -> None:
+    """Raise TypeError or ValueError, naming the argument, for what no cache can be made for."""
+    check_int("max_batch_size", max_batch_size, 1, LARGEST)
+    if max_seq_len is not None:
+        check_int("max_seq_len", max_seq_len, 2, LARGEST)
 
 
 def choose_positions(max_seq_len: int | None, context: int) -> int:

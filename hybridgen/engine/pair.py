@@ -69,6 +69,12 @@ class Pair:
     def _models(self) -> list[Model]:
         return [self.llm] if self.slm is None else [self.slm, self.llm]
 
+    def context(self, reads_slm: bool = True, reads_llm: bool = True) -> int:
+        """Most positions of a text that these of the models read."""
+        reads = zip((self.slm, self.llm), (reads_slm, reads_llm), strict=True)
+        contexts = [model.max_positions for model, read in reads if model is not None and read]
+        return min(self.positions, *contexts)
+
     def demand(self) -> Demand:
         """What the pair takes of each device, in bytes."""
         footprints = [

@@ -117,6 +117,13 @@ def test_a_streamer_is_ended_once_when_generation_fails() -> None:
     assert models()[1].generate(PROMPT, **GREEDY)[0, 4:].tolist() == text(), "still usable"
 
 
+def test_arguments_by_position_are_those_by_name() -> None:
+    streamer, fast = Recorder(), models()[1]
+    by_position = (None, None, None, None, None, streamer)  # behind the config, as transformers
+    found = fast.generate(PROMPT, None, *by_position, **GREEDY)
+    assert torch.equal(torch.cat(streamer.given[1:]), found[0, 4:]) and streamer.ended == 1
+
+
 def test_stop_strings_end_where_transformers_ends(tiny_pair: Any, tiny_tokenizer: Any) -> None:
     from transformers import AutoModelForCausalLM as Auto
 
