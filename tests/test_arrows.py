@@ -29,6 +29,11 @@ LAYERS = {
         "detokenizer text result",
         "leaves",
     ),
+    "profiles": Layer(
+        "profiling profiling.profile profiling.merging profiling.files profiling.summary "
+        "profiling.spans profiling.plots profiling.report",
+        "leaves call",
+    ),
     "engine": Layer("engine engine.*", "kernels leaves"),
     "utilities": Layer("utils", "kernels leaves call"),
     "strategies": Layer("strategies strategies.*", "kernels leaves call engine"),
