@@ -30,8 +30,8 @@ LAYERS = {
         "leaves",
     ),
     "profiles": Layer(
-        "profiling profiling.profile profiling.merging profiling.files profiling.summary "
-        "profiling.spans profiling.plots profiling.report",
+        "profiling profiling.profile profiling.distribution profiling.merging profiling.files "
+        "profiling.summary profiling.spans profiling.plots profiling.report",
         "leaves call",
     ),
     "engine": Layer("engine engine.*", "kernels leaves"),

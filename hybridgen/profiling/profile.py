@@ -11,14 +11,16 @@ token that it did not visit has None, and takes no part in the numbers.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hybridgen.checks import check_choice, check_float, check_int, exact_list, shown
+from hybridgen.checks import check_choice, check_float, check_int
+from hybridgen.profiling.distribution import Values, distribution
 from hybridgen.profiling.merging import joined, shared_value
 from hybridgen.result import Stats
 
@@ -31,8 +33,44 @@ ROUTING_METRICS = ("uncertainty", "entropy")
 MODELS = ("slm", "llm", "lookup")
 MEASURING = ("slm", "llm")
 
-Values = NDArray[np.float64]
-_NUMBERS = ("aleatoric_uncertainty", "epistemic_uncertainty", "entropy", "p", "q")
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it: dicts, lists, strings, ints, bools, and finite floats or None."""
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _floats(values: Iterable[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _integers(values: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {  # numpy's scalars are none of JSON's
+    "token_id": int,
+    "position": int,
+    "aleatoric_uncertainty": _finite,
+    "epistemic_uncertainty": _finite,
+    "entropy": _finite,
+    "top_k_probs": _floats,
+    "top_k_ids": _integers,
+    "top_k_texts": tuple,
+    "accepted": bool,
+    "rejected_id": int,
+    "p": _finite,
+    "q": _finite,
+}
 
 
 @dataclass(frozen=True)
@@ -80,16 +118,16 @@ class TokenProfile:
 
     def __post_init__(self) -> None:
         check_choice("model_used", self.model_used, MODELS)
-        for name in _NUMBERS:
-            object.__setattr__(self, name, _finite(getattr(self, name)))
-        for name, kind in (("top_k_probs", float), ("top_k_ids", int), ("top_k_texts", str)):
-            values = tuple(kind(value) for value in getattr(self, name))
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else kind(value))
+        for name in ("top_k_ids", "top_k_texts"):
+            values = getattr(self, name)
             if values and len(values) != len(self.top_k_probs):
                 raise ValueError(
                     f"{name} must be as many as top_k_probs, {len(self.top_k_probs)}, "
                     f"or none, got {len(values)}"
                 )
-            object.__setattr__(self, name, values)
         if not all(map(math.isfinite, self.top_k_probs)):
             raise ValueError(f"top_k_probs must be finite, got {self.top_k_probs}")
 
@@ -179,16 +217,7 @@ class ProfileResult:
 
         Raises ValueError for an unknown metric and for a percentile out of range.
         """
-        values = self.values(metric)
-        shares = [_percentile(share) for share in _listed("percentiles", percentiles)]
-        analysis = _describe(values)
-        analysis["median"] = float(np.median(values)) if len(values) else None
-        analysis["percentiles"] = {f"top_{p:g}%": _highest(values, p) for p in shares}
-        top = values[values >= np.percentile(values, 90)] if len(values) else values
-        analysis["top_10_percent"] = {
-            name: number for name, number in _describe(top).items() if name != "std"
-        }
-        return analysis
+        return distribution(self.values(metric), percentiles)
 
     def get_high_uncertainty_tokens(
         self, n: int = 10, metric: str | None = None
@@ -255,48 +284,56 @@ class ProfileResult:
             parts[0].measured_by,
         )
 
+    def save_to_file(self, path: str | os.PathLike[str]) -> None:
+        """Write the profile to `path` as JSON; `load` gives it back exactly.
+
+        The file is plain JSON of a versioned form, see `hybridgen.profiling.files`. It appears
+        whole or not at all.
+        """
+        from hybridgen.profiling.files import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ProfileResult":
+        """The profile that `save_to_file` wrote.
+
+        Raises ValueError that names the file for other versions and damaged files.
+        """
+        from hybridgen.profiling.files import load
+
+        return load(path)
+
+    @property
+    def summary(self) -> str:
+        """The block that `print_summary` prints, without a final newline."""
+        from hybridgen.profiling.summary import summary
+
+        return summary(self)
+
+    def print_summary(self, file: IO[str] | None = None) -> None:
+        """Print tokens, speed, who wrote, the metric's distribution and the most uncertain tokens.
+
+        file    where to, else to the standard output; what its encoding lacks is escaped
+        """
+        text, out = self.summary, file or sys.stdout
+        encoding = getattr(out, "encoding", None)
+        if encoding:
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+        print(text, file=out)
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame: a row for each token, a column for each field of `TokenProfile`.
+
+        Raises ImportError where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas: pip install pandas") from error
+        names = [field.name for field in fields(TokenProfile)]
+        rows = [[getattr(token, name) for name in names] for token in self.tokens]
+        return pandas.DataFrame(rows, columns=names)
+
     def _metric(self, metric: str | None) -> str:
         return self.metric if metric is None else check_choice("metric", metric, METRICS)
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON has it: dicts, lists, strings, ints, bools, and finite floats or None."""
-    if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return _finite(value) if isinstance(value, float) else value
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _listed(name: str, values: object) -> list[Any]:
-    listed = values.tolist() if isinstance(values, np.ndarray) else exact_list(values)
-    if not isinstance(listed, list):
-        raise TypeError(f"{name} must be a list of numbers, got {shown(values)}")
-    return listed
-
-
-def _percentile(value: object) -> float:
-    within = "numbers from 0 to 100"
-    return check_float("percentiles", value, within, lambda x: 0 <= x <= 100)
-
-
-def _highest(values: Values, percent: float) -> float | None:
-    return float(np.percentile(values, 100 - percent)) if len(values) else None
-
-
-def _describe(values: Values) -> dict[str, Any]:
-    if not len(values):
-        return {"count": 0, "mean": None, "std": None, "min": None, "max": None}
-    return {
-        "count": len(values),
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values)),
-        "min": float(np.min(values)),
-        "max": float(np.max(values)),
-    }
