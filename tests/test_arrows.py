@@ -31,7 +31,7 @@ LAYERS = {
     ),
     "profiles": Layer(
         "profiling profiling.profile profiling.distribution profiling.merging profiling.files "
-        "profiling.summary profiling.spans profiling.plots profiling.report",
+        "profiling.summary profiling.spans profiling.plots profiling.page profiling.report",
         "leaves call",
     ),
     "engine": Layer("engine engine.*", "kernels leaves"),

@@ -304,6 +304,19 @@ class ProfileResult:
 
         return load(path)
 
+    def save_html(self, path: str | os.PathLike[str], metric: str | None = None) -> None:
+        """Write one HTML file that shows the text, coloured by a metric.
+
+        metric    by which it is coloured at first; the page lets choose among them
+
+        Hovering a token shows its metrics, the likeliest candidates and, where a draft stood, what
+        became of it with p and q. The page filters by who wrote and by the highest values. It needs
+        nothing beside it, no network and, for text and colours, no JavaScript.
+        """
+        from hybridgen.profiling.report import save_html
+
+        save_html(self, path, metric)
+
     @property
     def summary(self) -> str:
         """The block that `print_summary` prints, without a final newline."""

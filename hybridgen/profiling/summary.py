@@ -26,24 +26,30 @@ def summary(profile: ProfileResult) -> str:
     """The block, without a final newline."""
     thick, thin = "=" * WIDTH, "-" * WIDTH
     sections = [
-        [_totals(profile), *_drafts(profile)],
+        [" | ".join(totals(profile)), *_drafts(profile)],
         _usage(profile),
         _metric(profile),
         _percentiles(profile),
         _tokens(profile),
     ]
     body = f"\n{thin}\n".join("\n".join(lines) for lines in sections if lines)
-    return f"{thick}\nProfile: {escaped(profile.strategy)}\n{thick}\n{body}\n{thick}"
+    return f"{thick}\n{title(profile)}\n{thick}\n{body}\n{thick}"
 
 
-def _totals(profile: ProfileResult) -> str:
+def title(profile: ProfileResult) -> str:
+    """What the profile is of."""
+    return f"Profile: {escaped(profile.strategy)}"
+
+
+def totals(profile: ProfileResult) -> list[str]:
+    """How much, how long and how fast, as far as the statistics say."""
     parts = [f"Tokens: {len(profile)}"]
     seconds, speed = (profile.stats.get(name) for name in ("elapsed_time", "tokens_per_second"))
     if seconds is not None:
         parts.append(f"Time: {seconds:.2f}s")
     if speed is not None:
         parts.append(f"Speed: {speed:.2f} tok/s")
-    return " | ".join(parts)
+    return parts
 
 
 def _drafts(profile: ProfileResult) -> list[str]:
