@@ -26,21 +26,23 @@ Path = str | os.PathLike[str]
 Test = Callable[[Any], bool]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all.
-
-    Lone surrogates, which no encoding has, become question marks.
-    """
+def write(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
     place = os.path.realpath(path)
     beside = f"{place}.{secrets.token_hex(4)}.part"
     try:
-        with open(beside, "w", encoding="utf-8", errors="replace", newline="") as file:
-            file.write(text)
+        with open(beside, "wb") as file:
+            file.write(content)
         os.replace(beside, place)
     except BaseException:
         with suppress(OSError):
             os.unlink(beside)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8; lone surrogates, which it does not have, become question marks."""
+    write(path, text.encode("utf-8", "replace"))
 
 
 def save(profile: ProfileResult, path: Path) -> None:

@@ -304,6 +304,21 @@ class ProfileResult:
 
         return load(path)
 
+    def plot_distributions(self, path: str | os.PathLike[str]) -> None:
+        """Draw how the metrics are distributed, by who wrote, and how they run over the text.
+
+        path    a picture of the kind that its suffix names: png, pdf, svg, ...; png without one
+
+        The threshold is marked on the metric that it belongs to. No display is needed, and pyplot's
+        figures and settings are left alone.
+
+        Raises ImportError where matplotlib, the extra "plot", is not installed; ValueError for an
+        unknown kind of picture.
+        """
+        from hybridgen.profiling.plots import plot_distributions
+
+        plot_distributions(self, path)
+
     def save_html(self, path: str | os.PathLike[str], metric: str | None = None) -> None:
         """Write one HTML file that shows the text, coloured by a metric.
 
