@@ -39,7 +39,7 @@ LAYERS = {
     "strategies": Layer("strategies strategies.*", "kernels leaves call engine"),
     "generator": Layer("generator exactness", "kernels leaves call engine strategies"),
     "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),
-    "doors": Layer("hybridgen __main__ cli", "leaves call strategies generator bridge"),
+    "doors": Layer("hybridgen __main__ cli", "leaves call profiles strategies generator bridge"),
 }
 
 

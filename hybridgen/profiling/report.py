@@ -12,6 +12,7 @@ import base64
 import hashlib
 import html
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from hybridgen.checks import check_choice
 from hybridgen.profiling import page
@@ -119,12 +120,12 @@ def _details(token: TokenProfile, measured_by: str) -> Iterator[str]:
     yield from _draft(token)
     if token.top_k_probs:
         yield f"the {MODEL_LABELS[measured_by]}'s likeliest:"
-    texts = [*token.top_k_texts, *[None] * len(token.top_k_probs)]
-    ids = [*token.top_k_ids, *[None] * len(token.top_k_probs)]
-    for probability, number_of, text_of in zip(token.top_k_probs, ids, texts, strict=False):
-        shown = f"id {number_of}" if not text_of else f'"{escaped(text_of)}"'
+    candidates = zip_longest(token.top_k_probs, token.top_k_ids, token.top_k_texts)
+    for probability, number_of, text_of in candidates:
+        number = "" if number_of is None else f"id {number_of}"
+        shown = f'"{escaped(text_of)}"' if text_of else number
         written = "  <- written" if number_of == token.token_id else ""
-        yield f"{probability:7.2%}  {shown}{written}"
+        yield f"{probability:7.2%}  {shown}{written}".rstrip()
 
 
 def _draft(token: TokenProfile) -> Iterator[str]:

@@ -183,6 +183,12 @@ def test_a_stop_string_cuts_the_text_and_text_of_no_token_is_kept() -> None:
         Span("one", (tokens[0],)),
         Span(" more", ()),
     ]
+    other = [token(0, "one"), token(1, "else"), token(2, "two")]
+    assert [part.text for part in spans(profile(other, generated_text="onetwo"))] == [
+        "one",
+        "",
+        "two",
+    ]
     assert spans(profile([], generated_text="")) == []
 
 

@@ -126,6 +126,7 @@ def test_columns_are_aligned(rows: list[tuple[str, float, int]]) -> None:
 def test_no_token_breaks_a_line_or_moves_the_cursor(profiled: ProfileResult) -> None:
     profiled = replace(profiled, stats={**profiled.stats, "strategy": "a\nb"})
     lines = profiled.summary.split("\n")
+    assert lines[1] == "Profile: a\\nb"
     assert all(line.isprintable() for line in lines)
     wanted = len(profiled.get_high_uncertainty_tokens(10))
     assert sum(bool(re.match(r"[ 1]\d\. Pos", line)) for line in lines) == wanted
