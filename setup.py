@@ -42,6 +42,8 @@ setup(
             "scipy>=1.11",
             "jinja2>=3.1",
             "setuptools>=77",
+            "matplotlib>=3.8",
+            "pandas>=2",
         ],
         "real": ["accelerate>=1", "gguf>=0.10"],
         "dev": ["ruff>=0.12", "mypy>=1.15"],

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hybridgen.bridge import accelerate, hybrid_generate
     from hybridgen.exactness import verify_exactness
     from hybridgen.generator import HybridGenerator
+    from hybridgen.profiling import ProfileResult, TokenProfile
     from hybridgen.result import GenerationResult
     from hybridgen.strategies.custom import GenerationStrategy
 
@@ -23,6 +24,8 @@ __all__ = [
     "GenerationResult",
     "GenerationStrategy",
     "HybridGenerator",
+    "ProfileResult",
+    "TokenProfile",
     "accelerate",
     "hybrid_generate",
     "verify_exactness",
@@ -32,6 +35,8 @@ _HOMES = {
     "GenerationResult": "hybridgen.result",
     "GenerationStrategy": "hybridgen.strategies.custom",
     "HybridGenerator": "hybridgen.generator",
+    "ProfileResult": "hybridgen.profiling",
+    "TokenProfile": "hybridgen.profiling",
     "accelerate": "hybridgen.bridge",
     "hybrid_generate": "hybridgen.bridge",
     "verify_exactness": "hybridgen.exactness",

@@ -29,12 +29,17 @@ LAYERS = {
         "detokenizer text result",
         "leaves",
     ),
+    "profiles": Layer(
+        "profiling profiling.profile profiling.distribution profiling.merging profiling.files "
+        "profiling.summary profiling.spans profiling.plots profiling.page profiling.report",
+        "leaves call",
+    ),
     "engine": Layer("engine engine.*", "kernels leaves"),
     "utilities": Layer("utils", "kernels leaves call"),
     "strategies": Layer("strategies strategies.*", "kernels leaves call engine"),
     "generator": Layer("generator exactness", "kernels leaves call engine strategies"),
     "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),
-    "doors": Layer("hybridgen __main__ cli", "leaves call strategies generator bridge"),
+    "doors": Layer("hybridgen __main__ cli", "leaves call profiles strategies generator bridge"),
 }
 
 
