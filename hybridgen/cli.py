@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from hybridgen.fields import Field
+    from hybridgen.generator import HybridGenerator
     from hybridgen.result import GenerationResult
     from hybridgen.strategies.declarations import Declaration
 
@@ -50,6 +51,9 @@ examples:
       the SLM writes, and asks the LLM for each token it is unsure of
   hybridgen "def area(r):" --verification coupled --seed 7
       the same tokens as --strategy llm --seed 7, sooner
+  hybridgen profile "def area(r):" --html report.html
+      what was measured at each token, to choose a threshold by; see
+      hybridgen profile --help (the prompt "profile" itself: from stdin)
 
 exit status:
   0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted,
@@ -64,9 +68,8 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
     """
     import argparse
 
-    from hybridgen.fields import merged
-    from hybridgen.parameters import FIELDS, STRATEGY
-    from hybridgen.strategies.declarations import BUILT_IN, help_line
+    from hybridgen.parameters import STRATEGY
+    from hybridgen.strategies.declarations import BUILT_IN
 
     declarations = BUILT_IN if declarations is None else declarations
     parser = argparse.ArgumentParser(
@@ -76,31 +79,9 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
-    add("--version", action="version", version=f"hybridgen {__version__}")
-
-    add = parser.add_argument_group("models").add_argument
-    add("--slm", metavar="MODEL", help="small model: hub id or local folder")
-    add("--llm", metavar="MODEL", help="large model, same tokenizer; alone, it drafts by lookup")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
-
-    fields = merged(FIELDS, *(each.options for each in declarations))
-    named = dict.fromkeys(["strategy", *(field.group for field in fields if field.group)])
-    groups = {name: parser.add_argument_group(name) for name in named}
-    groups["strategy"].add_argument(
-        "--strategy",
-        choices=[each.name for each in declarations],
-        default=STRATEGY.default,
-        help="; ".join(f"{each.name}: {each.help}" for each in declarations).replace("%", "%%")
-        + " (default: %(default)s)",
-    )
-    for name, group in groups.items():
-        for field in fields:
-            if field.group == name:
-                add_option(group, field, help_line(field, declarations))
-
+    parser.add_argument("--version", action="version", version=f"hybridgen {__version__}")
+    add_prompt_and_models(parser)
+    add_fields(parser, declarations, STRATEGY.default, "%(default)s")
     add = parser.add_argument_group("output").add_argument
     add(
         "--stats",
@@ -110,6 +91,45 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
     )
     add("--no-stream", action="store_true", help="print the text when it is complete")
     return parser
+
+
+def add_prompt_and_models(parser: argparse.ArgumentParser) -> None:
+    """What every command takes."""
+    parser.add_argument(
+        "prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin"
+    )
+    add = parser.add_argument_group("models").add_argument
+    add("--slm", metavar="MODEL", help="small model: hub id or local folder")
+    add("--llm", metavar="MODEL", help="large model, same tokenizer; alone, it drafts by lookup")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
+
+
+def add_fields(
+    parser: argparse.ArgumentParser,
+    declarations: Sequence[Declaration],
+    default: str | None,
+    shown: str,
+) -> None:
+    """The parameters of `generate`, in their groups; ``default`` strategy, as it is ``shown``."""
+    from hybridgen.fields import merged
+    from hybridgen.parameters import FIELDS
+    from hybridgen.strategies.declarations import help_line
+
+    fields = merged(FIELDS, *(each.options for each in declarations))
+    named = dict.fromkeys(["strategy", *(field.group for field in fields if field.group)])
+    groups = {name: parser.add_argument_group(name) for name in named}
+    groups["strategy"].add_argument(
+        "--strategy",
+        choices=[each.name for each in declarations],
+        default=default,
+        help="; ".join(f"{each.name}: {each.help}" for each in declarations).replace("%", "%%")
+        + f" (default: {shown})",
+    )
+    for name, group in groups.items():
+        for field in fields:
+            if field.group == name:
+                add_option(group, field, help_line(field, declarations))
 
 
 def add_option(group: argparse._ArgumentGroup, field: Field, help_line: str) -> None:
@@ -140,11 +160,17 @@ def main(argv: Sequence[str] | None = None, strategies: Mapping[str, Any] | None
     if sys.stderr is None:
         open_stderr()
     own = strategies or {}
-    arguments = build_parser(declared(own)).parse_args(argv)
+    given = sys.argv[1:] if argv is None else [*argv]
+    parser_of, work = build_parser, run
+    if given[:1] == ["profile"]:
+        from hybridgen import cli_profile
+
+        parser_of, work, given = cli_profile.build_parser, cli_profile.run, given[1:]
+    arguments = parser_of(declared(own)).parse_args(given)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            run(arguments, own)
+            work(arguments, own)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
@@ -173,10 +199,7 @@ def declared(own: Mapping[str, Any]) -> list[Declaration]:
 
 def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
     """Load the pair, generate, print."""
-    if sys.stdout is None:
-        raise ValueError("stdout is closed: there is nowhere to write the text")
-    prompt = read_stdin() if arguments.prompt == "-" else arguments.prompt
-    result = generate(arguments, prompt, own)
+    result = generate(arguments, prompt_of(arguments), own)
     if arguments.no_stream:
         write(result.text)
     if not result.text.endswith("\n"):
@@ -189,11 +212,25 @@ def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
         print(result.summary, file=sys.stderr)
 
 
+def prompt_of(arguments: argparse.Namespace) -> str:
+    """The prompt, if there is a stdout to answer it on."""
+    if sys.stdout is None:
+        raise ValueError("stdout is closed: there is nowhere to write the text")
+    return read_stdin() if arguments.prompt == "-" else arguments.prompt
+
+
 def generate(
     arguments: argparse.Namespace, prompt: str, own: Mapping[str, Any]
 ) -> GenerationResult:
     """The call of the library. Options left out keep the library's own defaults."""
     given = check_options(arguments, declared(own))
+    generator = load(arguments, own)
+    stream = None if arguments.no_stream else write
+    return generator.generate(prompt, stream=stream, print_stats=False, **given)
+
+
+def load(arguments: argparse.Namespace, own: Mapping[str, Any]) -> HybridGenerator:
+    """The generator of the models that the arguments name."""
     silence_libraries()
     from hybridgen.generator import HybridGenerator
 
@@ -202,8 +239,7 @@ def generate(
     )
     if own:
         generator.strategies.update(own)
-    stream = None if arguments.no_stream else write
-    return generator.generate(prompt, stream=stream, print_stats=False, **given)
+    return generator
 
 
 def check_options(

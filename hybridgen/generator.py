@@ -11,11 +11,15 @@ from hybridgen.checks import check_bool, check_choice, check_int, exact_list, qu
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.loading import choose_sources
 from hybridgen.engine.opening import LARGEST, check_sizes, look_at
+from hybridgen.engine.placement import choose_device, choose_dtype
 from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
 from hybridgen.parameters import FIELDS, is_streamer
 from hybridgen.processors import PROCESSORS
+from hybridgen.profiling.asked import asked_for
+from hybridgen.profiling.profile import ProfileResult
+from hybridgen.profiling.record import profiled, refuse_several, with_rounds
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import (
     SOURCE,
@@ -29,11 +33,6 @@ from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy, Strategy
 from hybridgen.strategies.custom import Custom, GenerationStrategy
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -197,6 +196,47 @@ class HybridGenerator:
         return result
 
     @one_at_a_time
+    def generate_with_profile(
+        self,
+        prompt: Any,
+        max_new_tokens: int = 200,
+        strategy: str | None = None,
+        threshold: float | None = None,
+        routing_metric: str | None = None,
+        enable_routing: bool | None = None,
+        llm_fraction: float | None = None,
+        print_stats: bool = False,
+        **options: Any,
+    ) -> ProfileResult:
+        """Continue one ``prompt``, with a record of every token: the text is that of `generate`.
+
+        strategy           None: routing by ``routing_metric`` where a threshold, a fraction or a
+                           metric is given or ``enable_routing`` is True, else the SLM alone, whose
+                           profile shows which threshold to take
+        routing_metric     "uncertainty" or "entropy": what routes, or what the profile shows first
+        print_stats        print the profile's summary
+        **options          the other arguments of `generate`
+
+        Raises as `generate` does; ValueError too where arguments contradict each other, and for a
+        list of prompts.
+        """
+        asked = asked_for(
+            self.strategies, strategy, threshold, llm_fraction, routing_metric, enable_routing
+        )
+        chosen = with_rounds(asked.strategy, self._choose(asked.strategy))
+        given = {field.name: field.default for field in FIELDS} | options
+        given |= {"strategy": asked.strategy, "max_new_tokens": max_new_tokens}
+        given |= {"threshold": threshold, "llm_fraction": llm_fraction, "print_stats": print_stats}
+        request = self._checked(chosen, prompt, given, {})
+        refuse_several(request)
+        self._tell_what_is_not_applied(chosen)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            profile = profiled(self.pair, chosen, request, self.tokenizer, asked.metric)
+        if print_stats:
+            profile.print_summary()
+        return profile
+
+    @one_at_a_time
     def warmup(
         self,
         strategy: str = "speculative",
@@ -318,30 +358,3 @@ def takes_text(stream: Any) -> bool:
 def ends_inside_a_line(text: Any) -> bool:
     """Whether a line printed after the text would be glued to it."""
     return isinstance(text, str) and text != "" and not text.endswith("\n")
-
-
-def choose_device(device: Any) -> torch.device:
-    """``device``, or cuda where there is one."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    accepted = "cpu, cuda, or cuda with an index such as 'cuda:1'"
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"device must be {accepted}, got {shown(device)}") from error
-    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index):
-        raise ValueError(f"device must be {accepted}, got {shown(device)}")
-    if chosen.type == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (chosen.index or 0) >= count:
-        raise ValueError(f"device is {shown(device)}, but torch sees {count} CUDA devices")
-    return chosen
-
-
-def choose_dtype(dtype: Any) -> torch.dtype | None:
-    """``dtype`` as a torch dtype; None lets each model take the fastest."""
-    chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if chosen is None or (isinstance(chosen, torch.dtype) and chosen in DTYPES.values()):
-        return chosen
-    raise ValueError(f"dtype must be {', '.join(DTYPES)} or None, got {shown(dtype)}")

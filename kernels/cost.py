@@ -36,8 +36,8 @@ def cost(name: str, arguments: Sequence[Any], results: Any, context: int) -> Cos
     does not tell them. Raises KeyError for an op that is not in `COSTS`.
     """
     schema = getattr(torch.ops.hybridgen, name).default._schema
-    names = (argument.name for argument in schema.arguments)
-    given = dict(zip(names, arguments, strict=True))
+    given = {argument.name: argument.default_value for argument in schema.arguments}
+    given |= dict(zip(given, arguments, strict=False))  # without those left at their defaults
     made = nbytes([results] if isinstance(results, Tensor) else results or ())
     return COSTS[name](given, made, context)
 

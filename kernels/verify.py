@@ -16,6 +16,8 @@ from p. The text is distributed as the LLM's own (Leviathan, Kalman and Matias 2
 own logits row and truncation. A draft beyond the LLM's vocabulary has p = 0, and tokens beyond the
 draft's have q = 0. Where the residual has no mass, or q is NaN, the token is drawn from p.
 
+Either tells, where it is asked to, what made the LLM's rows distributions.
+
 Draws: u on the stream ACCEPT (token 0), the residual as argmax of log(p - q) + Gumbel on RESIDUAL,
 the last token as `sample` on TARGET, all at the position they decide. A position is decided once,
 so each number is used once.
@@ -23,7 +25,7 @@ so each number is used once.
 Shapes: logits [B, M, V] float32, bfloat16 or float16, ids and positions int64, sampling float64
 [B, 4], seed and length [B]. Returned are tokens [B, K + 1] (meaningless from count on, but ids of
 the vocabulary), count int64 [B] from 1 to K + 1, and broken bool [B]: one of the rows up to count
-was NaN, +inf or -inf throughout. Inputs are read only; `commit` alone writes, in place.
+was NaN, +inf or -inf throughout. Inputs are read only; `commit` alone writes texts, in place.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -89,8 +91,12 @@ def verify_coupled_reference(
     sampling: Tensor,
     seed: Tensor,
     length: Tensor,
+    target_truncation: Tensor | None = None,
 ) -> Verdict:
-    """The LLM's own tokens [B, K + 1], how many of them stand [B], and the broken rows [B]."""
+    """The LLM's own tokens [B, K + 1], how many of them stand [B], and the broken rows [B].
+
+    target_truncation    float32 [B, K + 1, 3], dense, or None: written, as of `sample`
+    """
     batch, columns, vocab = target_logits.shape
     position = (length.numpy()[:, None] + np.arange(columns)).reshape(-1)
     chosen, truncation = sample_rows(
@@ -102,7 +108,13 @@ def verify_coupled_reference(
     )
     tokens = chosen.reshape(batch, columns)
     accepted = _leading(tokens[:, :-1] == drafts.numpy())
+    _tell(truncation, target_truncation)
     return _verdict(tokens, accepted, truncation[:, LOG_Z])
+
+
+def _tell(truncation: Floats, told: Tensor | None) -> None:
+    if told is not None:
+        told.numpy()[:] = truncation.reshape(told.shape)
 
 
 def _verify_coupled_fake(
@@ -111,6 +123,7 @@ def _verify_coupled_fake(
     sampling: Tensor,
     seed: Tensor,
     length: Tensor,
+    target_truncation: Tensor | None = None,
 ) -> Verdict:
     batch, columns, _ = target_logits.shape
     count = length.new_empty(batch)
@@ -140,15 +153,19 @@ def verify_rejection_reference(
     sampling: Tensor,
     seed: Tensor,
     length: Tensor,
+    target_truncation: Tensor | None = None,
 ) -> Verdict:
     """Accepted drafts and the token after them [B, K + 1], their count [B], broken rows [B].
 
-    draft_logits [B, K, V']; draft_truncation float32 [B, K, 3], as of `sample`.
+    draft_logits [B, K, V']; draft_truncation float32 [B, K, 3], as of `sample`; target_truncation
+    as of `verify_coupled`.
     """
     batch, columns, vocab = target_logits.shape
     params = parameters(sampling, columns)
     if columns == 1 or params.all_greedy:
-        return verify_coupled_reference(target_logits, drafts, sampling, seed, length)
+        return verify_coupled_reference(
+            target_logits, drafts, sampling, seed, length, target_truncation
+        )
     rows = float_rows(target_logits.reshape(-1, vocab))
     p = FilteredRows(rows, params)
     q = _Draft(float_rows(draft_logits), draft_truncation.numpy())
@@ -164,6 +181,7 @@ def verify_rejection_reference(
     tokens = np.zeros((batch, columns), np.int64)
     np.copyto(tokens[:, :-1], x, where=np.arange(columns - 1) < accepted[:, None])
     tokens[np.arange(batch), accepted] = first_best(score, row, token)
+    _tell(p.truncation, target_truncation)
     return _verdict(tokens, accepted, p.log_z)
 
 
@@ -226,6 +244,7 @@ def _verify_rejection_fake(
     sampling: Tensor,
     seed: Tensor,
     length: Tensor,
+    target_truncation: Tensor | None = None,
 ) -> Verdict:
     return _verify_coupled_fake(target_logits, drafts, sampling, seed, length)
 
@@ -309,15 +328,15 @@ def _commit_fake(
 
 verify_coupled = define(
     "verify_coupled(Tensor target_logits, Tensor drafts, Tensor sampling, Tensor seed,"
-    " Tensor length) -> (Tensor, Tensor, Tensor)",
+    " Tensor length, Tensor(a!)? target_truncation=None) -> (Tensor, Tensor, Tensor)",
     verify_coupled_reference,
     _verify_coupled_fake,
     "verify_triton:verify_coupled",
 )
 verify_rejection = define(
     "verify_rejection(Tensor target_logits, Tensor draft_logits, Tensor drafts,"
-    " Tensor draft_truncation, Tensor sampling, Tensor seed, Tensor length)"
-    " -> (Tensor, Tensor, Tensor)",
+    " Tensor draft_truncation, Tensor sampling, Tensor seed, Tensor length,"
+    " Tensor(a!)? target_truncation=None) -> (Tensor, Tensor, Tensor)",
     verify_rejection_reference,
     _verify_rejection_fake,
     "verify_triton:verify_rejection",

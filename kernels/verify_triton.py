@@ -133,10 +133,16 @@ def judge(
 
 
 def verify_coupled(
-    target_logits: Tensor, drafts: Tensor, sampling: Tensor, seed: Tensor, length: Tensor
+    target_logits: Tensor,
+    drafts: Tensor,
+    sampling: Tensor,
+    seed: Tensor,
+    length: Tensor,
+    target_truncation: Tensor | None = None,
 ) -> Verdict:
     """See `hybridgen.kernels.verify.verify_coupled_reference`."""
-    return _verify(logits_of(target_logits), drafts, None, sampling, Draws(seed, length, TARGET))
+    draws = Draws(seed, length, TARGET)
+    return _verify(logits_of(target_logits), drafts, None, sampling, draws, target_truncation)
 
 
 def verify_rejection(
@@ -147,6 +153,7 @@ def verify_rejection(
     sampling: Tensor,
     seed: Tensor,
     length: Tensor,
+    target_truncation: Tensor | None = None,
 ) -> Verdict:
     """See `hybridgen.kernels.verify.verify_rejection_reference`."""
     if draft_logits.stride(2) != 1:
@@ -155,16 +162,25 @@ def verify_rejection(
         draft_truncation = draft_truncation.contiguous()
     logits, drafted = logits_of(target_logits), Drafted(draft_logits, draft_truncation)
     draws = Draws(seed, length, TARGET)
-    return _verify(logits, drafts, drafted if logits.columns > 1 else None, sampling, draws)
+    rejecting = drafted if logits.columns > 1 else None
+    return _verify(logits, drafts, rejecting, sampling, draws, target_truncation)
 
 
 def _verify(
-    logits: Logits, drafts: Tensor, drafted: Drafted | None, sampling: Tensor, draws: Draws
+    logits: Logits,
+    drafts: Tensor,
+    drafted: Drafted | None,
+    sampling: Tensor,
+    draws: Draws,
+    target_truncation: Tensor | None,
 ) -> Verdict:
-    """Launches 1 to 5, and 6 and 7 where ``drafted`` is given: by rejection."""
+    """Launches 1 to 5, and 6 and 7 where ``drafted`` is given: by rejection.
+
+    What becomes of ``target_truncation`` [B, K + 1, 3] is launch 3's, which writes it anyway.
+    """
     if drafts.stride(1) != 1:
         drafts = drafts.contiguous()
-    choices = _choose(logits, sampling, draws)
+    choices = _choose(logits, sampling, draws, target_truncation)
     results = _results(logits)
     address, draft_truncation, stride_truncation, draft_vocab = None, None, 0, 0
     if drafted is not None:
@@ -208,10 +224,12 @@ def _verify(
     return results
 
 
-def _choose(logits: Logits, sampling: Tensor, draws: Draws) -> Choices:
+def _choose(logits: Logits, sampling: Tensor, draws: Draws, truncation: Tensor | None) -> Choices:
     """Launches 1 to 4."""
     scratch = sweep(logits, sampling, None)
     drawn = Drawn.empty(logits)
+    if truncation is not None:
+        drawn = Drawn(drawn.token, truncation.view(-1, 3))
     launch_resolve(logits, sampling, scratch, drawn, draws)
     best = launch_draw(logits, sampling, scratch, drawn.truncation, draws)
     return Choices(scratch.record, drawn.truncation, drawn.token, best)

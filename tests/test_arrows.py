@@ -37,9 +37,19 @@ LAYERS = {
     "engine": Layer("engine engine.*", "kernels leaves"),
     "utilities": Layer("utils", "kernels leaves call"),
     "strategies": Layer("strategies strategies.*", "kernels leaves call engine"),
-    "generator": Layer("generator exactness", "kernels leaves call engine strategies"),
+    "recording": Layer(
+        "profiling.asked profiling.measuring profiling.record",
+        "kernels leaves call profiles engine strategies",
+    ),
+    "generator": Layer(
+        "generator exactness",
+        "kernels leaves call profiles engine strategies recording",
+    ),
     "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),
-    "doors": Layer("hybridgen __main__ cli", "leaves call profiles strategies generator bridge"),
+    "doors": Layer(
+        "hybridgen __main__ cli cli_profile",
+        "leaves call profiles recording strategies generator bridge",
+    ),
 }
 
 

@@ -70,7 +70,7 @@ class Rows:
     """B texts of at most T tokens.
 
     ``measures`` are what a recorder keeps of every token: for each name, a buffer [B, T, ...] that
-    `steps.append` writes at the token's position where the round has measured it. ``hooks`` change
+    `steps.keep` writes at the token's position where the round has measured it. ``hooks`` change
     what models say before tokens are drawn from it (see `hybridgen.engine.processing`).
     """
 

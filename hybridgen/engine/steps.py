@@ -7,6 +7,7 @@ nothing of it changes. Feeding a token twice rewrites the same K/V, which is wha
 different history share one shape.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -102,9 +103,7 @@ def append(
     truncation  float32 [B, ..., 3]: what tokens were drawn from (see `kernels.sampling`); where
                 one is of broken logits, so is the row
     """
-    for name, kept in rows.measures.items():
-        if name in measures:
-            _keep(rows, measures[name], kept)
+    keep(rows, rows.length, measures)
     commit(
         rows.tokens,
         rows.length,
@@ -121,13 +120,24 @@ def append(
     )
 
 
-def _keep(rows: Rows, measured: Tensor, kept: Tensor) -> None:
-    """Write ``measured`` [B * N, ...] to kept [B, T, ...], where the tokens are to stand.
+def keep(rows: Rows, start: Tensor, measures: Mapping[str, Tensor]) -> None:
+    """Keep what is known of the tokens at position ``start`` [B] and after it.
+
+    measures    by name, [B * N, ...] each; what ``rows.measures`` has no buffer for is not kept
 
     What is not committed is overwritten by what is committed there later.
     """
+    for name, kept in rows.measures.items():
+        if name in measures:
+            _keep(start, measures[name], kept)
+
+
+def _keep(start: Tensor, measured: Tensor, kept: Tensor) -> None:
     batch, positions, *rest = kept.shape
-    column = torch.arange(len(measured) // batch, dtype=torch.int64, device=kept.device)
-    place = (rows.length[:, None] + column).clamp_max(positions - 1)
+    count = measured.numel() // (batch * math.prod(rest))
+    place = start[:, None]
+    if count > 1:
+        place = place + torch.arange(count, dtype=torch.int64, device=kept.device)
+    place = place.clamp_max(positions - 1)
     index = place.view(*place.shape, *[1] * len(rest)).expand(*place.shape, *rest)
     kept.scatter_(1, index, measured.view(index.shape).to(kept.dtype))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,18 @@ class Strategy(ABC):
     @abstractmethod
     def run(self, pair: Pair, request: Request, tokenizer: Any) -> GenerationResult:
         """Write the texts of ``request``: a batch result, whatever the prompt."""
+
+
+class Recorder(Protocol):
+    """What sees a call from inside."""
+
+    def recorded(self, batch: Batch) -> Batch:
+        """The variant of ``batch`` whose rounds keep what is wanted of them."""
+        ...
+
+    def watch(self, text: Text, new: Sequence[int]) -> bool:
+        """See `loop.Watcher`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,9 +100,11 @@ class RoundStrategy(Strategy):
     def describe(self, written: Written, request: Request) -> Stats:
         """The statistics of one row that only this strategy has."""
 
-    def run(self, pair: Pair, request: Request, tokenizer: Any) -> GenerationResult:
+    def run(
+        self, pair: Pair, request: Request, tokenizer: Any, recorder: Recorder | None = None
+    ) -> GenerationResult:
         """Write the texts of ``request``: a batch result, whatever the prompt."""
-        batch, program = self.prepare(pair, request)
+        batch, program = self.prepare(pair, request, recorder=recorder)
         began = perf_counter()
         with open_streams(tokenizer, request) as streams:
 
@@ -98,6 +112,8 @@ class RoundStrategy(Strategy):
                 streams[text.index].finish()
 
             with watchers(streams, request) as watching:
+                if recorder is not None:
+                    watching.append(recorder.watch)
                 texts = self.write(pair, batch, program, request, watching, ended)
         rows = [
             self.row_stats(text, len(stream.tokens), request)
@@ -116,16 +132,23 @@ class RoundStrategy(Strategy):
         )
 
     def prepare(
-        self, pair: Pair, request: Request, observe: Callable[[Batch], Hook] | None = None
+        self,
+        pair: Pair,
+        request: Request,
+        observe: Callable[[Batch], Hook] | None = None,
+        recorder: Recorder | None = None,
     ) -> tuple[Batch, Program]:
         """The batch and the rounds of such a request, captured where they have not been yet.
 
-        observe    makes what is to see the models' logits as they are; its rounds are not captured
+        observe     makes what is to see the models' logits as they are; its rounds are not captured
+        recorder    sees them as tokens are drawn from them
         """
         batch = pair.batch(pair.width(request.rows))
         if observe is not None:
             batch = batch.hooked(observe(batch), captured=False)
         batch = adjusted(batch, request.adjustment)
+        if recorder is not None:
+            batch = recorder.recorded(batch)
         with capturing(pair):
             program = self.program(batch, request)
         batch.rows.rest()

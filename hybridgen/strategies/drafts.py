@@ -7,11 +7,12 @@ LLM's own choices (coupled, or greedy), which is exact for drafts from anywhere.
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Rows
-from hybridgen.engine.steps import append, read
+from hybridgen.engine.steps import NOTHING, append, keep, read
 from hybridgen.kernels.philox import DRAFT, TARGET
 from hybridgen.kernels.sampling import sample_into
 from hybridgen.kernels.verify import (
@@ -23,6 +24,10 @@ from hybridgen.kernels.verify import (
     verify_rejection,
 )
 from hybridgen.kernels.window import window
+
+DRAWN, JUDGED = "drawn", "judged"
+"""What a recorder keeps of drafts, by name: the logit that each had where it was drawn and what
+made that a probability [B, T, 4], and of the LLM as `judged` has it [B, T, 5]; float32."""
 
 
 class Proposer(Protocol):
@@ -67,16 +72,21 @@ class SlmDrafts:
         for position, token, fed, truncation, q in drafts.steps:
             logits = read(rows, slm, tokens, start).select(1, -1)
             sample_into(logits, rows.sampling, rows.seed, position, stream, token, truncation, q)
+            if rows.measures:
+                logit = logits.gather(1, fed)
+                keep(rows, position, {DRAWN: torch.cat([logit.float(), truncation], 1)})
             tokens, start = fed, position
         return drafts.truncation
 
 
-def verify(logits: Tensor, drafts: Drafts, rows: Rows) -> Verdict:
+def verify(logits: Tensor, drafts: Drafts, rows: Rows, truncation: Tensor | None = None) -> Verdict:
     """The LLM's verdict, of its logits [B, K + 1, V] after ``drafts.block``.
+
+    truncation    float32 [B, K + 1, 3], written: what makes them distributions; None: not told
 
     Returns the new tokens [B, K + 1], how many of them stand [B], and the broken rows [B].
     """
-    how = rows.sampling, rows.seed, rows.length
+    how = rows.sampling, rows.seed, rows.length, truncation
     verdict: Verdict = (
         verify_coupled(logits, drafts.tokens, *how)
         if drafts.q is None
@@ -91,6 +101,21 @@ def speculative_round(batch: Batch, proposer: Proposer, num_drafts: int, with_q:
     window(rows.tokens, rows.length, None, drafts.ends, drafts.positions)
     read_by_it = proposer.propose(batch, drafts)
     logits = read(rows, batch.llm, drafts.block, drafts.starts[1])
-    new, count, broken = verify(logits, drafts, rows)
+    measures, truncation = NOTHING, None
+    if rows.measures:
+        truncation = logits.new_empty(*logits.shape[:2], 3, dtype=torch.float32)
+    new, count, broken = verify(logits, drafts, rows, truncation)
+    if truncation is not None:
+        measures = {JUDGED: judged(logits, drafts.tokens, truncation)}
     drafter = SOURCE_SLM if proposer.reads_slm else SOURCE_LOOKUP
-    append(rows, new, count, broken, SOURCE_LLM, drafter=drafter, truncation=read_by_it)
+    append(rows, new, count, broken, SOURCE_LLM, measures, drafter, read_by_it)
+
+
+def judged(logits: Tensor, drafts: Tensor, truncation: Tensor) -> Tensor:
+    """Each draft, its logit and what made it a probability, float32 [B, K, 5].
+
+    A draft beyond the vocabulary, which verification rejects, has the logit of its last token.
+    """
+    token = drafts.unsqueeze(2)
+    logit = logits[:, :-1].gather(2, token.clamp_max(logits.shape[2] - 1))
+    return torch.cat([token.float(), logit.float(), truncation[:, :-1]], 2)

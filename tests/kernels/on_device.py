@@ -36,7 +36,8 @@ def launch(op: Op, device: torch.device, *arguments: Any) -> Any:
     with poisoned():
         results = op.launcher()(*given) if device.type == "cpu" else op(*given)
     schema = getattr(torch.ops.hybridgen, op.name).default._schema
-    for argument, before, after in zip(schema.arguments, arguments, given, strict=True):
+    declared = schema.arguments[: len(given)]  # what is left out has a default, and comes last
+    for argument, before, after in zip(declared, arguments, given, strict=True):
         written = argument.alias_info is not None and argument.alias_info.is_write
         if isinstance(before, Tensor) and not written:
             same = torch.equal(bits(after.cpu()), bits(before))

@@ -24,6 +24,8 @@ WRITTEN = {
     "window": ["ids", "positions"],
     "route": ["threshold", "metrics", "decisions", "routed", "report"],
     "unread": ["cached"],
+    "verify_coupled": ["target_truncation"],
+    "verify_rejection": ["target_truncation"],
 }
 
 
@@ -57,7 +59,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
         torch.full((rows, 2), -1),
         torch.zeros(rows, drafts, 3),
     )
-    verdict = (params, seed, length)
+    verdict, told = (params, seed, length), torch.zeros(rows, drafts + 1, 3)
     biases, one = (torch.ones(vocab), torch.zeros(vocab)), torch.ones(1)
     penalties = (state[0], length, torch.ones(rows, 3, dtype=torch.int64), *biases, length + 1)
     return {
@@ -83,10 +85,10 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
             uncertainty.sample_measured,
             (rows_logits, params, seed, length, 1, 10, uncertainty.PROBS),
         ),
-        "verify_coupled": (verify.verify_coupled, (target, tokens, *verdict)),
+        "verify_coupled": (verify.verify_coupled, (target, tokens, *verdict, told)),
         "verify_rejection": (
             verify.verify_rejection,
-            (target, draft, tokens, torch.zeros(rows, drafts, 3), *verdict),
+            (target, draft, tokens, torch.zeros(rows, drafts, 3), *verdict, told),
         ),
         "lookup": (lookup, (torch.ones(rows, 9, dtype=torch.int64), length, tokens.clone())),
         "penalize": (penalize, (target, *penalties, 2 * one, one.long())),

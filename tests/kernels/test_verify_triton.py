@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridgen.kernels.philox import DRAFT
-from hybridgen.kernels.sampling import LOG_Z, sample
+from hybridgen.kernels.sampling import LOG_Z, filter_logits, sample
 from hybridgen.kernels.verify import (
     HEAD,
     SOURCE_LLM,
@@ -173,6 +173,22 @@ def test_greedy_accepts_the_argmax_and_nothing_else(device: torch.device) -> Non
 def test_rows_whose_draw_needs_the_whole_vocabulary(device: torch.device, params: tuple) -> None:
     b = block(2, 2, 5000, 5000, [params], distance=0.3)
     assert_judged(device, b)
+
+
+@pytest.mark.parametrize("params", [QWEN, OFF, GREEDY], ids=str)
+def test_either_tells_what_made_the_rows_distributions(device: torch.device, params: tuple) -> None:
+    """As `filter_logits` does, by the kernels and by the reference; the verdict stays."""
+    b = block(3, 4, 300, 280, [params], distance=0.7)
+    plain = filter_logits(b.target.flatten(0, 1), b.sampling.repeat_interleave(5, 0))
+    for op, case in ((verify_rejection, b), (verify_coupled, b.coupled)):
+        told, kept = torch.full((3, 5, 3), NAN), move(torch.full((3, 5, 3), NAN), device)
+        expected = op(*case, told)
+        moved = [move(argument, device) for argument in case]
+        found = op.launcher()(*moved, kept) if device.type == "cpu" else op(*moved, kept)
+        assert_same(tuple(result.cpu() for result in found), expected)
+        assert_same(expected, op(*case))
+        assert torch.equal(told.view(-1, 3), plain)
+        np.testing.assert_allclose(kept.cpu(), told, rtol=2.0**-23)
 
 
 def test_strided_arguments(device: torch.device) -> None:

@@ -21,6 +21,7 @@ from hybridgen.engine.state import Rows
 from hybridgen.engine.steps import append
 from hybridgen.kernels.uncertainty import LOGITS, MEASURES, PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
+from hybridgen.profiling.measuring import Kind
 from hybridgen.strategies import drafts
 from hybridgen.strategies.auto import NGRAMS, auto_round
 from hybridgen.strategies.auto import catch_up_round as slm_catches_up
@@ -45,11 +46,17 @@ def drafting(num_drafts: int, rejection: bool) -> Step:
     return called(speculative_round, SlmDrafts(), num_drafts, rejection)
 
 
-def recorded(batch: Batch) -> None:
+def kept(batch: Batch) -> None:
     """A round whose measures are kept."""
     rows, positions = batch.rows.tokens.shape
     kept = {"measures": torch.empty(rows, positions, MEASURES, device="cuda", dtype=torch.float32)}
     batch.recording(kept).round(slm_round, "entropy", PROBS, False, 1)()
+
+
+def recorded(step: Callable[..., None], *static: Any, by_slm: bool = True) -> Step:
+    """The round as it is for a profile."""
+    kind = Kind(by_slm, drafts=step in (speculative_round, auto_round, slm_catches_up))
+    return lambda batch: batch.own(kind).batch.round(step, *static)()
 
 
 def penalised(step: Callable[..., None], *static: Any) -> Step:
@@ -78,7 +85,17 @@ ROUNDS: dict[str, Step] = {
     "entropy, running quantile": called(slm_round, "entropy", PROBS, True, 4),
     "uncertainty": called(slm_round, "uncertainty", PROBS, False, 1),
     "uncertainty, logits": called(slm_round, "uncertainty", LOGITS, True, 1),
-    "entropy, recorded": recorded,
+    "entropy, kept": kept,
+    "recorded, rejection": recorded(speculative_round, SlmDrafts(), 4, True),
+    "recorded, coupled": recorded(speculative_round, SlmDrafts(), 4, False),
+    "recorded, lookup": recorded(speculative_round, NgramDrafts(), 4, False, by_slm=False),
+    "recorded, auto": recorded(auto_round, 4, SlmDrafts(), False),
+    "recorded, auto without drafts": recorded(auto_round, 0, None, False),
+    "recorded, auto catch-up": recorded(slm_catches_up),
+    "recorded, entropy": recorded(slm_round, "entropy", PROBS, False, 1),
+    "recorded, uncertainty after 4 tokens": recorded(slm_round, "uncertainty", PROBS, True, 4),
+    "recorded, slm alone": recorded(single_round, SOURCE_SLM),
+    "recorded, llm alone": recorded(single_round, SOURCE_LLM, by_slm=False),
     "penalties, rejection": penalised(speculative_round, SlmDrafts(), 4, True),
     "penalties, lookup": penalised(speculative_round, NgramDrafts(), 4, False),
     "penalties, llm alone": penalised(single_round, SOURCE_LLM),

@@ -16,6 +16,7 @@ from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.profiling.measuring import Kind
 from hybridgen.strategies.drafts import SlmDrafts, speculative_round
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.routing import Routed, slm_round
@@ -31,7 +32,7 @@ def pair() -> Pair:
 
 
 PROPOSER, NGRAMS = SlmDrafts(), NgramDrafts()
-PROGRAMS = ["rejection", "coupled", "lookup", "llm", "routing"]
+PROGRAMS = ["rejection", "coupled", "lookup", "llm", "routing", "recorded", "recorded routing"]
 
 
 def program(batch: Batch, name: str) -> Program:
@@ -39,6 +40,11 @@ def program(batch: Batch, name: str) -> Program:
         return Repeat(batch.round(speculative_round, PROPOSER, 4, name == "rejection"))
     if name == "lookup":
         return Repeat(batch.round(speculative_round, NGRAMS, 4, False))
+    if name == "recorded":
+        recorded = batch.own(Kind(by_slm=True, drafts=True)).batch
+        return Repeat(recorded.round(speculative_round, PROPOSER, 4, False))
+    if name == "recorded routing":
+        batch = batch.own(Kind(by_slm=True, drafts=False)).batch
     if name == "llm":
         return Repeat(batch.round(single_round, SOURCE_LLM))
     return Routed(batch.round(slm_round, "entropy", PROBS, True, 1), batch, 1)

@@ -1,0 +1,167 @@
+"""What rounds keep for a profile, on the device: a hook of the batch, and its buffers.
+
+The hook sees all logits of the model that measures. Of each distribution, at temperature 1, it
+keeps the likeliest tokens with their logits, the log-probability of the first, and the entropy.
+LogTokU looks at the likeliest logits alone, so it is computed of these, when all is over. A round
+of drafts keeps what their p and q follow from (see `strategies.drafts`).
+
+A distribution is of the text if it was measured after the text's own tokens, or in the round that
+wrote them; after drafts that were rejected it is not. The length at the time tells, and what was
+measured after the text's own tokens is not measured again. Nothing here waits for the device.
+
+On a CPU a small model's step is a few hundred calls of ops, so that here each one counts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridgen.engine.adjustment import Adjustment
+from hybridgen.engine.limits import MAX_FEED
+from hybridgen.engine.model import Model
+from hybridgen.engine.rounds import Batch
+from hybridgen.engine.state import Rows
+from hybridgen.strategies.drafts import DRAWN, JUDGED
+
+CANDIDATES = 10
+NEVER = -1
+_UNDERFLOW = -1000.0  # of a log-probability: e**x is 0 there too, and 0 * -inf is not
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Who measures, and whether there are drafts; called with a batch, its variant that records.
+
+    `Batch.own` keeps the variant, and with it its captured rounds.
+    """
+
+    by_slm: bool
+    drafts: bool
+
+    def __call__(self, batch: Batch) -> "Recorded":
+        hook = Measures.allocate(batch, batch.slm if self.by_slm else batch.llm, self.drafts)
+        shape, device = batch.rows.tokens.shape, batch.rows.tokens.device
+        kept = {
+            name: torch.full((*shape, width), torch.nan, dtype=torch.float32, device=device)
+            for name, width in ((DRAWN, 4), (JUDGED, 5))
+            if self.drafts
+        }
+        return Recorded(batch.hooked(hook).recording(kept), hook)
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A batch that records, and where to."""
+
+    batch: Batch
+    measures: "Measures"
+
+
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """Of each position of B rows, what ``model`` said before the token there: position p of row b
+    at b * T + p. At position 0, which is a prompt's, is what nobody wants.
+
+    top           float32 [B * T, k]: the largest logits, in descending order
+    ids           int64 [B * T, k]: whose they are, `NEVER` where nothing was measured
+    logprob       float32 [B * T]: of the likeliest, in softmax(logits)
+    negentropy    float32 [B * T]: of softmax(logits), in nats
+    then          int64 [B * T]: how long the text was then, `NEVER` where nothing was measured;
+                  None where there are no drafts, so that everything is of the text
+    first         int64 [B]: b * T
+    after         int64 [B]: b * T + 1
+    column        int64 [MAX_FEED]: 1, 2, ...
+    """
+
+    model: Model
+    top: Tensor
+    ids: Tensor
+    logprob: Tensor
+    negentropy: Tensor
+    then: Tensor | None
+    first: Tensor
+    after: Tensor
+    column: Tensor
+
+    @classmethod
+    def allocate(cls, batch: Batch, model: Model, drafts: bool) -> "Measures":
+        rows, positions = batch.rows.tokens.shape
+        device, places = batch.rows.tokens.device, rows * positions
+        k = min(CANDIDATES, model.vocab_size, batch.rows.vocab_size)
+
+        def numbers(first: int, count: int, step: int = 1) -> Tensor:
+            last = first + count * step
+            return torch.arange(first, last, step, dtype=torch.int64, device=device)
+
+        def never(*shape: int) -> Tensor:
+            return torch.full(shape, NEVER, dtype=torch.int64, device=device)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        return cls(
+            model,
+            zeros(places, k),
+            never(places, k),
+            zeros(places),
+            zeros(places),
+            never(places) if drafts else None,
+            numbers(0, rows, positions),
+            numbers(1, rows, positions),
+            numbers(1, MAX_FEED),
+        )
+
+    def start(self, adjustment: Adjustment, placed: Sequence[tuple[int, Any]]) -> None:
+        """Forget what was measured in these rows."""
+        positions = len(self.ids) // len(self.first)
+        for row, _ in placed:
+            for known in (self.ids, self.then):
+                if known is not None:
+                    known[row * positions : (row + 1) * positions].fill_(NEVER)
+
+    def __call__(
+        self,
+        rows: Rows,
+        model: Model,
+        tokens: Tensor,
+        logits: Tensor,
+        start: Tensor,
+        drafted: bool,
+    ) -> Tensor:
+        """See `state.Hook`."""
+        if model is self.model:
+            columns = logits.shape[1]
+            place = self._places(rows.length, columns, start, drafted)
+            self._measure(logits.flatten(0, 1).float(), place)
+            if self.then is not None:
+                then = rows.length if columns == 1 else rows.length.repeat_interleave(columns)
+                self.then.index_copy_(0, place, then)
+        return logits
+
+    def _places(self, length: Tensor, columns: int, start: Tensor, drafted: bool) -> Tensor:
+        """Where the measures of logits [B, M, V] are kept: [B * M]."""
+        if columns == 1:
+            return start + self.after
+        first = self.first.unsqueeze(1)
+        place = (start.unsqueeze(1) + self.column[:columns]).clamp_min_(0)
+        index = (place + first).view(-1)
+        if self.then is None:
+            known = self.ids.select(1, 0).index_select(0, index).view(place.shape) != NEVER
+        else:
+            known = self.then.index_select(0, index).view(place.shape) >= place
+        if not drafted:  # behind the end of the text, nobody's tokens were read
+            known |= place > length.unsqueeze(1)
+        return (place.masked_fill_(known, 0) + first).view(-1)
+
+    def _measure(self, logits: Tensor, place: Tensor) -> None:
+        """Measure float32 logits [N, V], and keep that at ``place`` [N]."""
+        top, ids = logits.topk(self.top.shape[1], 1)
+        logprobs = logits.log_softmax(1)
+        self.top.index_copy_(0, place, top)
+        self.ids.index_copy_(0, place, ids)
+        self.logprob.index_copy_(0, place, logprobs.gather(1, ids.narrow(1, 0, 1)).view(-1))
+        logprobs.clamp_min_(_UNDERFLOW)
+        self.negentropy.index_copy_(0, place, logprobs.exp().mul_(logprobs).sum(1))
