@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from hybridgen.checks import check_bool, check_choice, check_int, exact_list, quoted, shown
+from hybridgen.devices import choose_device, choose_dtype
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.loading import choose_sources
 from hybridgen.engine.opening import LARGEST, check_sizes, look_at
@@ -16,6 +17,7 @@ from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
 from hybridgen.parameters import FIELDS, is_streamer
 from hybridgen.processors import PROCESSORS
+from hybridgen.profiling.calibrate import Calibration, calibrate
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import (
     SOURCE,
@@ -29,11 +31,6 @@ from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy, Strategy
 from hybridgen.strategies.custom import Custom, GenerationStrategy
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -196,6 +193,40 @@ class HybridGenerator:
             print(result.summary)
         return result
 
+    def calibrate(
+        self,
+        prompts: Any,
+        metric: str = "uncertainty",
+        llm_fraction: float = 0.2,
+        max_new_tokens: int = 200,
+        *,
+        confidence: float = 0.95,
+        resamples: int = 1000,
+        **options: Any,
+    ) -> Calibration:
+        """Find the threshold by which the LLM writes ``llm_fraction`` of such texts as these.
+
+        prompts       as of `generate`; the more, the narrower the intervals
+        metric        "uncertainty" or "entropy": what is to route
+        confidence    of the intervals; ``resamples`` of a bootstrap make them
+        **options     the others of `generate`, sampling and ``llm_consecutive_tokens`` among them
+
+        The SLM writes by itself, then with a first threshold, from whose texts the final one is
+        taken, and then with that, to measure what it gives. Logits processors apply to the texts,
+        but not to the metric that the threshold is taken from: what was achieved shows by how much
+        that is off. Raises as `generate` does, and ValueError without an SLM.
+        """
+        return calibrate(
+            self,
+            prompts,
+            metric,
+            llm_fraction,
+            max_new_tokens,
+            confidence=confidence,
+            resamples=resamples,
+            **options,
+        )
+
     @one_at_a_time
     def warmup(
         self,
@@ -318,30 +349,3 @@ def takes_text(stream: Any) -> bool:
 def ends_inside_a_line(text: Any) -> bool:
     """Whether a line printed after the text would be glued to it."""
     return isinstance(text, str) and text != "" and not text.endswith("\n")
-
-
-def choose_device(device: Any) -> torch.device:
-    """``device``, or cuda where there is one."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    accepted = "cpu, cuda, or cuda with an index such as 'cuda:1'"
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"device must be {accepted}, got {shown(device)}") from error
-    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index):
-        raise ValueError(f"device must be {accepted}, got {shown(device)}")
-    if chosen.type == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (chosen.index or 0) >= count:
-        raise ValueError(f"device is {shown(device)}, but torch sees {count} CUDA devices")
-    return chosen
-
-
-def choose_dtype(dtype: Any) -> torch.dtype | None:
-    """``dtype`` as a torch dtype; None lets each model take the fastest."""
-    chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if chosen is None or (isinstance(chosen, torch.dtype) and chosen in DTYPES.values()):
-        return chosen
-    raise ValueError(f"dtype must be {', '.join(DTYPES)} or None, got {shown(dtype)}")

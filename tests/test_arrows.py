@@ -37,7 +37,12 @@ LAYERS = {
     "engine": Layer("engine engine.*", "kernels leaves"),
     "utilities": Layer("utils", "kernels leaves call"),
     "strategies": Layer("strategies strategies.*", "kernels leaves call engine"),
-    "generator": Layer("generator exactness", "kernels leaves call engine strategies"),
+    "quality": Layer("profiling.auroc profiling.quality profiling.quality_plot", "leaves"),
+    "generator": Layer(
+        "generator exactness devices profiling.score profiling.random_router profiling.routed "
+        "profiling.calibrate profiling.sweep",
+        "kernels leaves call engine strategies quality",
+    ),
     "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),
     "doors": Layer("hybridgen __main__ cli", "leaves call profiles strategies generator bridge"),
 }
