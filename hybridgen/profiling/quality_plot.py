@@ -1,0 +1,43 @@
+"""A picture of a sweep. matplotlib, the extra "plot", is imported when it is drawn."""
+
+from typing import Any
+
+from hybridgen.profiling.quality import LLM, RANDOM, SLM, Path, Sweep
+
+STYLES = {"uncertainty": ("#1f77b4", "o-"), "entropy": ("#d95f02", "s-"), RANDOM: ("0.45", "x--")}
+
+
+def plot(sweep: Sweep, path: Path) -> None:
+    """Draw quality against the LLM's share of tokens; the suffix of ``path`` names the format."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib, the extra 'plot': pip install 'hybridgen[plot]'"
+        ) from error
+    drawn = Figure(figsize=(7, 4.5), layout="constrained")
+    axes: Any = drawn.subplots()
+    for router in sweep.routers:
+        shares, values = sweep.curve(router)
+        color, style = STYLES.get(router, ("0.2", ".-"))
+        area = sweep.auroc.get(router)
+        label = router if area is None else f"{router} (AUROC {area:.3f})"
+        axes.plot(100 * shares, values, style, color=color, label=label, markersize=5)
+    for point in sweep.points:
+        if point.router in (SLM, LLM):
+            where = (100 * point.llm_fraction, point.log_likelihood)
+            axes.plot(*where, "k.", markersize=10, zorder=3)
+            up = point.router == SLM
+            axes.annotate(
+                f"{point.router} alone",
+                where,
+                xytext=(8, -4) if up else (-8, -14),
+                textcoords="offset points",
+                ha="left" if up else "right",
+            )
+    axes.set_xlabel("tokens written by the LLM, %")
+    axes.set_ylabel("log-likelihood of the text by the LLM,\nnats a token")
+    axes.set_title("Quality against the LLM's share of the tokens")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    drawn.savefig(path, dpi=150)
