@@ -31,17 +31,17 @@ LAYERS = {
     ),
     "profiles": Layer(
         "profiling profiling.profile profiling.distribution profiling.merging profiling.files "
-        "profiling.summary profiling.spans profiling.plots profiling.page profiling.report",
+        "profiling.summary profiling.spans profiling.plots profiling.page profiling.report "
+        "profiling.auroc profiling.quality profiling.quality_plot",
         "leaves call",
     ),
     "engine": Layer("engine engine.*", "kernels leaves"),
     "utilities": Layer("utils", "kernels leaves call"),
     "strategies": Layer("strategies strategies.*", "kernels leaves call engine"),
-    "quality": Layer("profiling.auroc profiling.quality profiling.quality_plot", "leaves"),
     "generator": Layer(
         "generator exactness devices profiling.score profiling.random_router profiling.routed "
         "profiling.calibrate profiling.sweep",
-        "kernels leaves call engine strategies quality",
+        "kernels leaves call profiles engine strategies",
     ),
     "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),
     "doors": Layer("hybridgen __main__ cli", "leaves call profiles strategies generator bridge"),

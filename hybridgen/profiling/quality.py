@@ -4,7 +4,6 @@ Nothing here imports torch; `sweep.py` measures it.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -12,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hybridgen.checks import check_choice, quoted
+from hybridgen.profiling.files import Path, write_text
 
 FORMAT, VERSION = "hybridgen.sweep", 1
 SLM, LLM, RANDOM = "slm", "llm", "random"
 Floats = npt.NDArray[np.float64]
-Path = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,7 @@ class Sweep:
         """Write all of it to ``path`` as JSON."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
         text = json.dumps(values, indent=1, allow_nan=False)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Sweep":

@@ -1,21 +1,17 @@
-"""A picture of a sweep. matplotlib, the extra "plot", is imported when it is drawn."""
+"""A picture of a sweep, by matplotlib, the extra "plot"."""
 
 from typing import Any
 
-from hybridgen.profiling.quality import LLM, RANDOM, SLM, Path, Sweep
+from hybridgen.profiling.files import Path
+from hybridgen.profiling.plots import figure, save_figure
+from hybridgen.profiling.quality import LLM, RANDOM, SLM, Sweep
 
 STYLES = {"uncertainty": ("#1f77b4", "o-"), "entropy": ("#d95f02", "s-"), RANDOM: ("0.45", "x--")}
 
 
 def plot(sweep: Sweep, path: Path) -> None:
     """Draw quality against the LLM's share of tokens; the suffix of ``path`` names the format."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "plots need matplotlib, the extra 'plot': pip install 'hybridgen[plot]'"
-        ) from error
-    drawn = Figure(figsize=(7, 4.5), layout="constrained")
+    drawn = figure(7, 4.5)
     axes: Any = drawn.subplots()
     for router in sweep.routers:
         shares, values = sweep.curve(router)
@@ -40,4 +36,4 @@ def plot(sweep: Sweep, path: Path) -> None:
     axes.set_title("Quality against the LLM's share of the tokens")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    drawn.savefig(path, dpi=150)
+    save_figure(drawn, path)
