@@ -35,7 +35,7 @@ def swept(generator: HybridGenerator) -> Sweep:
 
 
 def test_the_default_metric_foretells_where_the_models_differ(swept: Sweep) -> None:
-    """0.81 was measured, here and on sources; of 18,000 places, the error of an area is 0.004."""
+    """0.81 was measured, on 46,080 places of texts of 32 tokens; here they are 18,432."""
     area = swept.auroc["uncertainty"]
     assert area is not None and area > 0.75
     assert swept.auroc["random"] == pytest.approx(0.5, abs=0.02)
