@@ -18,6 +18,7 @@ from hybridgen.fields import Facts, merged
 from hybridgen.parameters import FIELDS, is_streamer
 from hybridgen.processors import PROCESSORS
 from hybridgen.profiling.asked import asked_for
+from hybridgen.profiling.calibrate import Calibration, calibrate
 from hybridgen.profiling.profile import ProfileResult
 from hybridgen.profiling.record import profiled, refuse_several, with_rounds
 from hybridgen.prompts import Prompt
@@ -194,6 +195,40 @@ class HybridGenerator:
                 print()  # most streams of text print it: the block begins a line
             print(result.summary)
         return result
+
+    def calibrate(
+        self,
+        prompts: Any,
+        metric: str = "uncertainty",
+        llm_fraction: float = 0.2,
+        max_new_tokens: int = 200,
+        *,
+        confidence: float = 0.95,
+        resamples: int = 1000,
+        **options: Any,
+    ) -> Calibration:
+        """Find the threshold by which the LLM writes ``llm_fraction`` of such texts as these.
+
+        prompts       as of `generate`; the more, the narrower the intervals
+        metric        "uncertainty" or "entropy": what is to route
+        confidence    of the intervals; ``resamples`` of a bootstrap make them
+        **options     the others of `generate`, sampling and ``llm_consecutive_tokens`` among them
+
+        The SLM writes by itself, then with a first threshold, from whose texts the final one is
+        taken, and then with that, to measure what it gives. Logits processors apply to the texts,
+        but not to the metric that the threshold is taken from: what was achieved shows by how much
+        that is off. Raises as `generate` does, and ValueError without an SLM.
+        """
+        return calibrate(
+            self,
+            prompts,
+            metric,
+            llm_fraction,
+            max_new_tokens,
+            confidence=confidence,
+            resamples=resamples,
+            **options,
+        )
 
     @one_at_a_time
     def generate_with_profile(

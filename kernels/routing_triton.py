@@ -14,9 +14,11 @@ from torch import Tensor
 
 from hybridgen.kernels import verify
 from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
+from hybridgen.kernels.routing import STEER
 from hybridgen.kernels.window_triton import load_between
 
 _PENDING, _NOTE = tl.constexpr(verify.PENDING), tl.constexpr(verify.NOTE)
+_STEER = tl.constexpr(STEER)
 _STEP = tl.constexpr(16)
 _OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
 
@@ -48,15 +50,19 @@ def decide(
     threshold = tl.load(threshold_ptr + row)
     report = report_ptr + row * stride_report
     if MOVING:
-        decided = tl.load(decisions_ptr + row)
+        decisions = decisions_ptr + 2 * row
+        taken, asked = tl.load(decisions), tl.load(decisions + 1)
         if live:
             metrics = metrics_ptr + row * WIDTH
             metric = tl.where(value == value, value, float("inf"))
-            seen = tl.minimum(decided + 1, WIDTH).to(tl.float32)
-            rank = (seen * tl.load(rate_ptr + row) + 0.5).to(tl.int32)
-            threshold = _quantile(metrics, (decided % WIDTH).to(tl.int32), metric, rank, WIDTH)
-            tl.store(metrics + decided % WIDTH, metric)
-            tl.store(decisions_ptr + row, decided + 1)
+            rate = tl.load(rate_ptr + row)
+            share = rate + (taken.to(tl.float32) * rate - asked.to(tl.float32)) * _STEER
+            seen = tl.minimum(taken + 1, WIDTH).to(tl.float32)
+            rank = tl.maximum((seen * share + 0.5).to(tl.int32), 0)
+            threshold = _quantile(metrics, (taken % WIDTH).to(tl.int32), metric, rank, WIDTH)
+            tl.store(metrics + taken % WIDTH, metric)
+            tl.store(decisions, taken + 1)
+            tl.store(decisions + 1, asked + (value > threshold).to(tl.int64))
             tl.store(threshold_ptr + row, threshold)
             tl.store(report + _NOTE, threshold.to(tl.int32, bitcast=True).to(tl.int64))
     routed = live & (value > threshold)

@@ -31,7 +31,8 @@ LAYERS = {
     ),
     "profiles": Layer(
         "profiling profiling.profile profiling.distribution profiling.merging profiling.files "
-        "profiling.summary profiling.spans profiling.plots profiling.page profiling.report",
+        "profiling.summary profiling.spans profiling.plots profiling.page profiling.report "
+        "profiling.auroc profiling.quality profiling.quality_plot",
         "leaves call",
     ),
     "engine": Layer("engine engine.*", "kernels leaves"),
@@ -42,7 +43,8 @@ LAYERS = {
         "kernels leaves call profiles engine strategies",
     ),
     "generator": Layer(
-        "generator exactness",
+        "generator exactness profiling.score profiling.random_router profiling.routed "
+        "profiling.calibrate profiling.sweep",
         "kernels leaves call profiles engine strategies recording",
     ),
     "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),

@@ -297,8 +297,8 @@ def test_llm_fraction_is_reached(
         max_new_tokens=220,
         ignore_eos=True,
     )
-    # A running quantile of 220 dependent metrics: a tenth of the text is its noise.
-    assert result.stats["llm_tokens"] / 220 == pytest.approx(fraction, abs=0.1)
+    # 32 decisions off at the very worst (see `kernels.routing`), and far fewer where metrics mix.
+    assert result.stats["llm_tokens"] / 220 == pytest.approx(fraction, abs=0.05)
 
 
 def test_a_lower_threshold_asks_the_llm_more(generator: HybridGenerator) -> None:

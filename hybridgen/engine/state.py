@@ -244,7 +244,7 @@ class Routing:
     threshold: Tensor  # [B] float32
     rate: Tensor  # [B] float32: the share of decisions that a moving threshold is to route
     metrics: Tensor  # [B, QUANTILE_WINDOW] float32: the last metrics, -inf where unseen
-    decisions: Tensor  # [B] int64: decisions taken
+    decisions: Tensor  # [B, 2] int64: decisions taken, and those of them that routed
 
     @classmethod
     def allocate(cls, memory: Memory, rows: int) -> "Routing":
@@ -255,7 +255,7 @@ class Routing:
             threshold=memory.tensor(rows, dtype=f32),
             rate=memory.tensor(rows, dtype=f32),
             metrics=memory.tensor(rows, QUANTILE_WINDOW, dtype=f32),
-            decisions=memory.tensor(rows),
+            decisions=memory.tensor(rows, 2),
         )
 
     def first(self, rows: int) -> "Routing":

@@ -168,10 +168,10 @@ def test_what_is_read_next_is_looked_up() -> None:
 def test_a_threshold_that_moves_takes_the_last_metrics() -> None:
     value, one = meta(3, dtype=torch.float32), integers(3)
     flag, metrics = meta(3, dtype=torch.bool), meta(3, 128, dtype=torch.float32)
-    given = value, flag, one, one, value, value, metrics, one, flag, integers(3, 36)
+    given = value, flag, one, one, value, value, metrics, integers(3, 2), flag, integers(3, 36)
     assert cost_of("route", *given, False) == Cost(2 * 12 + 3 + 2 * 24, 2 * 3 + 24)
     assert cost_of("route", *given, True) == Cost(
-        3 * 12 + 3 + 3 * 24 + 12 * 128, 2 * 3 + 2 * 24 + 12 + 24 + 12
+        3 * 12 + 3 + 4 * 24 + 12 * 128, 2 * 3 + 3 * 24 + 12 + 24 + 12
     )
 
 

@@ -131,7 +131,7 @@ def arguments(name: str, seed: int) -> tuple[Any, ...]:
             torch.rand(ROWS, generator=generator),
             normal(ROWS),
             normal(ROWS, 32),
-            integers(0, 70, ROWS),
+            integers(0, 70, ROWS, 2),
             torch.tensor([False, seed == 0]),
             integers(0, 9, ROWS, HEAD + WINDOW),
             True,

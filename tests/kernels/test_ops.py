@@ -110,7 +110,7 @@ def cases(rows: int, drafts: int, vocab: int, dtype: torch.dtype) -> dict[str, t
                 *(
                     torch.zeros(rows),
                     torch.rand(rows, 16, generator=generator),
-                    torch.arange(rows),
+                    torch.arange(2 * rows).view(rows, 2).flip(1),
                     state[2].clone(),
                 ),
                 *(state[3], True),

@@ -4,6 +4,7 @@ import math
 import struct
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,9 +33,9 @@ def same(got: list[Tensor], expected: list[Tensor]) -> None:
         assert torch.equal(bits(a), bits(b))
 
 
-def quantile(metrics: list[float], rate: float) -> float:
-    """What so many of the metrics seen are to be above: exact fractions, rounded half up."""
-    rank = math.floor(struct.unpack("f", struct.pack("f", len(metrics) * rate))[0] + 0.5)
+def quantile(metrics: list[float], share: np.float32) -> float:
+    """What so many of the metrics seen are to be above, rounded half up."""
+    rank = max(math.floor(np.float32(len(metrics)) * share + np.float32(0.5)), 0)
     ordered = sorted(metrics, reverse=True) + [-math.inf] * WIDTH
     return ordered[rank] if rank < WIDTH else -math.inf
 
@@ -43,13 +44,19 @@ class Row:
     """The contract, a decision at a time."""
 
     def __init__(self, rate: float) -> None:
-        self.rate, self.seen = rate, [0.0] * 0
+        self.rate, self.seen = np.float32(rate), [0.0] * 0
+        self.taken = self.routed = 0
 
     def decide(self, value: float, done: bool) -> tuple[bool, float]:
-        if not done:
-            self.seen = [*self.seen, math.inf if math.isnan(value) else value][-WIDTH:]
-            self.threshold = quantile(self.seen, self.rate)
-        return not done and value > self.threshold, self.threshold
+        if done:
+            return False, self.threshold
+        self.seen = [*self.seen, math.inf if math.isnan(value) else value][-WIDTH:]
+        owed = np.float32(self.taken) * self.rate - np.float32(self.routed)
+        self.threshold = quantile(self.seen, self.rate + owed / np.float32(32))
+        routed = value > self.threshold
+        self.taken += 1
+        self.routed += routed
+        return routed, self.threshold
 
 
 halves = st.integers(0, 9).map(lambda x: x / 2)  # with many ties
@@ -66,7 +73,7 @@ def test_a_moving_threshold_is_the_quantile_of_the_last_metrics(
     state = (
         torch.full((rows,), 9.0),
         torch.full((rows, WIDTH), -torch.inf),
-        torch.zeros(rows, dtype=torch.int64),
+        torch.zeros(rows, 2, dtype=torch.int64),
         torch.zeros(rows, dtype=torch.bool),
         torch.full((rows, HEAD + WINDOW), -7),
     )
@@ -86,6 +93,28 @@ def test_a_moving_threshold_is_the_quantile_of_the_last_metrics(
             assert told[PENDING] == (int(length[row] - cached[row]) if routed else 0)
             assert struct.unpack("f", struct.pack("i", told[NOTE])) == (threshold,)
             assert told[:PENDING] + told[NOTE + 1 :] == [-7] * (HEAD + WINDOW - 2)
+            assert state[2][row].tolist() == [one.taken, one.routed]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("kind", ["runs", "rising", "falling", "equal"])
+def test_the_rate_is_kept_whatever_the_metrics_do(rate: float, kind: str) -> None:
+    metrics = {
+        "runs": lambda step: step // 100 % 2 + step % 7 / 7,
+        "rising": lambda step: float(step),
+        "falling": lambda step: -float(step),
+        "equal": lambda step: 1.0,
+    }
+    live, length, cached = torch.tensor([False]), torch.tensor([40]), torch.tensor([31])
+    threshold, seen = torch.full((1,), 9.0), torch.full((1, 2 * WIDTH), -torch.inf)
+    decisions, routed = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([False])
+    report, rates = torch.zeros(1, HEAD + WINDOW, dtype=torch.int64), torch.tensor([rate])
+    for step in range(1000):
+        value, state = torch.tensor([metrics[kind](step)]), (threshold, seen, decisions)
+        route.reference(value, live, length, cached, rates, *state, routed, report, True)
+        owed = (step + 1) * rate - int(decisions[0, 1])
+        # In float32, at the edges; where no rate is to be met there is none to be off.
+        assert abs(owed) < 32 * max(rate, 1 - rate) * (0 < rate < 1) + 1.01
 
 
 @pytest.mark.parametrize("moving", [False, True])
@@ -100,7 +129,7 @@ def test_a_row_that_is_done_or_broken_is_not_routed(device: torch.device, moving
         torch.tensor([1.0, 0.0, 1.0]),
         torch.tensor([1.0, 2.0, 3.0]),
         metrics,
-        torch.tensor([0, 1, 2]),
+        torch.tensor([[0, 0], [1, 0], [2, 2]]),
         torch.tensor([True, True, False]),
         torch.full((3, HEAD + WINDOW), -7),
         moving,
@@ -113,10 +142,12 @@ def test_a_row_that_is_done_or_broken_is_not_routed(device: torch.device, moving
     assert report[:, PENDING].tolist() == [0, 0, 5]
     if not moving:
         assert threshold.tolist() == [1, 2, 3] and torch.equal(kept, metrics)
-        assert decisions.tolist() == [0, 1, 2] and bool((report[:, NOTE] == -7).all())
+        assert decisions.tolist() == [[0, 0], [1, 0], [2, 2]] and bool(
+            (report[:, NOTE] == -7).all()
+        )
     else:
         assert threshold.tolist() == [1, torch.inf, -torch.inf]
-        assert decisions.tolist() == [0, 2, 3]
+        assert decisions.tolist() == [[0, 0], [2, 0], [3, 3]]
         assert kept[1, 1] == torch.inf and kept[2, 2] == 5 and torch.equal(kept[0], metrics[0])
 
 
