@@ -29,6 +29,7 @@ threshold, fraction or metric the SLM writes alone, which shows what a
 threshold would route. The text is the one of `hybridgen` for the same options.
 """
 
+SWEPT = 8  # texts of a sweep
 EPILOG = """\
 examples:
   hybridgen profile "def quicksort(items):" --seed 1
@@ -39,6 +40,8 @@ examples:
       which drafts were accepted, as a page to read
   hybridgen profile - --json profile.json < prompt.txt
       every number of every token
+  hybridgen profile "def quicksort(items):" --sweep --plot sweep.png
+      what a metric is worth on this pair, beside a random choice
 """
 
 
@@ -68,6 +71,15 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
         action=argparse.BooleanOptionalAction,
         help="route by the metric, or let the SLM write alone",
     )
+    add(
+        "--sweep",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=SWEPT,
+        help="instead, for a grid of thresholds: what N texts of the prompt cost, and what they "
+        f"are worth to the LLM, by each metric and by chance ({SWEPT} if N is not given)",
+    )
     add("--json", metavar="FILE", help="write the whole profile there, as JSON")
     add("--html", metavar="FILE", help="write a page there: the text, coloured by the metric")
     add("--plot", metavar="FILE", help="draw histograms and the course of the metrics there")
@@ -75,11 +87,44 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
 
 
 def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
-    """Load the pair, write a text with its profile, print the summary, write the files."""
-    from hybridgen.profiling.asked import asked_for
-
+    """Load the pair, write texts, print what was measured of them, write the files."""
     if arguments.plot is not None and find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install 'hybridgen[plot]'")
+    if arguments.sweep is None:
+        profile(arguments, own)
+    else:
+        sweep(arguments, own)
+
+
+def sweep(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
+    """Thresholds, what they cost, and what the texts are worth."""
+    texts = arguments.sweep
+    if texts < 1:
+        raise ValueError(f"--sweep must be at least 1, the texts of a threshold, got {texts}")
+    for name in ("strategy", "routing", "threshold", "llm_fraction", "html"):
+        if getattr(arguments, name) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} has no meaning with --sweep, which tries every router")
+    prompt, metric = prompt_of(arguments), arguments.metric
+    arguments.strategy = metric or "uncertainty"  # whose options there may be
+    given = check_options(arguments, declared(own))
+    del given["strategy"]
+    generator = load(arguments, own)
+    from hybridgen.profiling.calibrate import METRICS
+    from hybridgen.profiling.sweep import sweep as measured
+
+    found = measured(generator, [prompt] * texts, [metric] if metric else METRICS, **given)
+    write(f"{found}\n")
+    if arguments.json is not None:
+        found.save(arguments.json)
+    if arguments.plot is not None:
+        found.plot(arguments.plot)
+
+
+def profile(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
+    """One text, token by token."""
+    from hybridgen.profiling.asked import asked_for
+
     prompt, declarations = prompt_of(arguments), declared(own)
     routing = {"routing_metric": arguments.metric, "enable_routing": arguments.routing}
     asked = asked_for(
@@ -91,11 +136,11 @@ def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
     )
     wanted, arguments.strategy = arguments.strategy, asked.strategy
     given = check_options(arguments, declarations) | {"strategy": wanted, **routing}
-    profile = load(arguments, own).generate_with_profile(prompt, **given)
-    write(profile.summary + "\n")
+    found = load(arguments, own).generate_with_profile(prompt, **given)
+    write(found.summary + "\n")
     if arguments.json is not None:
-        profile.save_to_file(arguments.json)
+        found.save_to_file(arguments.json)
     if arguments.html is not None:
-        profile.save_html(arguments.html)
+        found.save_html(arguments.html)
     if arguments.plot is not None:
-        profile.plot_distributions(arguments.plot)
+        found.plot_distributions(arguments.plot)

@@ -14,6 +14,7 @@ from toy_strategy import Relay
 from hybridgen import GenerationStrategy, HybridGenerator
 from hybridgen.cli import main
 from hybridgen.profiling import ProfileResult
+from hybridgen.profiling.quality import Sweep
 
 SETTINGS = {"max_new_tokens": 8, "seed": 1, "ignore_eos": True}
 
@@ -156,6 +157,25 @@ def test_the_command_refuses_before_a_model_is_loaded(tiny_pair: TinyPair, capsy
     assert left.value.code == 2
 
 
+def test_the_command_sweeps_thresholds(tiny_pair: TinyPair, tmp_path: Path, capsys: Any) -> None:
+    files = tmp_path / "x.json", tmp_path / "x.png"
+    named = ["--json", str(files[0]), "--plot", str(files[1])]
+    assert command(tiny_pair, "--sweep", "3", "--metric", "entropy", *named) == 0
+    found = Sweep.load(files[0])
+    assert capsys.readouterr().out == f"{found}\n"
+    assert {point.router for point in found.points} == {"slm", "entropy", "random", "llm"}
+    assert files[1].stat().st_size > 0
+
+
+@pytest.mark.parametrize("option", ["--threshold=1", "--llm-fraction=0.1", "--html=x", "--routing"])
+def test_a_sweep_tries_every_router(tiny_pair: TinyPair, capsys: Any, option: str) -> None:
+    assert command(tiny_pair, "--sweep", option, "--slm", "/nowhere") == 1
+    name = option.partition("=")[0]
+    assert f"error: {name} has no meaning with --sweep" in capsys.readouterr().err
+    assert command(tiny_pair, "--sweep", "0", "--slm", "/nowhere") == 1
+    assert "error: --sweep must be at least 1" in capsys.readouterr().err
+
+
 def test_the_command_without_matplotlib_says_so_at_once(
     tiny_pair: TinyPair, capsys: Any, monkeypatch: Any
 ) -> None:
@@ -169,5 +189,12 @@ def test_the_help_names_its_options(capsys: Any) -> None:
         main(["profile", "--help"])
     out = capsys.readouterr().out
     assert left.value.code == 0
-    for option in ("--metric", "--json FILE", "--html FILE", "--plot FILE", "--threshold X"):
+    for option in (
+        "--sweep [N]",
+        "--metric",
+        "--json FILE",
+        "--html FILE",
+        "--plot FILE",
+        "--threshold X",
+    ):
         assert option in out
