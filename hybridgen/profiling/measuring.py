@@ -9,7 +9,8 @@ A distribution is of the text if it was measured after the text's own tokens, or
 wrote them; after drafts that were rejected it is not. The length at the time tells, and what was
 measured after the text's own tokens is not measured again. Nothing here waits for the device.
 
-On a CPU a small model's step is a few hundred calls of ops, so that here each one counts.
+On a CPU a small model's step is a few hundred calls of ops, so that here each one counts: there
+logits are put aside, and `ASIDE` distributions are measured at a time.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from hybridgen.engine.state import Rows
 from hybridgen.strategies.drafts import DRAWN, JUDGED
 
 CANDIDATES = 10
+ASIDE = 32
 NEVER = -1
 _UNDERFLOW = -1000.0  # of a log-probability: e**x is 0 there too, and 0 * -inf is not
 
@@ -42,7 +44,7 @@ class Kind:
     drafts: bool
 
     def __call__(self, batch: Batch) -> "Recorded":
-        hook = Measures.allocate(batch, batch.slm if self.by_slm else batch.llm, self.drafts)
+        hook = Measures.allocate(batch, batch.slm if self.by_slm else batch.llm)
         shape, device = batch.rows.tokens.shape, batch.rows.tokens.device
         kept = {
             name: torch.full((*shape, width), torch.nan, dtype=torch.float32, device=device)
@@ -60,20 +62,22 @@ class Recorded:
     measures: "Measures"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Measures:
     """Of each position of B rows, what ``model`` said before the token there: position p of row b
     at b * T + p. At position 0, which is a prompt's, is what nobody wants.
 
     top           float32 [B * T, k]: the largest logits, in descending order
-    ids           int64 [B * T, k]: whose they are, `NEVER` where nothing was measured
+    ids           int64 [B * T, k]: whose they are
     logprob       float32 [B * T]: of the likeliest, in softmax(logits)
     negentropy    float32 [B * T]: of softmax(logits), in nats
-    then          int64 [B * T]: how long the text was then, `NEVER` where nothing was measured;
-                  None where there are no drafts, so that everything is of the text
+    then          int64 [B * T]: how long the text was then, `NEVER` where nothing was measured
     first         int64 [B]: b * T
     after         int64 [B]: b * T + 1
     column        int64 [MAX_FEED]: 1, 2, ...
+    aside         float32 [N, V]: logits that are to be measured; None: they are at once
+    places        int64 [N]: where
+    waiting       how many there are
     """
 
     model: Model
@@ -81,16 +85,20 @@ class Measures:
     ids: Tensor
     logprob: Tensor
     negentropy: Tensor
-    then: Tensor | None
+    then: Tensor
     first: Tensor
     after: Tensor
     column: Tensor
+    aside: Tensor | None
+    places: Tensor
+    waiting: int = 0
 
     @classmethod
-    def allocate(cls, batch: Batch, model: Model, drafts: bool) -> "Measures":
+    def allocate(cls, batch: Batch, model: Model) -> "Measures":
         rows, positions = batch.rows.tokens.shape
         device, places = batch.rows.tokens.device, rows * positions
-        k = min(CANDIDATES, model.vocab_size, batch.rows.vocab_size)
+        vocab = min(model.vocab_size, batch.rows.vocab_size)
+        k, room = min(CANDIDATES, vocab), max(ASIDE, MAX_FEED * rows)
 
         def numbers(first: int, count: int, step: int = 1) -> Tensor:
             last = first + count * step
@@ -108,19 +116,20 @@ class Measures:
             never(places, k),
             zeros(places),
             zeros(places),
-            never(places) if drafts else None,
+            never(places),
             numbers(0, rows, positions),
             numbers(1, rows, positions),
             numbers(1, MAX_FEED),
+            zeros(room, vocab) if batch.rows.tokens.is_cpu and batch.capture is None else None,
+            never(room),
         )
 
     def start(self, adjustment: Adjustment, placed: Sequence[tuple[int, Any]]) -> None:
         """Forget what was measured in these rows."""
-        positions = len(self.ids) // len(self.first)
+        self.finish()
+        positions = len(self.then) // len(self.first)
         for row, _ in placed:
-            for known in (self.ids, self.then):
-                if known is not None:
-                    known[row * positions : (row + 1) * positions].fill_(NEVER)
+            self.then[row * positions : (row + 1) * positions].fill_(NEVER)
 
     def __call__(
         self,
@@ -135,11 +144,26 @@ class Measures:
         if model is self.model:
             columns = logits.shape[1]
             place = self._places(rows.length, columns, start, drafted)
-            self._measure(logits.flatten(0, 1).float(), place)
-            if self.then is not None:
-                then = rows.length if columns == 1 else rows.length.repeat_interleave(columns)
-                self.then.index_copy_(0, place, then)
+            then = rows.length if columns == 1 else rows.length.repeat_interleave(columns)
+            self.then.index_copy_(0, place, then)
+            if self.aside is None:
+                self._measure(logits.flatten(0, 1).float(), place)
+            else:
+                self._put_aside(self.aside, logits.flatten(0, 1), place)
         return logits
+
+    def _put_aside(self, aside: Tensor, logits: Tensor, place: Tensor) -> None:
+        if self.waiting + len(place) > len(aside):
+            self.finish()
+        self.waiting, first = self.waiting + len(place), self.waiting
+        aside[first : self.waiting].copy_(logits)
+        self.places[first : self.waiting].copy_(place)
+
+    def finish(self) -> None:
+        """Measure what has been put aside."""
+        if self.aside is not None and self.waiting:
+            self._measure(self.aside[: self.waiting], self.places[: self.waiting])
+            self.waiting = 0
 
     def _places(self, length: Tensor, columns: int, start: Tensor, drafted: bool) -> Tensor:
         """Where the measures of logits [B, M, V] are kept: [B * M]."""
@@ -148,10 +172,7 @@ class Measures:
         first = self.first.unsqueeze(1)
         place = (start.unsqueeze(1) + self.column[:columns]).clamp_min_(0)
         index = (place + first).view(-1)
-        if self.then is None:
-            known = self.ids.select(1, 0).index_select(0, index).view(place.shape) != NEVER
-        else:
-            known = self.then.index_select(0, index).view(place.shape) >= place
+        known = self.then.index_select(0, index).view(place.shape) >= place
         if not drafted:  # behind the end of the text, nobody's tokens were read
             known |= place > length.unsqueeze(1)
         return (place.masked_fill_(known, 0) + first).view(-1)
@@ -160,8 +181,12 @@ class Measures:
         """Measure float32 logits [N, V], and keep that at ``place`` [N]."""
         top, ids = logits.topk(self.top.shape[1], 1)
         logprobs = logits.log_softmax(1)
-        self.top.index_copy_(0, place, top)
-        self.ids.index_copy_(0, place, ids)
-        self.logprob.index_copy_(0, place, logprobs.gather(1, ids.narrow(1, 0, 1)).view(-1))
+        likeliest = logprobs.gather(1, ids.narrow(1, 0, 1)).view(-1)
         logprobs.clamp_min_(_UNDERFLOW)
-        self.negentropy.index_copy_(0, place, logprobs.exp().mul_(logprobs).sum(1))
+        negentropy = logprobs.exp().mul_(logprobs).sum(1)
+        kept = self.top, self.ids, self.logprob, self.negentropy
+        for buffer, measured in zip(kept, (top, ids, likeliest, negentropy), strict=True):
+            if self.waiting:  # of two at one place the last one stays: torch does not promise it
+                buffer.numpy()[place.numpy()] = measured.numpy()
+            else:
+                buffer.index_copy_(0, place, measured)

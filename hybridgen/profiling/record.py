@@ -162,13 +162,14 @@ def measures(
 ) -> list[Measured]:
     """Those of the positions ``where`` of the first row, each written in one of ``rounds``."""
     seen = recorded.measures
+    seen.finish()
     top = seen.top[where]
     aleatoric, epistemic = map(on_host, logtoku(top, top.shape[1], EVIDENCE[evidence]))
     logits, candidates = on_host(top), on_host(seen.ids[where]).astype(np.int64)
-    known = candidates[:, 0] != NEVER
-    if seen.then is not None:
-        position = np.arange(where.start, where.stop)
-        length = on_host(seen.then[where])
+    position = np.arange(where.start, where.stop)
+    length = on_host(seen.then[where])
+    known = length != NEVER
+    if JUDGED in recorded.batch.rows.measures:
         known &= (length >= position) | (length == [each.length for each in rounds])
     entropy = np.maximum(-on_host(seen.negentropy[where]), 0)
     likeliest = on_host(seen.logprob[where])

@@ -69,13 +69,16 @@ class SlmDrafts:
         rows, slm = batch.rows, batch.slm
         tokens, start = drafts.ends, drafts.starts[0]
         stream = TARGET if drafts.q is None else DRAFT
+        drawn = []
         for position, token, fed, truncation, q in drafts.steps:
             logits = read(rows, slm, tokens, start).select(1, -1)
             sample_into(logits, rows.sampling, rows.seed, position, stream, token, truncation, q)
             if rows.measures:
-                logit = logits.gather(1, fed)
-                keep(rows, position, {DRAWN: torch.cat([logit.float(), truncation], 1)})
+                drawn.append(logits.gather(1, fed))
             tokens, start = fed, position
+        if drawn:
+            logit = torch.cat(drawn, 1).unsqueeze(2).float()
+            keep(rows, rows.length, {DRAWN: torch.cat([logit, drafts.truncation], 2)})
         return drafts.truncation
 
 
