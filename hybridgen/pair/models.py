@@ -9,13 +9,13 @@ from hybridgen.pair.data import MAX_CONTEXT
 
 
 def llm_config(vocab_size: int, eos_token_id: int) -> Qwen3Config:
-    """The large model: 6 layers of width 256, 5.8M parameters."""
+    """The large model: 6 layers of width 384, 10.4M parameters."""
     return _config(
         vocab_size,
         eos_token_id,
         num_hidden_layers=6,
-        hidden_size=256,
-        intermediate_size=768,
+        hidden_size=384,
+        intermediate_size=1024,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,

@@ -1,6 +1,7 @@
 """The numbers of the recipe in one place: the shipped pair's, and a tiny run's for the tests."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from hybridgen.pair.loop import Budget, Phase
 
@@ -20,6 +21,7 @@ class Recipe:
     processes: int = 2
     compiled: bool = True
     max_files: int | None = None
+    packages: Path | None = None
     llm_phases: tuple[Phase, ...] = (Phase(0.5, 16, 256), Phase(0.85, 8, 512), Phase(1.0, 4, 1024))
     llm_budget: Budget = LLM_BUDGET
     sample_count: int = 1536

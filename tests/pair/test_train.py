@@ -78,9 +78,9 @@ def _toy_run(folder: Path, fail_after: int | None = None) -> loop.Run:
         for count in itertools.count():
             if count == fail_after:
                 raise KeyboardInterrupt
-            yield np.arange(rows * (length + 1)).reshape(rows, -1) % 8
+            yield rng.integers(8, size=(rows, length + 1))
 
-    phases = (loop.Phase(1.0, 2, 8),)
+    phases = (loop.Phase(0.3, 2, 8), loop.Phase(1.0, 1, 16))
     return loop.Run(
         "toy", model, loss, batches, phases, loop.Budget(5), folder, seed=0, save_every=0.0
     )
@@ -88,7 +88,7 @@ def _toy_run(folder: Path, fail_after: int | None = None) -> loop.Run:
 
 def test_an_interrupted_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(_toy_run(tmp_path / "a", fail_after=3), 0)
+        loop.fit(_toy_run(tmp_path / "a", fail_after=2), 0)
     continued, unbroken = _toy_run(tmp_path / "a"), _toy_run(tmp_path / "b")
     assert loop.fit(continued, 0) == loop.fit(unbroken, 0) == 5
     for name, weight in unbroken.model.state_dict().items():
