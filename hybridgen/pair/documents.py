@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from hybridgen.pair import data
 from hybridgen.pair.clean import functions
 
+FILE = "documents.npz"
+
 # By part: "library", "packages", "functions" to train on, "held_out", "held_out_packages".
 Documents = dict[str, list[np.ndarray]]
 

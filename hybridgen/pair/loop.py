@@ -53,7 +53,7 @@ class Run:
     folder: Path
     seed: int
     lr_scale: float = 1.0
-    save_every: float = 240.0
+    save_every: float = 540.0
     on_save: Callable[[], str] = lambda: ""
 
 

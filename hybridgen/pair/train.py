@@ -29,8 +29,8 @@ from hybridgen.pair import (
 )
 from hybridgen.pair.recipe import SMOKE, Recipe
 
-DOCUMENTS = "documents.npz"
 CHECK_WINDOWS = 32
+SAMPLES_A_FILE = 192
 # What the checkpoints recommend: greedy text of so small a model repeats itself.
 SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.95}
 
@@ -43,7 +43,7 @@ class Trainer:
         self.recipe = recipe
         self.work = work
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-        parts = documents.load(work / DOCUMENTS)
+        parts = documents.load(work / documents.FILE)
         self.documents = documents.training_files(parts)
         self.functions = parts["functions"]
         length = max(phase.length for phase in recipe.llm_phases) // 2
@@ -69,18 +69,24 @@ class Trainer:
         return model
 
     def samples(self, llm: Qwen3ForCausalLM) -> list[np.ndarray]:
-        """The large model's own texts, this process's share, kept for a restart."""
-        path = self.work / f"samples.{self.rank}.npy"
-        if not path.exists():
-            texts = distill.sample_texts(
-                llm,
-                self.documents,
-                max(1, self.recipe.sample_count // parallel.world_size()),
-                self.recipe.sample_length,
-                np.random.default_rng([self.recipe.seed, self.rank]),
-            )
-            np.save(path, np.stack(texts))
-        return list(np.load(path))
+        """The large model's own texts, this process's share, kept by the part for a restart."""
+        count = max(1, self.recipe.sample_count // parallel.world_size())
+        texts: list[np.ndarray] = []
+        for part, first in enumerate(range(0, count, SAMPLES_A_FILE)):
+            path = self.work / f"samples.{self.rank}.{part}.npy"
+            if not path.exists():
+                written = distill.sample_texts(
+                    llm,
+                    self.documents,
+                    min(SAMPLES_A_FILE, count - first),
+                    self.recipe.sample_length,
+                    np.random.default_rng([self.recipe.seed, self.rank, part]),
+                )
+                partial_file = path.with_suffix(".partial.npy")
+                np.save(partial_file, np.stack(written))
+                partial_file.replace(path)
+            texts.extend(np.load(path))
+        return texts
 
     def slm(self, llm: Qwen3ForCausalLM) -> None:
         """Stage two: the small model, from the large one in bfloat16."""
@@ -139,12 +145,12 @@ def report(recipe: Recipe, work: Path, out: Path) -> None:
 
 def prepare(recipe: Recipe, work: Path) -> None:
     """Tokenizer and encoded documents in the work folder, once."""
-    if (work / DOCUMENTS).exists():
+    if (work / documents.FILE).exists():
         return
     corpus = data.load_corpus(max_files=recipe.max_files, packages=recipe.packages)
     tokenizer = data.train_tokenizer(corpus)
     tokenizer.save_pretrained(work / "tokenizer")
-    documents.save(documents.encode(tokenizer, corpus), work / DOCUMENTS)
+    documents.save(documents.encode(tokenizer, corpus), work / documents.FILE)
 
 
 def main(arguments: list[str] | None = None) -> None:

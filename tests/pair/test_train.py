@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridgen.pair import card, data, loop, optim, parallel, train
+from hybridgen.pair.packages import Source
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,18 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``out`` and ``work`` of a tiny run."""
     folder = tmp_path_factory.mktemp("pair")
     threads = torch.get_num_threads()
-    train.main(["--smoke", "--out", str(folder / "out"), "--work", str(folder / "work")])
+    packages = folder / "packages"
+    packages.mkdir()
+    rows, sources = [], []
+    for name in ("apples", "pears"):
+        text = f'"""All about {name}."""\n\n\ndef {name}():\n    x = 1\n    return x\n' * 40
+        held_out = name == "pears"
+        rows.append(json.dumps({"path": f"{name}/core.py", "held_out": held_out, "text": text}))
+        sources.append(asdict(Source(name, "1.0", "MIT", held_out, 1, len(text))))
+    (packages / "texts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (packages / "sources.json").write_text(json.dumps(sources), encoding="utf-8")
+    work, out = folder / "work", folder / "out"
+    train.main(["--smoke", "--packages", str(packages), "--out", str(out), "--work", str(work)])
     torch.set_num_threads(threads)
     return folder
 
@@ -37,7 +50,9 @@ def test_smoke_run_leaves_a_checkpoint_that_generates(smoke: Path, name: str) ->
 def test_smoke_run_writes_metrics_and_the_card(smoke: Path) -> None:
     metrics = json.loads((smoke / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["llm"]["steps"] == metrics["slm"]["steps"] == 3
-    assert (smoke / "out" / "README.md").read_text(encoding="utf-8") == card.render(metrics)
+    text = (smoke / "out" / "README.md").read_text(encoding="utf-8")
+    assert text == card.render(metrics)
+    assert "| apples | 1.0 | MIT | 1 |" in text and "pears" in text
 
 
 def test_a_finished_run_is_not_trained_again(smoke: Path) -> None:
