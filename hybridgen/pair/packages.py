@@ -9,6 +9,7 @@ the hash of its name, and then with all of its files.
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -92,10 +93,9 @@ def licence(metadata: Message) -> str:
 
 def is_permissive(text: str) -> bool:
     """True when every part of a licence's expression is one of the permissive ones."""
-    words = text.upper().replace("(", " ").replace(")", " ")
-    for joint in (" AND ", " OR ", " WITH ", ";", ","):
-        words = words.replace(joint, "\n")
-    return all(any(name in part for name in PERMISSIVE) for part in words.split("\n"))
+    words = re.sub(r" WITH [\w.-]+", "", text.upper())  # an exception only adds to what is allowed
+    parts = re.split(r" AND | OR |[;,]", words)
+    return all(any(name in part for name in PERMISSIVE) for part in parts)
 
 
 def read(wheel: Path) -> tuple[Source, dict[str, str]]:
