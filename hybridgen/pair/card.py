@@ -52,7 +52,7 @@ K = {drafts} drafts a round and no top-k or top-p. Agreement is the chance that 
 
 The last column is the share of 8-grams that occurred before in the same text: it shows looping.
 Greedy text of a model this small repeats itself; sample at 0.6 or above for text worth reading.
-
+{completions}
 ## Data
 
 The `.py` files of CPython {python}'s standard library without its tests, generated tables and
@@ -86,6 +86,12 @@ to the mark `▶`.
 {samples}"""
 
 
+COMPLETIONS = """
+Of {count} texts from `{prompt}` at the recommended sampling {parse} are Python that parses (apart
+from a cut-off end) and {ended} come to an end; the share of repeated 8-grams at that sampling is
+{repeated_8grams_held_out:.3f} in texts from held-out prompts and {repeated_8grams:.3f} in these.
+"""
+
 PACKAGES = """
 To it come sources of {count} packages of the Python package index under permissive licences:
 {train_tokens:,} tokens, and {functions:,} small functions and classes whole, which teach where a
@@ -103,10 +109,16 @@ are held out with all their files ({held_out_tokens:,} tokens): there the LLM's 
 
 def render(metrics: dict[str, Any]) -> str:
     """The card's text."""
+    parts = {
+        "shapes": _shapes(metrics),
+        "packages": _packages(metrics["packages"]) if "packages" in metrics else "",
+        "completions": "",
+    }
+    if "completions" in metrics:
+        parts["completions"] = COMPLETIONS.format(**metrics["completions"])
     return CARD.format(
-        **{k: v for k, v in metrics.items() if k not in ("samples", "speculation", "packages")},
-        shapes=_shapes(metrics),
-        packages=_packages(metrics["packages"]) if "packages" in metrics else "",
+        **{k: v for k, v in metrics.items() if k not in ("samples", "speculation", *parts)},
+        **parts,
         llm_m=metrics["llm"]["parameters"] / 1e6,
         slm_m=metrics["slm"]["parameters"] / 1e6,
         context=MAX_CONTEXT,

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from hybridgen.pair import data, documents, evaluate, texts
+from hybridgen.pair.completions import completions
 from hybridgen.pair.recipe import Recipe, tokens_a_step
 
 WINDOW = 512
@@ -59,6 +60,15 @@ def measure(folder: Path, work: Path, recipe: Recipe) -> dict[str, Any]:
         }
     if recipe.packages:
         metrics["packages"] = packages_metrics(pair, tokenizer, parts, recipe)
+    starts = data.windows(held_out, evaluate.PROMPT_LENGTH, np.random.default_rng(recipe.seed))
+    metrics["completions"] = completions(
+        pair["llm"],
+        tokenizer,
+        starts[: recipe.eval_prompts, :-1],
+        recipe.eval_tokens,
+        recipe.completions,
+        recipe.seed,
+    )
     metrics |= speculation(pair["llm"], pair["slm"], held_out, recipe)
     metrics["samples"] = [sample(pair["llm"], tokenizer, prompt, recipe) for prompt in PROMPTS]
     return metrics

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hybridgen.pair.loop import Budget, Phase
 
+# What the checkpoints recommend: greedy text of so small a model repeats itself.
+SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_k": 40, "top_p": 0.95}
 LLM_BUDGET = Budget(14_000)
 SLM_BUDGET = Budget(8_000)
 
@@ -30,6 +33,7 @@ class Recipe:
     slm_budget: Budget = SLM_BUDGET
     eval_prompts: int = 64
     eval_tokens: int = 192
+    completions: int = 40
     drafts: int = 4
 
 
@@ -45,6 +49,7 @@ SMOKE = Recipe(
     slm_budget=Budget(3),
     eval_prompts=4,
     eval_tokens=16,
+    completions=4,
 )
 
 

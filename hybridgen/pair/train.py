@@ -27,12 +27,10 @@ from hybridgen.pair import (
     parallel,
     pretrain,
 )
-from hybridgen.pair.recipe import SMOKE, Recipe
+from hybridgen.pair.recipe import SAMPLING, SMOKE, Recipe
 
 CHECK_WINDOWS = 32
 SAMPLES_A_FILE = 192
-# What the checkpoints recommend: greedy text of so small a model repeats itself.
-SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.95}
 
 
 class Trainer:

@@ -52,6 +52,7 @@ def test_smoke_run_writes_metrics_and_the_card(smoke: Path) -> None:
     assert metrics["llm"]["steps"] == metrics["slm"]["steps"] == 3
     text = (smoke / "out" / "README.md").read_text(encoding="utf-8")
     assert text == card.render(metrics)
+    assert "Of 4 texts from `def quicksort(items):`" in text
     assert "| apples | 1.0 | MIT | 1 |" in text and "pears" in text
 
 
