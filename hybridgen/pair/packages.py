@@ -131,8 +131,10 @@ def collect(wheels: list[Path]) -> Iterator[tuple[Source, dict[str, str]]]:
     seen = Seen()
     for text in [*library.held_out.values(), *library.train.values()]:
         seen.add(text)
-    for wheel in sorted(wheels, key=lambda w: (not data.is_held_out(package_name(w)), w.name)):
-        source, texts = read(wheel)
+    # One wheel a package: a folder may hold several, for different platforms.
+    by_name = {package_name(wheel): wheel for wheel in sorted(wheels, reverse=True)}
+    for name in sorted(by_name, key=lambda name: (not data.is_held_out(name), name)):
+        source, texts = read(by_name[name])
         if not is_permissive(source.licence):
             print(f"{source.name} left out: its licence is {source.licence!r}")
             continue
