@@ -1,6 +1,7 @@
 """What the packages' sources pass through before the pair learns from them."""
 
 import json
+import shutil
 import zipfile
 from itertools import islice
 from pathlib import Path
@@ -101,13 +102,15 @@ def test_packages_are_collected_once_each_and_listed(
     # "sphinx" is held out by its name's hash: what copies it must not be trained on.
     for name, text in (("sphinx", FILE), ("copies", FILE), ("sums", FILE.replace("total", "sum"))):
         _wheel(wheels, name, text)
+    # The same for another platform: no package is listed twice.
+    shutil.copy(wheels / "sums-1.0-py3-none-any.whl", wheels / "sums-1.0-py3-none-win.whl")
     _wheel(wheels, "closed", FILE.replace("total", "mine"), licence="Proprietary")
     monkeypatch.setattr(packages, "PACKAGES", "sphinx==1.0 copies==1.0")
     packages.main(["--folder", str(tmp_path)])
     train, held_out = data.read_packages(tmp_path)
     assert list(train) == ["sums/core.py"] and list(held_out) == ["sphinx/core.py"]
     sources = json.loads((tmp_path / "sources.json").read_text(encoding="utf-8"))
-    assert {s["name"]: s["files"] for s in sources} == {"sphinx": 1, "copies": 0, "sums": 1}
+    assert [(s["name"], s["files"]) for s in sources] == [("sphinx", 1), ("copies", 0), ("sums", 1)]
     assert "closed left out" in capsys.readouterr().out
 
 
