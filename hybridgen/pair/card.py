@@ -3,6 +3,8 @@
 from typing import Any
 
 from hybridgen.pair.data import MAX_CONTEXT
+from hybridgen.pair.measure import HEADS, LAYERS
+from hybridgen.pair.packages import MAX_PACKAGE_BYTES
 
 CARD = """\
 ---
@@ -30,8 +32,7 @@ tokenizer = AutoTokenizer.from_pretrained(LLM_PATH)
 
 | | llm | slm |
 |---|---|---|
-| layers, width, MLP width | 6, 256, 768 | 2, 96, 256 |
-| query heads, KV heads, head width | 4, 2, 64 | 3, 1, 32 |
+{shapes}
 | parameters (embedding tied) | {llm[parameters]:,} | {slm[parameters]:,} |
 | context, tokens | {context} | {context} |
 | training steps | {llm[steps]:,} | {slm[steps]:,} |
@@ -51,7 +52,7 @@ K = {drafts} drafts a round and no top-k or top-p. Agreement is the chance that 
 
 The last column is the share of 8-grams that occurred before in the same text: it shows looping.
 Greedy text of a model this small repeats itself; sample at 0.6 or above for text worth reading.
-
+{completions}
 ## Data
 
 The `.py` files of CPython {python}'s standard library without its tests, generated tables and
@@ -59,7 +60,7 @@ bundled demos: {train_files} files, {train_tokens:,} tokens. {held_out_files} mo
 ({held_out_tokens:,} tokens), chosen by a hash of their paths, are held out; every loss above is
 theirs, in windows of 512 tokens. Python is distributed under the PSF License Version 2, and the
 weights are offered under it too.
-
+{packages}
 The tokenizer is byte-level BPE with {vocabulary:,} entries, {bytes_per_token:.2f} bytes a token on
 the held-out files. Runs of spaces stay whole, so an indentation is one token. `<|endoftext|>`
 separates documents and ends a text; there is no bos token.
@@ -85,16 +86,69 @@ to the mark `▶`.
 {samples}"""
 
 
+COMPLETIONS = """
+Of {count} texts from `{prompt}` at the recommended sampling {parse} are Python that parses (apart
+from a cut-off end) and {ended} come to an end; the share of repeated 8-grams at that sampling is
+{repeated_8grams_held_out:.3f} in texts from held-out prompts and {repeated_8grams:.3f} in these.
+"""
+
+PACKAGES = """
+To it come sources of {count} packages of the Python package index under permissive licences:
+{train_tokens:,} tokens, and {functions:,} small functions and classes whole, which teach where a
+text ends. Left out are tests, vendored and generated code, tables, files that are not in English
+and near-duplicates, licence headers, and of large packages what is above {limit} MB. {held_out}
+are held out with all their files ({held_out_tokens:,} tokens): there the LLM's loss is
+{llm[held_out_loss]:.3f} nats a token ({llm[bits_per_byte]:.3f} bits a byte), the SLM's
+{slm[held_out_loss]:.3f} ({slm[bits_per_byte]:.3f}).
+
+| package | version | licence | files | bytes |
+|---|---|---|---|---|
+{rows}
+"""
+
+
 def render(metrics: dict[str, Any]) -> str:
     """The card's text."""
+    parts = {
+        "shapes": _shapes(metrics),
+        "packages": _packages(metrics["packages"]) if "packages" in metrics else "",
+        "completions": "",
+    }
+    if "completions" in metrics:
+        parts["completions"] = COMPLETIONS.format(**metrics["completions"])
     return CARD.format(
-        **{k: v for k, v in metrics.items() if k not in ("samples", "speculation")},
+        **{k: v for k, v in metrics.items() if k not in ("samples", "speculation", *parts)},
+        **parts,
         llm_m=metrics["llm"]["parameters"] / 1e6,
         slm_m=metrics["slm"]["parameters"] / 1e6,
         context=MAX_CONTEXT,
         best=metrics["drafts"] + 1,
         rows="\n".join(_row(label, entry) for label, entry in metrics["speculation"].items()),
         samples="".join(_sample(entry) for entry in metrics["samples"]),
+    )
+
+
+def _shapes(metrics: dict[str, Any]) -> str:
+    rows = {"layers, width, MLP width": LAYERS, "query heads, KV heads, head width": HEADS}
+    return "\n".join(
+        f"| {label} | "
+        + " | ".join(", ".join(str(metrics[m]["shape"][n]) for n in names) for m in ("llm", "slm"))
+        + " |"
+        for label, names in rows.items()
+    )
+
+
+def _packages(metrics: dict[str, Any]) -> str:
+    sources = [source for source in metrics["sources"] if source["files"]]
+    return PACKAGES.format(
+        **{k: v for k, v in metrics.items() if k != "sources"},
+        count=len(sources),
+        limit=MAX_PACKAGE_BYTES // 1_000_000,
+        held_out=" and ".join(source["name"] for source in sources if source["held_out"]),
+        rows="\n".join(
+            f"| {s['name']} | {s['version']} | {s['licence']} | {s['files']:,} | {s['bytes']:,} |"
+            for s in sorted(sources, key=lambda source: source["name"].lower())
+        ),
     )
 
 

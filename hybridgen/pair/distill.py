@@ -5,6 +5,7 @@ are such text, and the target is its whole distribution, not the token that was 
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -35,13 +36,13 @@ def sample_texts(
 
     A text starts at a random place of the corpus, and each batch has its own temperature.
     """
-    prompts = data.windows(documents, PROMPT_LENGTH, rng)[:, :PROMPT_LENGTH]
+    prompts = data.rows(documents, PROMPT_LENGTH, rng)
     written: list[np.ndarray] = []
     while len(written) < count:
-        rows = prompts[rng.integers(len(prompts), size=min(SAMPLE_ROWS, count - len(written)))]
+        rows = np.stack(list(islice(prompts, min(SAMPLE_ROWS, count - len(written)))))
         batch = texts.write(
             model,
-            torch.from_numpy(rows),
+            torch.from_numpy(rows[:, :-1].astype(np.int64)),
             length - PROMPT_LENGTH,
             temperature=float(rng.uniform(*SAMPLE_TEMPERATURES)),
             seed=int(rng.integers(2**31)),
@@ -53,16 +54,13 @@ def sample_texts(
 def mixed_batches(
     corpus: list[np.ndarray],
     samples: list[np.ndarray],
-    rows: int,
+    batch: int,
     length: int,
     rng: np.random.Generator,
 ) -> Iterator[np.ndarray]:
-    """Endless batches int64 [rows, length + 1]; a row is the model's own text or the corpus."""
-    mine = data.batches(samples, 1, length, rng)
-    theirs = data.batches(corpus, 1, length, rng)
-    while True:
-        own = rng.random(rows) < OWN_SHARE
-        yield np.concatenate([next(mine if choice else theirs) for choice in own])
+    """Endless batches int64 [batch, length + 1]; a row is the model's own text or the corpus."""
+    own, others = data.rows(samples, length, rng), data.rows(corpus, length, rng)
+    return data.mixed(own, others, OWN_SHARE, batch, rng)
 
 
 def distillation_loss(teacher: Qwen3ForCausalLM, student: Qwen3ForCausalLM, compiled: bool) -> Loss:

@@ -84,11 +84,16 @@ def speculate(probability: np.ndarray, drafts: int, seed: int, repeats: int = 16
     )
 
 
-def repetition(texts: torch.Tensor, n: int = 8) -> float:
+def repetition(texts: torch.Tensor) -> float:
+    """``repeated`` of what was written after the prompts of texts int64 [N, T]."""
+    return repeated(texts[:, PROMPT_LENGTH:].tolist())
+
+
+def repeated(rows: list[list[int]], n: int = 8) -> float:
     """Share of the n-grams of the written tokens that occurred before in the same text."""
-    repeated = total = 0
-    for row in texts[:, PROMPT_LENGTH:].tolist():
+    again = total = 0
+    for row in rows:
         grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
-        repeated += len(grams) - len(set(grams))
+        again += len(grams) - len(set(grams))
         total += len(grams)
-    return repeated / total
+    return again / max(1, total)

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -52,69 +53,86 @@ class Run:
     folder: Path
     seed: int
     lr_scale: float = 1.0
-    save_every: float = 240.0
+    save_every: float = 540.0
     on_save: Callable[[], str] = lambda: ""
+
+
+@dataclass
+class Place:
+    """How far a run is: what a restart file says beside the weights."""
+
+    step: int = 0
+    seconds: float = 0.0
+    phase: int = -1  # which of the run's phases
+    started: int = 0  # the step that the phase began with
 
 
 def fit(run: Run, rank: int) -> int:
     """Train to the end of the budget, from the restart file if there is one; the step count."""
     optimizer = Optimizer(run.model, rank, run.lr_scale)
-    step, seconds = _restore(run, optimizer, rank)
+    place = _restore(run, optimizer, rank)
     saved = last = time.monotonic()
-    current: Phase | None = None
+    stream: Iterator[np.ndarray] | None = None
     window: list[float] = []
     tokens = 0
-    while (progress := parallel.mean(run.budget.progress(step, seconds))) < 1.0:
-        phase = next(phase for phase in run.phases if progress < phase.until)
-        if phase is not current:
-            current = phase
-            rng = np.random.default_rng([run.seed, rank, step])
-            rows = max(1, phase.rows // parallel.world_size())
-            stream = run.batches(rows, phase.length, rng)
+    while (progress := parallel.mean(run.budget.progress(place.step, place.seconds))) < 1.0:
+        index = next(i for i, phase in enumerate(run.phases) if progress < phase.until)
+        if index != place.phase:
+            place.phase, place.started, stream = index, place.step, None
+        phase = run.phases[index]
+        stream = stream or _stream(run, place, rank)
         loss = run.loss(torch.from_numpy(next(stream)))
         loss.backward()
         optimizer.step(progress)
         window.append(loss.item())
         tokens += phase.rows * phase.length
-        step += 1
+        place.step += 1
         now = time.monotonic()
-        seconds += now - last
+        place.seconds += now - last
         last = now
-        if rank == 0 and step % 50 == 0:
+        if rank == 0 and place.step % 50 == 0:
             print(
-                f"{run.name} step {step} progress {progress:.3f} loss {np.mean(window):.4f} "
-                f"length {phase.length} minutes {seconds / 60:.1f} "
+                f"{run.name} step {place.step} progress {progress:.3f} loss {np.mean(window):.4f} "
+                f"length {phase.length} minutes {place.seconds / 60:.1f} "
                 f"tokens/s {tokens / (now - saved):.0f}",
                 flush=True,
             )
             window = []
         if parallel.mean(now - saved) > run.save_every:
-            _save(run, optimizer, rank, step, seconds)
+            _save(run, optimizer, rank, place)
             saved, tokens = time.monotonic(), 0
-    _save(run, optimizer, rank, step, seconds)
-    return step
+    _save(run, optimizer, rank, place)
+    return place.step
+
+
+def _stream(run: Run, place: Place, rank: int) -> Iterator[np.ndarray]:
+    """The phase's batches from where the run is: a restart reads on and repeats none."""
+    phase = run.phases[place.phase]
+    rng = np.random.default_rng([run.seed, rank, place.started])
+    rows = max(1, phase.rows // parallel.world_size())
+    return islice(run.batches(rows, phase.length, rng), place.step - place.started, None)
 
 
 def _restart_file(run: Run, rank: int) -> Path:
     return run.folder / f"{run.name}.{rank}.pt"
 
 
-def _save(run: Run, optimizer: Optimizer, rank: int, step: int, seconds: float) -> None:
+def _save(run: Run, optimizer: Optimizer, rank: int, place: Place) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     path = _restart_file(run, rank)
     partial = path.with_suffix(".partial")
-    state = {"step": step, "seconds": seconds, "optimizer": optimizer.state()}
-    torch.save(state | {"model": run.model.state_dict()}, partial)
+    state = asdict(place) | {"optimizer": optimizer.state(), "model": run.model.state_dict()}
+    torch.save(state, partial)
     partial.replace(path)
     if rank == 0 and (note := run.on_save()):
-        print(f"{run.name} step {step} minutes {seconds / 60:.1f} {note}", flush=True)
+        print(f"{run.name} step {place.step} minutes {place.seconds / 60:.1f} {note}", flush=True)
 
 
-def _restore(run: Run, optimizer: Optimizer, rank: int) -> tuple[int, float]:
+def _restore(run: Run, optimizer: Optimizer, rank: int) -> Place:
     path = _restart_file(run, rank)
     if not path.exists():
-        return 0, 0.0
+        return Place()
     state = torch.load(path, weights_only=True)
     run.model.load_state_dict(state["model"])
     optimizer.load(state["optimizer"])
-    return int(state["step"]), float(state["seconds"])
+    return Place(**{field.name: state[field.name] for field in fields(Place)})

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from hybridgen.pair import data, evaluate, texts
+from hybridgen.pair import data, documents, evaluate, texts
+from hybridgen.pair.completions import completions
 from hybridgen.pair.recipe import Recipe, tokens_a_step
 
 WINDOW = 512
+MAX_WINDOWS = 256
+LAYERS = ("num_hidden_layers", "hidden_size", "intermediate_size")
+HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 SAMPLE_TEMPERATURE = 0.6
 SAMPLE_TOKENS = 120
 PROMPTS = (
@@ -27,13 +31,11 @@ PROMPTS = (
 
 def measure(folder: Path, work: Path, recipe: Recipe) -> dict[str, Any]:
     """Every figure of the card, for the checkpoints ``folder/llm`` and ``folder/slm``."""
-    corpus = data.load_corpus(max_files=recipe.max_files)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "llm")
-    train = data.encode_documents(tokenizer, corpus.train)
-    held_out = data.encode_documents(tokenizer, corpus.held_out)
-    held_out_tokens = sum(map(len, held_out))
-    bytes_a_token = sum(len(t.encode()) for t in corpus.held_out.values()) / held_out_tokens
-    windows = torch.from_numpy(data.windows(held_out, WINDOW, np.random.default_rng(recipe.seed)))
+    parts = documents.load(work / documents.FILE)
+    train, held_out = parts["library"], parts["held_out"]
+    bytes_a_token = bytes_per_token(tokenizer, held_out)
+    windows = some_windows(held_out, recipe)
     pair = {name: load(folder / name) for name in ("llm", "slm")}
     metrics: dict[str, Any] = {
         "python": platform.python_version(),
@@ -41,7 +43,7 @@ def measure(folder: Path, work: Path, recipe: Recipe) -> dict[str, Any]:
         "train_files": len(train),
         "train_tokens": sum(map(len, train)),
         "held_out_files": len(held_out),
-        "held_out_tokens": held_out_tokens,
+        "held_out_tokens": sum(map(len, held_out)),
         "bytes_per_token": round(bytes_a_token, 3),
     }
     phases = {"llm": recipe.llm_phases, "slm": recipe.slm_phases}
@@ -50,14 +52,70 @@ def measure(folder: Path, work: Path, recipe: Recipe) -> dict[str, Any]:
         steps = int(torch.load(work / f"{name}.0.pt", weights_only=True)["step"])
         metrics[name] = {
             "parameters": model.num_parameters(),
+            "shape": shape(model.config),
             "held_out_loss": round(loss, 4),
             "bits_per_byte": round(loss / math.log(2) / bytes_a_token, 4),
             "steps": steps,
             "tokens_seen": steps * tokens_a_step(phases[name]),
         }
+    if recipe.packages:
+        metrics["packages"] = packages_metrics(pair, tokenizer, parts, recipe)
+    starts = data.windows(held_out, evaluate.PROMPT_LENGTH, np.random.default_rng(recipe.seed))
+    metrics["completions"] = completions(
+        pair["llm"],
+        tokenizer,
+        starts[: recipe.eval_prompts, :-1],
+        recipe.eval_tokens,
+        recipe.completions,
+        recipe.seed,
+    )
     metrics |= speculation(pair["llm"], pair["slm"], held_out, recipe)
     metrics["samples"] = [sample(pair["llm"], tokenizer, prompt, recipe) for prompt in PROMPTS]
     return metrics
+
+
+def some_windows(held_out: list[np.ndarray], recipe: Recipe) -> torch.Tensor:
+    """Windows int64 [N, WINDOW + 1] of held-out documents, no more than a measurement needs."""
+    cut = data.windows(held_out, WINDOW, np.random.default_rng(recipe.seed))
+    return torch.from_numpy(cut[:MAX_WINDOWS])
+
+
+def bytes_per_token(tokenizer: PreTrainedTokenizerFast, files: list[np.ndarray]) -> float:
+    """Mean UTF-8 bytes of a token, the ends of the documents counted as tokens without any."""
+    texts = tokenizer.batch_decode([ids.tolist() for ids in files], skip_special_tokens=True)
+    return sum(len(text.encode()) for text in texts) / sum(map(len, files))
+
+
+def shape(config: Qwen3Config) -> dict[str, int]:
+    """What the card's table says of a model's build."""
+    return {name: getattr(config, name) for name in (*LAYERS, *HEADS)}
+
+
+def packages_metrics(
+    pair: dict[str, Qwen3ForCausalLM],
+    tokenizer: PreTrainedTokenizerFast,
+    parts: documents.Documents,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """The packages' list and counts, and the losses on those that were held out whole."""
+    assert recipe.packages
+    held_out = parts["held_out_packages"]
+    bytes_a_token = bytes_per_token(tokenizer, held_out)
+    windows = some_windows(held_out, recipe)
+    metrics: dict[str, Any] = {
+        "train_tokens": sum(map(len, parts["packages"])),
+        "held_out_tokens": sum(map(len, held_out)),
+        "functions": len(parts["functions"]),
+        "bytes_per_token": round(bytes_a_token, 3),
+    }
+    for name, model in pair.items():
+        loss = evaluate.held_out_loss(model, windows)
+        metrics[name] = {
+            "held_out_loss": round(loss, 4),
+            "bits_per_byte": round(loss / math.log(2) / bytes_a_token, 4),
+        }
+    sources = (recipe.packages / "sources.json").read_text(encoding="utf-8")
+    return metrics | {"sources": json.loads(sources)}
 
 
 def speculation(

@@ -9,13 +9,13 @@ from hybridgen.pair.data import MAX_CONTEXT
 
 
 def llm_config(vocab_size: int, eos_token_id: int) -> Qwen3Config:
-    """The large model: 6 layers of width 256, 5.8M parameters."""
+    """The large model: 6 layers of width 384, 10.4M parameters."""
     return _config(
         vocab_size,
         eos_token_id,
         num_hidden_layers=6,
-        hidden_size=256,
-        intermediate_size=768,
+        hidden_size=384,
+        intermediate_size=1024,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
@@ -23,15 +23,15 @@ def llm_config(vocab_size: int, eos_token_id: int) -> Qwen3Config:
 
 
 def slm_config(vocab_size: int, eos_token_id: int) -> Qwen3Config:
-    """The small model: 2 layers of width 96, 0.6M parameters."""
+    """The small model: 2 layers of width 128, 0.9M parameters."""
     return _config(
         vocab_size,
         eos_token_id,
         num_hidden_layers=2,
-        hidden_size=96,
-        intermediate_size=256,
-        num_attention_heads=3,
-        num_key_value_heads=1,
+        hidden_size=128,
+        intermediate_size=384,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         head_dim=32,
     )
 

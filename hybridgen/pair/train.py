@@ -1,8 +1,9 @@
 """Train the embedded pair: tokenizer, large model, then the small one distilled from it.
 
-The text is the running interpreter's standard library, so nothing is downloaded. The stages run in
-order; an interrupted run continues from the restart files in the work folder. The result is two
-ordinary transformers checkpoints, OUT/llm and OUT/slm, with OUT/metrics.json and OUT/README.md.
+The text is the running interpreter's standard library, so nothing is downloaded, and with
+``--packages`` what ``python -m hybridgen.pair.packages`` fetched. The stages run in order; an
+interrupted run continues from the restart files in the work folder. The result is two ordinary
+transformers checkpoints, OUT/llm and OUT/slm, with OUT/metrics.json and OUT/README.md.
 """
 
 import argparse
@@ -14,12 +15,22 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from hybridgen.pair import card, data, distill, evaluate, loop, measure, models, parallel, pretrain
-from hybridgen.pair.recipe import SMOKE, Recipe
+from hybridgen.pair import (
+    card,
+    data,
+    distill,
+    documents,
+    evaluate,
+    loop,
+    measure,
+    models,
+    parallel,
+    pretrain,
+)
+from hybridgen.pair.recipe import SAMPLING, SMOKE, Recipe
 
 CHECK_WINDOWS = 32
-# What the checkpoints recommend: greedy text of so small a model repeats itself.
-SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.95}
+SAMPLES_A_FILE = 192
 
 
 class Trainer:
@@ -29,12 +40,12 @@ class Trainer:
         self.rank = rank
         self.recipe = recipe
         self.work = work
-        corpus = data.load_corpus(max_files=recipe.max_files)
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-        self.documents = data.encode_documents(self.tokenizer, corpus.train)
-        held_out = data.encode_documents(self.tokenizer, corpus.held_out)
+        parts = documents.load(work / documents.FILE)
+        self.documents = documents.training_files(parts)
+        self.functions = parts["functions"]
         length = max(phase.length for phase in recipe.llm_phases) // 2
-        windows = data.windows(held_out, length, np.random.default_rng(recipe.seed))
+        windows = data.windows(parts["held_out"], length, np.random.default_rng(recipe.seed))
         self.check = torch.from_numpy(windows[:CHECK_WINDOWS])
         self.vocabulary = (len(self.tokenizer), self.tokenizer.eos_token_id)
 
@@ -45,7 +56,7 @@ class Trainer:
             name="llm",
             model=model,
             loss=pretrain.next_token_loss(model, self.recipe.compiled),
-            batches=partial(data.batches, self.documents),
+            batches=partial(data.batches, self.documents, self.functions),
             phases=self.recipe.llm_phases,
             budget=self.recipe.llm_budget,
             folder=self.work,
@@ -56,18 +67,24 @@ class Trainer:
         return model
 
     def samples(self, llm: Qwen3ForCausalLM) -> list[np.ndarray]:
-        """The large model's own texts, this process's share, kept for a restart."""
-        path = self.work / f"samples.{self.rank}.npy"
-        if not path.exists():
-            texts = distill.sample_texts(
-                llm,
-                self.documents,
-                max(1, self.recipe.sample_count // parallel.world_size()),
-                self.recipe.sample_length,
-                np.random.default_rng([self.recipe.seed, self.rank]),
-            )
-            np.save(path, np.stack(texts))
-        return list(np.load(path))
+        """The large model's own texts, this process's share, kept by the part for a restart."""
+        count = max(1, self.recipe.sample_count // parallel.world_size())
+        texts: list[np.ndarray] = []
+        for part, first in enumerate(range(0, count, SAMPLES_A_FILE)):
+            path = self.work / f"samples.{self.rank}.{part}.npy"
+            if not path.exists():
+                written = distill.sample_texts(
+                    llm,
+                    self.documents,
+                    min(SAMPLES_A_FILE, count - first),
+                    self.recipe.sample_length,
+                    np.random.default_rng([self.recipe.seed, self.rank, part]),
+                )
+                partial_file = path.with_suffix(".partial.npy")
+                np.save(partial_file, np.stack(written))
+                partial_file.replace(path)
+            texts.extend(np.load(path))
+        return texts
 
     def slm(self, llm: Qwen3ForCausalLM) -> None:
         """Stage two: the small model, from the large one in bfloat16."""
@@ -124,12 +141,21 @@ def report(recipe: Recipe, work: Path, out: Path) -> None:
     (out / "README.md").write_text(card.render(metrics), encoding="utf-8")
 
 
+def prepare(recipe: Recipe, work: Path) -> None:
+    """Tokenizer and encoded documents in the work folder, once."""
+    if (work / documents.FILE).exists():
+        return
+    corpus = data.load_corpus(max_files=recipe.max_files, packages=recipe.packages)
+    tokenizer = data.train_tokenizer(corpus)
+    tokenizer.save_pretrained(work / "tokenizer")
+    documents.save(documents.encode(tokenizer, corpus), work / documents.FILE)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     recipe, work, out = parse(arguments)
     work.mkdir(parents=True, exist_ok=True)
-    corpus = data.load_corpus(max_files=recipe.max_files)
-    data.train_tokenizer(corpus).save_pretrained(work / "tokenizer")
+    prepare(recipe, work)
     parallel.launch(train_pair, recipe.processes, recipe, work)
     report(recipe, work, out)
 
@@ -144,6 +170,7 @@ def parse(arguments: list[str] | None) -> tuple[Recipe, Path, Path]:
     add = parser.add_argument
     add("--out", type=Path, default=Path(__file__).parent, help="where the pair goes (%(default)s)")
     add("--work", type=Path, default=Path("build/pair"), help="restart files (%(default)s)")
+    add("--packages", type=Path, help="a folder of packages' sources to learn from as well")
     add("--seed", type=int, default=Recipe.seed, help="weights, batches, samples (%(default)s)")
     add("--processes", type=int, help=f"single-threaded trainers ({Recipe.processes})")
     for name in ("llm", "slm"):
@@ -152,7 +179,9 @@ def parse(arguments: list[str] | None) -> tuple[Recipe, Path, Path]:
         add(f"--{name}-minutes", type=float, help="a time instead: the schedule follows the clock")
     add("--smoke", action="store_true", help="a few steps on a few files, to see that all works")
     options = parser.parse_args(arguments)
-    recipe = replace(SMOKE if options.smoke else Recipe(), seed=options.seed)
+    recipe = replace(
+        SMOKE if options.smoke else Recipe(), seed=options.seed, packages=options.packages
+    )
     if options.processes:
         recipe = replace(recipe, processes=options.processes)
     return (

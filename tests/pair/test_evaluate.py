@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hybridgen.pair import evaluate
+from hybridgen.pair.completions import parses
 
 
 def test_certain_drafts_fill_every_round() -> None:
@@ -46,3 +47,20 @@ def test_repetition_sees_a_loop() -> None:
     assert evaluate.repetition(torch.cat([prompt, fresh], 1)) == 0.0
     looping = torch.arange(4).repeat(10)[None]
     assert evaluate.repetition(torch.cat([prompt, looping], 1)) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "fine"),
+    [
+        ("def f(x):\n    return x\n", True, True),
+        ("def f(x):\n    return x\n\nprint(f(", False, True),
+        ("def f(x):\n    return x\n\nprint(f(", True, False),
+        ("def f(x): return x x\n", True, False),
+        ("def f(x):", False, False),
+        ("x = 1\n", True, False),
+    ],
+)
+def test_a_completion_parses_apart_from_its_cut_off_tail(
+    text: str, whole: bool, fine: bool
+) -> None:
+    assert parses(text, whole) is fine

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hybridgen.pair import LLM_PATH, SLM_PATH, card
-from hybridgen.pair.train import SAMPLING
+from hybridgen.pair.recipe import SAMPLING
 
 FOLDER = LLM_PATH.parent
 PATHS = [SLM_PATH, LLM_PATH]

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridgen.pair import card, data, loop, optim, parallel, train
+from hybridgen.pair.packages import Source
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,18 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``out`` and ``work`` of a tiny run."""
     folder = tmp_path_factory.mktemp("pair")
     threads = torch.get_num_threads()
-    train.main(["--smoke", "--out", str(folder / "out"), "--work", str(folder / "work")])
+    packages = folder / "packages"
+    packages.mkdir()
+    rows, sources = [], []
+    for name in ("apples", "pears"):
+        text = f'"""All about {name}."""\n\n\ndef {name}():\n    x = 1\n    return x\n' * 40
+        held_out = name == "pears"
+        rows.append(json.dumps({"path": f"{name}/core.py", "held_out": held_out, "text": text}))
+        sources.append(asdict(Source(name, "1.0", "MIT", held_out, 1, len(text))))
+    (packages / "texts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (packages / "sources.json").write_text(json.dumps(sources), encoding="utf-8")
+    work, out = folder / "work", folder / "out"
+    train.main(["--smoke", "--packages", str(packages), "--out", str(out), "--work", str(work)])
     torch.set_num_threads(threads)
     return folder
 
@@ -37,7 +50,10 @@ def test_smoke_run_leaves_a_checkpoint_that_generates(smoke: Path, name: str) ->
 def test_smoke_run_writes_metrics_and_the_card(smoke: Path) -> None:
     metrics = json.loads((smoke / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["llm"]["steps"] == metrics["slm"]["steps"] == 3
-    assert (smoke / "out" / "README.md").read_text(encoding="utf-8") == card.render(metrics)
+    text = (smoke / "out" / "README.md").read_text(encoding="utf-8")
+    assert text == card.render(metrics)
+    assert "Of 4 texts from `def quicksort(items):`" in text
+    assert "| apples | 1.0 | MIT | 1 |" in text and "pears" in text
 
 
 def test_a_finished_run_is_not_trained_again(smoke: Path) -> None:
@@ -78,9 +94,9 @@ def _toy_run(folder: Path, fail_after: int | None = None) -> loop.Run:
         for count in itertools.count():
             if count == fail_after:
                 raise KeyboardInterrupt
-            yield np.arange(rows * (length + 1)).reshape(rows, -1) % 8
+            yield rng.integers(8, size=(rows, length + 1))
 
-    phases = (loop.Phase(1.0, 2, 8),)
+    phases = (loop.Phase(0.3, 2, 8), loop.Phase(1.0, 1, 16))
     return loop.Run(
         "toy", model, loss, batches, phases, loop.Budget(5), folder, seed=0, save_every=0.0
     )
@@ -88,7 +104,7 @@ def _toy_run(folder: Path, fail_after: int | None = None) -> loop.Run:
 
 def test_an_interrupted_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(_toy_run(tmp_path / "a", fail_after=3), 0)
+        loop.fit(_toy_run(tmp_path / "a", fail_after=2), 0)
     continued, unbroken = _toy_run(tmp_path / "a"), _toy_run(tmp_path / "b")
     assert loop.fit(continued, 0) == loop.fit(unbroken, 0) == 5
     for name, weight in unbroken.model.state_dict().items():
