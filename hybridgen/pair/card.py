@@ -67,10 +67,10 @@ separates documents and ends a text; there is no bos token.
 
 ## Recipe
 
-`python -m hybridgen.pair.train` makes such a pair in about an hour on two free CPU cores, and more
-steps make a better one. The schedules of this one followed the clock (`--llm-minutes 55
---slm-minutes 43`) through several restarts, with samples added in between and the SLM's schedule
-extended twice, so a new run gives a pair like it and not the same bytes.
+This pair was trained for about two hours on two CPU cores. Its schedules followed the clock
+(`--llm-minutes 55 --slm-minutes 43`) through several restarts, with samples added in between and
+the SLM's schedule extended twice. `python -m hybridgen.pair.train` now trains a larger pair for
+longer, by this recipe.
 
 Muon on the hidden matrices and AdamW on the embedding and the norms, a linear decay to zero, weight
 decay 0.1, bfloat16 autocast. Documents are shuffled, packed, and cut at another random phase in

@@ -179,7 +179,8 @@ def _tell(
 def _arrays(of: dict[str, list[Tensor]], slm: bool, llm: bool) -> dict[str, Any]:
     """One array of each name; of a text without a token that counts, an empty one."""
     names = [*(_SLM if slm else ()), *(_LLM if llm else ())]
-    arrays = {name: torch.cat(of.get(name, [torch.zeros(0)])).numpy() for name in names}
+    none = [torch.zeros(0, dtype=torch.float32, device="cpu")]
+    arrays = {name: torch.cat(of.get(name, none)).numpy() for name in names}
     for name, values in arrays.items():
         if np.isnan(values).any():
             raise ValueError(f"a model computed NaN ({name}): check its weights and dtype")
