@@ -104,7 +104,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device("cuda")
 
 
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+@pytest.fixture(
+    params=[
+        pytest.param(1, id="1 thread"),
+        # Beside another worker they wait for each other's core, many times as long as they work.
+        pytest.param(2, id="2 threads", marks=pytest.mark.threads),
+    ]
+)
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """How many threads torch uses: libraries share their sums out by it."""
     before = torch.get_num_threads()

@@ -144,7 +144,9 @@ class Measures:
         if model is self.model:
             columns = logits.shape[1]
             place = self._places(rows.length, columns, start, drafted)
-            then = rows.length if columns == 1 else rows.length.repeat_interleave(columns)
+            then = rows.length
+            if columns > 1:
+                then = then.unsqueeze(1).expand(-1, columns).reshape(-1)
             self.then.index_copy_(0, place, then)
             if self.aside is None:
                 self._measure(logits.flatten(0, 1).float(), place)
