@@ -9,16 +9,14 @@ Python (asked about each token). Runs are interleaved, ratios are of medians, te
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from conditions import conditions
+from conditions import conditions, pair_options, tell
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
@@ -43,22 +41,14 @@ def main() -> None:
         **conditions("The door into transformers", "bridge.py", arguments, device),
         **measure(arguments),
     }
-    print(json.dumps(report, indent=1))
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
+    tell(report, arguments.out)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--slm", help="folder of the small model; by default the embedded pair")
-    parser.add_argument("--llm", help="folder of the large model")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = pair_options(__doc__)
     parser.add_argument("--num-drafts", type=int, default=4)
     parser.add_argument("--new-tokens", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", help="write the JSON here too")
     return parser.parse_args()
 
 

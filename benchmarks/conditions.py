@@ -1,14 +1,37 @@
-"""What every report begins with: what was run, when, on what and with which versions."""
+"""What the benchmarks share: options, and reports that begin with what was run, when, on what."""
 
 import argparse
+import json
 import platform
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 import hybridgen
+
+
+def pair_options(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every benchmark of a pair takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--slm", help="folder of the small model; by default the embedded pair")
+    add("--llm", help="folder of the large model")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--out", help="write the raw JSON there")
+    return parser
+
+
+def tell(report: dict[str, Any], out: str | None) -> None:
+    """Print a report, and write it to the file ``out``."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if out:
+        Path(out).write_text(text + "\n")
 
 
 def conditions(

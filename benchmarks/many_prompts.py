@@ -9,15 +9,13 @@ longest text over the mean text.
 """
 
 import argparse
-import json
-from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
 import torch
 from bandwidth import synchronize
-from conditions import conditions
+from conditions import conditions, pair_options, tell
 
 from hybridgen import HybridGenerator
 
@@ -41,25 +39,17 @@ def main() -> None:
         ),
         **measure(generator, arguments),
     }
-    print(json.dumps(report, indent=1))
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
+    tell(report, arguments.out)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--slm", help="folder of the small model")
-    parser.add_argument("--llm", help="folder of the large model")
+    parser = pair_options(__doc__)
     parser.add_argument("--strategy", default="speculative")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", help="write the raw JSON there")
     return parser.parse_args()
 
 

@@ -9,14 +9,12 @@ first, and ratios are medians of the pairs'. Without a GPU nothing is said of on
 """
 
 import argparse
-import json
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from conditions import conditions
+from conditions import conditions, pair_options, tell
 
 from hybridgen import HybridGenerator
 
@@ -49,21 +47,13 @@ def main() -> None:
         **conditions("What a profile costs", "profiling.py", arguments, device),
         "with a profile / without": measure(arguments),
     }
-    print(json.dumps(report, indent=1))
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
+    tell(report, arguments.out)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--slm", help="folder of the small model; by default the embedded pair")
-    parser.add_argument("--llm", help="folder of the large model")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = pair_options(__doc__)
     parser.add_argument("--new-tokens", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", help="write the JSON here too")
     return parser.parse_args()
 
 

@@ -10,16 +10,14 @@ may round otherwise.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from conditions import conditions
+from conditions import conditions, pair_options, tell
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from hybridgen import accelerate
@@ -44,24 +42,16 @@ def main() -> None:
         **conditions("Turns", "turns.py", arguments, torch.device("cpu")),
         **measure(arguments),
     }
-    print(json.dumps(report, indent=1))
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
+    tell(report, arguments.out)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--slm", help="folder of the small model; by default the embedded pair")
-    parser.add_argument("--llm", help="folder of the large model")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = pair_options(__doc__)
     parser.add_argument("--num-drafts", type=int, default=4)
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--question", type=int, default=150, help="tokens of each")
     parser.add_argument("--new-tokens", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", help="write the JSON here too")
     return parser.parse_args()
 
 
