@@ -10,6 +10,7 @@ import torch
 from hybridgen.checks import check_int, shown
 from hybridgen.engine.model import Model
 from hybridgen.kernels import philox
+from hybridgen.prefix import common_prefix
 from hybridgen.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -116,10 +117,7 @@ def explain(
     seed: int,
 ) -> Divergence:
     """Locate the first difference and weigh both tokens by the LLM's scores there."""
-    at = next(
-        (i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]),
-        min(len(expected), len(found)),
-    )
+    at = common_prefix(expected, found)
     ours, theirs = token_at(expected, at), token_at(found, at)
     margin, tolerance = float("inf"), 0.0
     if ours >= 0 and theirs >= 0:

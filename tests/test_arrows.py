@@ -22,7 +22,7 @@ class Layer(NamedTuple):
 # From the bottom up. A module is in the first layer that has it, and may import from its own too.
 LAYERS = {
     "kernels": Layer("kernels.*"),
-    "leaves": Layer("checks pair engine.limits engine.sampling engine.adjustment"),
+    "leaves": Layer("checks prefix pair engine.limits engine.sampling engine.adjustment"),
     "training of the embedded pair": Layer("pair.*", "leaves"),
     "call": Layer(
         "fields parameters processors strategies.declarations recommendations prompts request "

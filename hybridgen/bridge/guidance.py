@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridgen.prefix import common_prefix
+
 
 class Guidance:
     """``scale`` times the way from the scores of ``model`` without the prompt to those with it.
@@ -56,9 +58,7 @@ class Guidance:
         """Logits [1, V] float32 after ``wanted``: what has been read before is not read again."""
         tokens = wanted[0].tolist()
         read, cache = self._read.pop(text, ([], None))
-        pairs = enumerate(zip(read, tokens, strict=False))
-        same = next((i for i, (old, new) in pairs if old != new), min(len(read), len(tokens)))
-        kept = min(same, len(tokens) - 1)
+        kept = min(common_prefix(read, tokens), len(tokens) - 1)
         if cache is not None and kept < len(read):
             cache = forget(cache, len(read) - kept) if kept else None
         kept = kept if cache is not None else 0

@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hybridgen.prefix import common_prefix
+
 
 class Held:
     """tokens    by row, the tokens of the text that was written there last
@@ -34,7 +36,7 @@ class Held:
         round that writes the first new one.
         """
         tokens = self.tokens.pop(row, ())
-        most = min(shared(tokens, prompt), len(tokens) - 1, len(prompt) - 1)
+        most = min(common_prefix(tokens, prompt), len(tokens) - 1, len(prompt) - 1)
         if most <= 0:
             return 0, 0
         slm, llm = self._counts[row]
@@ -44,9 +46,3 @@ class Held:
 def nothing_held() -> Held:
     """No row."""
     return Held({}, torch.zeros((2, 0), dtype=torch.int64, device="cpu"))
-
-
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens from the start on that are the same in both."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

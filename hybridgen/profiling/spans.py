@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hybridgen.prefix import common_prefix
 from hybridgen.profiling.profile import ProfileResult, TokenProfile
 
 _JOINER = "\u200d"
@@ -30,17 +31,12 @@ def spans(profile: ProfileResult) -> list[Span]:
     place = 0
     for tokens in _groups(profile.tokens):
         written = "".join(token.token_text for token in tokens)
-        seen = _shared(written, profile.generated_text[place : place + len(written)])
+        text = profile.generated_text[place : place + len(written)]
+        seen = text[: common_prefix(written, text)]
         parts.append(Span(seen, tuple(tokens)))
         place += len(seen)
     rest = profile.generated_text[place:]
     return [*parts, Span(rest, ())] if rest else parts
-
-
-def _shared(written: str, text: str) -> str:
-    """What both begin with."""
-    pairs = enumerate(zip(written, text, strict=False))
-    return text[: next((i for i, (a, b) in pairs if a != b), min(len(written), len(text)))]
 
 
 def _groups(tokens: tuple[TokenProfile, ...]) -> Iterator[list[TokenProfile]]:

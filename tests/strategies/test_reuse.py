@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybridgen.engine.loop import Text
 from hybridgen.engine.pair import Pair
-from hybridgen.engine.reuse import shared
+from hybridgen.prefix import common_prefix
 from hybridgen.prompts import Prompt
 from hybridgen.request import Request, make_request
 from hybridgen.strategies import built_in_strategies
@@ -230,6 +230,6 @@ def test_a_wiped_cache_holds_nothing() -> None:
 
 
 def test_tokens_that_two_texts_share() -> None:
-    assert shared([1, 2, 3], [1, 2, 4]) == 2
-    assert shared([1, 2], [1, 2, 4]) == 2
-    assert shared([], [1]) == 0
+    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
+    assert common_prefix([1, 2], [1, 2, 4]) == 2
+    assert common_prefix([], [1]) == 0
