@@ -18,7 +18,7 @@ from hybridgen.engine.adjustment import Adjustment, RowFunction, is_llms
 from hybridgen.engine.loop import Placed, Text
 from hybridgen.engine.model import Model
 from hybridgen.engine.rounds import Batch
-from hybridgen.engine.state import Rows, integers, moved
+from hybridgen.engine.state import Forward, integers, moved
 from hybridgen.kernels.penalties import penalize
 
 
@@ -35,12 +35,13 @@ def adjusted(batch: Batch, adjustment: Adjustment) -> Batch:
     return batch
 
 
-def write(rows: Rows, tokens: Tensor, start: Tensor) -> None:
-    """Put ``tokens`` [B, M], drafts among them, where they are read: from ``start`` [B] on.
+def write(forward: Forward) -> None:
+    """Put the tokens of a forward, drafts among them, where they are read.
 
     What adjusts a draft's logits must see the drafts before it. Behind a row's end nobody else
     looks.
     """
+    rows, tokens, start = forward.rows, forward.tokens, forward.start
     column = torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device)
     place = (start[:, None] + column).clamp(0, rows.tokens.shape[1] - 1)
     rows.tokens.scatter_(1, place, tokens)
@@ -117,21 +118,13 @@ class Penalties:
             self.ngram.fill_(adjustment.no_repeat_ngram_size)
         self.loaded = adjustment
 
-    def __call__(
-        self,
-        rows: Rows,
-        model: Model,
-        tokens: Tensor,
-        logits: Tensor,
-        start: Tensor,
-        drafted: bool,
-    ) -> Tensor:
+    def __call__(self, forward: Forward, logits: Tensor) -> Tensor:
         """See `state.Hook`."""
-        write(rows, tokens, start)
+        write(forward)
         scores: Tensor = penalize(
             logits,
-            rows.tokens,
-            start,
+            forward.rows.tokens,
+            forward.start,
             self.front,
             self.bias,
             self.early,
@@ -161,20 +154,13 @@ class Functions:
             self.texts[row] = text.index
             self.fronts[row] = adjustment.fronts[text.index] if adjustment.fronts else ()
 
-    def __call__(
-        self,
-        rows: Rows,
-        model: Model,
-        tokens: Tensor,
-        logits: Tensor,
-        start: Tensor,
-        drafted: bool,
-    ) -> Tensor:
+    def __call__(self, forward: Forward, logits: Tensor) -> Tensor:
         """See `state.Hook`."""
-        write(rows, tokens, start)
+        write(forward)
         logits = logits.to(torch.float32, copy=True)
-        functions = [f for f in self.functions if model is self.llm or not is_llms(f)]
-        for row, column, length in self._asked(rows, logits, start, drafted):
+        rows, tokens = forward.rows, forward.tokens
+        functions = [f for f in self.functions if forward.model is self.llm or not is_llms(f)]
+        for row, column, length in self._asked(forward):
             text = self.texts[row]
             assert text is not None, "a row that nobody loaded is being written"
             front = torch.tensor([self.fronts[row]], dtype=torch.int64, device=tokens.device)
@@ -192,15 +178,14 @@ class Functions:
             logits[row, column] = scores[0]
         return logits
 
-    def _asked(
-        self, rows: Rows, logits: Tensor, start: Tensor, drafted: bool
-    ) -> list[tuple[int, int, int]]:
+    def _asked(self, forward: Forward) -> list[tuple[int, int, int]]:
         """Rows and columns whose token is yet to be drawn, with how many tokens are before it."""
-        table = torch.stack([start, rows.length, rows.limit, rows.done.long()], 1).tolist()
+        rows, drafted = forward.rows, forward.drafted
+        table = torch.stack([forward.start, rows.length, rows.limit, rows.done.long()], 1).tolist()
         return [
             (row, column, first + column + 1)
             for row, (first, length, limit, done) in enumerate(table)
-            for column in range(logits.shape[1])
+            for column in range(forward.tokens.shape[1])
             if not done and length <= first + column + 1 < (limit if drafted else length + 1)
         ]
 
@@ -235,21 +220,14 @@ class RawLogits:
         """A copy of those of a text's tokens, [N, V], as long as it has its row."""
         return self.kept[self.rows[text.index], : len(text.tokens)].clone()
 
-    def __call__(
-        self,
-        rows: Rows,
-        model: Model,
-        tokens: Tensor,
-        logits: Tensor,
-        start: Tensor,
-        drafted: bool,
-    ) -> Tensor:
+    def __call__(self, forward: Forward, logits: Tensor) -> Tensor:
         """See `state.Hook`."""
+        rows, start = forward.rows, forward.start
         batch, columns, vocab_size = logits.shape
         column = torch.arange(1, columns + 1, dtype=torch.int64, device=logits.device)
         position = start[:, None] + column
         nobodys = position < rows.length[:, None]
-        if not drafted:
+        if not forward.drafted:
             nobodys |= position > rows.length[:, None]
         last = self.kept.shape[1] - 1
         place = torch.where(nobodys, last, position - self.prompt[:, None]).clamp(0, last)

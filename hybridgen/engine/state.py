@@ -40,6 +40,20 @@ class Memory:
         return self.block[first : first + size].view(dtype).view(shape)
 
 
+class Forward(NamedTuple):
+    """A call of ``model`` whose logits a hook sees.
+
+    drafted    some tokens may be drafts; else they are the text's own, and what the logits say of
+               places behind its end is of no interest
+    """
+
+    rows: "Rows"
+    model: Model
+    tokens: Tensor  # [B, M] int64
+    start: Tensor  # [B] int64: where the first of them are
+    drafted: bool
+
+
 class Hook(Protocol):
     """What `steps.read` calls with the logits of every model."""
 
@@ -47,21 +61,8 @@ class Hook(Protocol):
         """Texts (see `loop.Text`) have been put into rows."""
         ...
 
-    def __call__(
-        self,
-        rows: "Rows",
-        model: Model,
-        tokens: Tensor,
-        logits: Tensor,
-        start: Tensor,
-        drafted: bool,
-    ) -> Tensor:
-        """What to go on with in place of ``model``'s ``logits`` [B, M, V], after ``tokens`` [B, M].
-
-        start      [B]: where the first of them are
-        drafted    some may be drafts; else they are the text's own, and what they say of places
-                   behind its end is of no interest
-        """
+    def __call__(self, forward: Forward, logits: Tensor) -> Tensor:
+        """What to go on with in place of the forward's ``logits`` [B, M, V]."""
         ...
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hybridgen.engine.model import Model
-from hybridgen.engine.state import Rows, integers, moved
+from hybridgen.engine.state import Forward, Rows, integers, moved
 from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import sample
 from hybridgen.kernels.verify import SOURCE_SLM, commit
@@ -34,7 +34,7 @@ def read(rows: Rows, model: Model, tokens: Tensor, start: Tensor, drafted: bool 
     if model.vocab_size > rows.vocab_size:
         logits = logits[:, :, : rows.vocab_size]
     for hook in rows.hooks:
-        logits = hook(rows, model, tokens, logits, start, drafted)
+        logits = hook(Forward(rows, model, tokens, start, drafted), logits)
     return logits
 
 

@@ -24,7 +24,7 @@ from hybridgen.engine.adjustment import Adjustment
 from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.model import Model
 from hybridgen.engine.rounds import Batch
-from hybridgen.engine.state import Rows
+from hybridgen.engine.state import Forward
 from hybridgen.strategies.drafts import DRAWN, JUDGED
 
 CANDIDATES = 10
@@ -131,20 +131,12 @@ class Measures:
         for row, _ in placed:
             self.then[row * positions : (row + 1) * positions].fill_(NEVER)
 
-    def __call__(
-        self,
-        rows: Rows,
-        model: Model,
-        tokens: Tensor,
-        logits: Tensor,
-        start: Tensor,
-        drafted: bool,
-    ) -> Tensor:
+    def __call__(self, forward: Forward, logits: Tensor) -> Tensor:
         """See `state.Hook`."""
-        if model is self.model:
+        if forward.model is self.model:
             columns = logits.shape[1]
-            place = self._places(rows.length, columns, start, drafted)
-            then = rows.length
+            place = self._places(forward, columns)
+            then = forward.rows.length
             if columns > 1:
                 then = then.unsqueeze(1).expand(-1, columns).reshape(-1)
             self.then.index_copy_(0, place, then)
@@ -167,16 +159,16 @@ class Measures:
             self._measure(self.aside[: self.waiting], self.places[: self.waiting])
             self.waiting = 0
 
-    def _places(self, length: Tensor, columns: int, start: Tensor, drafted: bool) -> Tensor:
+    def _places(self, forward: Forward, columns: int) -> Tensor:
         """Where the measures of logits [B, M, V] are kept: [B * M]."""
         if columns == 1:
-            return start + self.after
+            return forward.start + self.after
         first = self.first.unsqueeze(1)
-        place = (start.unsqueeze(1) + self.column[:columns]).clamp_min_(0)
+        place = (forward.start.unsqueeze(1) + self.column[:columns]).clamp_min_(0)
         index = (place + first).view(-1)
         known = self.then.index_select(0, index).view(place.shape) >= place
-        if not drafted:  # behind the end of the text, nobody's tokens were read
-            known |= place > length.unsqueeze(1)
+        if not forward.drafted:  # behind the end of the text, nobody's tokens were read
+            known |= place > forward.rows.length.unsqueeze(1)
         return (place.masked_fill_(known, 0) + first).view(-1)
 
     def _measure(self, logits: Tensor, place: Tensor) -> None:
@@ -188,7 +180,8 @@ class Measures:
         negentropy = logprobs.exp().mul_(logprobs).sum(1)
         kept = self.top, self.ids, self.logprob, self.negentropy
         for buffer, measured in zip(kept, (top, ids, likeliest, negentropy), strict=True):
-            if self.waiting:  # of two at one place the last one stays: torch does not promise it
+            if self.aside is not None:
+                # Of two at one place the last one stays, which torch does not promise.
                 buffer.numpy()[place.numpy()] = measured.numpy()
             else:
                 buffer.index_copy_(0, place, measured)
