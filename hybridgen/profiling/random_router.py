@@ -16,13 +16,12 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import integers, moved
 from hybridgen.engine.steps import append, feed
 from hybridgen.kernels.philox import RESIDUAL, TARGET, uniform
-from hybridgen.kernels.routing import route
 from hybridgen.kernels.sampling import sample
 from hybridgen.kernels.verify import SOURCE_SLM
 from hybridgen.kernels.window import up_to
 from hybridgen.request import Request
 from hybridgen.strategies.declarations import UNCERTAINTY
-from hybridgen.strategies.routing import Routed, TokenRouting
+from hybridgen.strategies.routing import Routed, TokenRouting, decide
 
 ROUTER = RESIDUAL + 1  # a stream of its own: the noise is independent of what tokens are drawn by
 
@@ -57,22 +56,10 @@ def allocate_noise(batch: Batch) -> Tensor:
 
 def random_round(batch: Batch, count: int) -> None:
     """As `routing.slm_round`, by noise in place of a metric."""
-    rows, routing = batch.rows, batch.routing
+    rows = batch.rows
     logits = feed(rows, batch.slm, count).select(1, -1)
     token, truncation = sample(logits, rows.sampling, rows.seed, rows.length, TARGET)
     noise = batch.own(allocate_noise)
     metric = noise.gather(1, rows.length.unsqueeze(1)).select(1, 0)
-    stands = route(
-        metric,
-        rows.done,
-        rows.length,
-        routing.llm_cached,
-        routing.rate,
-        routing.threshold,
-        routing.metrics,
-        routing.decisions,
-        routing.routed,
-        rows.report,
-        False,
-    )
+    stands = decide(batch, metric, moving=False)
     append(rows, token.unsqueeze(1), stands, None, SOURCE_SLM, truncation=truncation)

@@ -121,13 +121,24 @@ def slm_round(batch: Batch, metric: str, evidence: int, moving: bool, count: int
     has to catch up.
     """
     k, column = (0, ENTROPY) if metric == "entropy" else (LOGTOKU_K, ALEATORIC)
-    rows, routing = batch.rows, batch.routing
+    rows = batch.rows
     logits = feed(rows, batch.slm, count).select(1, -1)
     token, truncation, measures = sample_measured(
         logits, rows.sampling, rows.seed, rows.length, TARGET, k, evidence
     )
-    stands = route(
-        measures.select(1, column),
+    stands = decide(batch, measures.select(1, column), moving)
+    new, measured = token.unsqueeze(1), {"measures": measures}
+    append(rows, new, stands, None, SOURCE_SLM, measured, truncation=truncation)
+
+
+def decide(batch: Batch, metric: Tensor, moving: bool) -> Tensor:
+    """Route the rows whose ``metric`` float32 [B] exceeds their threshold; which do not, bool [B].
+
+    moving    the threshold is first moved to a running quantile
+    """
+    rows, routing = batch.rows, batch.routing
+    stands: Tensor = route(
+        metric,
         rows.done,
         rows.length,
         routing.llm_cached,
@@ -139,8 +150,7 @@ def slm_round(batch: Batch, metric: str, evidence: int, moving: bool, count: int
         rows.report,
         moving,
     )
-    new, measured = token.unsqueeze(1), {"measures": measures}
-    append(rows, new, stands, None, SOURCE_SLM, measured, truncation=truncation)
+    return stands
 
 
 def catch_up_round(batch: Batch, count: int) -> None:
