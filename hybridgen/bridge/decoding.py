@@ -144,7 +144,10 @@ def last_call(
         if not (name in CACHES and isinstance(value, LastCall)):
             left[name] = value
         elif value.engine() is not engine:
-            raise ValueError(f"{name} was returned by other models, or for another max_batch_size")
+            raise ValueError(
+                f"{name} was returned by other models, or before they or the room for their cache "
+                "changed"
+            )
         else:
             options = {**options, "reuse": True}
     return left, options

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -231,13 +232,12 @@ class RoundStrategy(Strategy):
             hook.start(request.adjustment, placed)
         lengths = [len(prompt) - 1 for prompt in prompts]
         starts = [held.take(row, text.prompt) if held else (0, 0) for row, text in placed]
-        by_slm, by_llm = ([start[i] for start in starts] for i in range(2))
         if self.reads_slm:
-            prefill(batch.rows, batch.slm, lengths, rows, by_slm)
+            prefill(batch.rows, batch.slm, lengths, rows, [slm for slm, _ in starts])
         if self.reads_llm:
-            prefill(batch.rows, batch.llm, lengths, rows, by_llm)
-        for text, slm, llm in zip(texts, by_slm, by_llm, strict=True):
-            text.reused = min(slm if self.reads_slm else llm, llm if self.reads_llm else slm)
+            prefill(batch.rows, batch.llm, lengths, rows, [llm for _, llm in starts])
+        for text, start in zip(texts, starts, strict=True):
+            text.reused = min(compress(start, (self.reads_slm, self.reads_llm)), default=0)
 
 
 @contextmanager
