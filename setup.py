@@ -1,4 +1,4 @@
-"""Package hybridgen; `hybridgen/kernels` is a link to the top-level folder `kernels`."""
+"""Package hybridgen; `kernels` and `benchmarks` within it are links to the top-level folders."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_namespace_packages(include=["hybridgen", "hybridgen.*"]),
+    packages=find_namespace_packages(include=["hybridgen", "hybridgen.*"], exclude=["*.results*"]),
     package_data={
         "hybridgen": ["py.typed"],
         "hybridgen.pair": ["**/*.json", "**/*.safetensors", "**/*.md"],

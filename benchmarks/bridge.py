@@ -1,6 +1,6 @@
 """What the door into transformers costs, and what a processor in Python does.
 
-    python benchmarks/bridge.py                       the embedded pair, 200 tokens, greedy
+    python -m benchmarks.bridge                       the embedded pair, 200 tokens, greedy
 
 `accelerate(llm, slm).generate` against `HybridGenerator.generate` of the same text: above 1 is the
 cost of transformers' preparation and of its shapes. Then the accelerated model against the plain
@@ -16,11 +16,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from conditions import conditions, pair_options, tell
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 from hybridgen import HybridGenerator, accelerate
+from hybridgen.benchmarks.conditions import conditions, pair_options, tell
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
 PROMPT = "def quicksort(items):\n"
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu")
     report = {
-        **conditions("The door into transformers", "bridge.py", arguments, device),
+        **conditions("The door into transformers", "bridge", arguments, device),
         **measure(arguments),
     }
     tell(report, arguments.out)

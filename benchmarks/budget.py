@@ -1,4 +1,4 @@
-"""What a round on a GPU is predicted to launch, to move and to take: `python benchmarks/budget.py`.
+"""What a round on a GPU is predicted to launch, to move and to take: `python -m benchmarks.budget`.
 
 Every kind of round runs on fake CUDA tensors of the shapes of Qwen3-1.7B (SLM) and Qwen3-8B (LLM),
 bfloat16, and is written down launch by launch (meter.py): no card is needed, and nothing here is
@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from meter import Call, Meter
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from hybridgen.benchmarks.meter import Call, Meter
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.limits import MAX_DRAFTS

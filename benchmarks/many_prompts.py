@@ -1,6 +1,6 @@
 """A long list of prompts in one call, against calls of one batch after the other.
 
-    python benchmarks/many_prompts.py                       the embedded pair, 64 prompts, 8 rows
+    python -m benchmarks.many_prompts                       the embedded pair, 64 prompts, 8 rows
 
 In one call a row that has ended takes the next prompt at once; a call of one batch waits for its
 longest text. Both write the same texts, which end at blank lines and so at lengths of their own.
@@ -14,10 +14,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from bandwidth import synchronize
-from conditions import conditions, pair_options, tell
 
 from hybridgen import HybridGenerator
+from hybridgen.benchmarks.bandwidth import synchronize
+from hybridgen.benchmarks.conditions import conditions, pair_options, tell
 
 OPENINGS = (
     "def quicksort(items):\n", "import os\nimport sys\n\n\nclass Parser:\n    ", "x = ",
@@ -34,9 +34,7 @@ def main() -> None:
         arguments.slm, arguments.llm, device=arguments.device, max_batch_size=arguments.rows
     )
     report = {
-        **conditions(
-            "A list of prompts in one call", "many_prompts.py", arguments, generator.device
-        ),
+        **conditions("A list of prompts in one call", "many_prompts", arguments, generator.device),
         **measure(generator, arguments),
     }
     tell(report, arguments.out)

@@ -1,7 +1,7 @@
 """How fast prompts are read: several in shared blocks, against one prompt after the other.
 
-    python benchmarks/prefill.py                            the embedded pair
-    python benchmarks/prefill.py --slm DIR --llm DIR        any other
+    python -m benchmarks.prefill                            the embedded pair
+    python -m benchmarks.prefill --slm DIR --llm DIR        any other
 
 Both ways are measured in one interleaved run, so that a slow moment of the machine hits both alike;
 medians are reported.
@@ -15,10 +15,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from bandwidth import synchronize
-from conditions import conditions
 
 from hybridgen import HybridGenerator
+from hybridgen.benchmarks.bandwidth import synchronize
+from hybridgen.benchmarks.conditions import conditions
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
 
@@ -31,7 +31,7 @@ def main() -> None:
     )
     lengths = [int(length) for length in arguments.lengths.split(",")]
     report = {
-        **conditions("Reading prompts", "prefill.py", arguments, generator.device),
+        **conditions("Reading prompts", "prefill", arguments, generator.device),
         "lengths": lengths,
         "models": {
             name: measure(model, lengths, arguments.repeats)

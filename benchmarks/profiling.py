@@ -1,6 +1,6 @@
 """What a profile costs: `generate_with_profile` beside `generate`, on a CPU.
 
-    python benchmarks/profiling.py                    the embedded pair, 200 tokens
+    python -m benchmarks.profiling                    the embedded pair, 200 tokens
 
 Two ratios of each strategy: of the time in which the text is written, which is what recording
 costs, and of the whole call, in which the profile is also put together (texts of tokens and of
@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from conditions import conditions, pair_options, tell
 
 from hybridgen import HybridGenerator
+from hybridgen.benchmarks.conditions import conditions, pair_options, tell
 
 PROMPT = "def quicksort(items):\n"
 SAMPLED = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu")
     report = {
-        **conditions("What a profile costs", "profiling.py", arguments, device),
+        **conditions("What a profile costs", "profiling", arguments, device),
         "with a profile / without": measure(arguments),
     }
     tell(report, arguments.out)

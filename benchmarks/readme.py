@@ -1,7 +1,7 @@
 """Write README's speed section from the raw results; figures are never typed by hand.
 
-python benchmarks/readme.py            rewrite the section
-python benchmarks/readme.py --check    exit 1 if the section is not what the results say
+python -m benchmarks.readme            rewrite the section
+python -m benchmarks.readme --check    exit 1 if the section is not what the results say
 """
 
 import json

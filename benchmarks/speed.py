@@ -1,9 +1,9 @@
 """Tokens per second against transformers, on the same checkpoints, dtype and threads.
 
-    python benchmarks/speed.py                              the embedded pair
-    python benchmarks/speed.py --slm DIR --llm DIR          any other
-    python benchmarks/speed.py --shape smollm2-135m         a random llama of that shape, alone
-    python benchmarks/speed.py --device cuda --pdl          and with programmatic dependent launch
+    python -m benchmarks.speed                              the embedded pair
+    python -m benchmarks.speed --slm DIR --llm DIR          any other
+    python -m benchmarks.speed --shape smollm2-135m         a random llama of that shape, alone
+    python -m benchmarks.speed --device cuda --pdl          and with programmatic dependent launch
 
 Every contender writes the same number of tokens after the same prompts; runs are interleaved, so
 that a slow moment of the machine hits all alike, and medians are reported, and ratios to
@@ -21,11 +21,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from bandwidth import read_bandwidth, synchronize
-from conditions import conditions
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hybridgen import HybridGenerator
+from hybridgen.benchmarks.bandwidth import read_bandwidth, synchronize
+from hybridgen.benchmarks.conditions import conditions
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load_model
 from hybridgen.engine.transformers_decoder import TransformersDecoder
@@ -64,7 +64,7 @@ def main() -> None:
     shape = arguments.shape
     title = f"A random llama of the shape of {shape}" if shape else pair_title(arguments)
     report = {
-        **conditions(title, "speed.py", arguments, generator.device),
+        **conditions(title, "speed", arguments, generator.device),
         "dtypes": {"slm": str(slm_of(generator).dtype), "llm": str(generator.llm.dtype)},
         "new_tokens": arguments.new_tokens,
         "modes": {

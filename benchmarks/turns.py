@@ -1,6 +1,6 @@
 """What it gains that the next turn of a conversation is read on from the last.
 
-    python benchmarks/turns.py                        the embedded pair, 4 turns, greedy
+    python -m benchmarks.turns                        the embedded pair, 4 turns, greedy
 
 Each turn asks with all that has been said and the next question. Time of a whole conversation, and
 of the last turn until its first token, with ``reuse`` over without; runs are interleaved, ratios
@@ -17,10 +17,10 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from conditions import conditions, pair_options, tell
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from hybridgen import accelerate
+from hybridgen.benchmarks.conditions import conditions, pair_options, tell
 from hybridgen.bridge.outputs import CACHE
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     report = {
-        **conditions("Turns", "turns.py", arguments, torch.device("cpu")),
+        **conditions("Turns", "turns", arguments, torch.device("cpu")),
         **measure(arguments),
     }
     tell(report, arguments.out)

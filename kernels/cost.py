@@ -6,7 +6,7 @@
 
 What one launch of an op leaves for the next stays in the L2 cache and is not counted, nor is a row
 of logits that the second sweep reads again. Launches and grids are not predicted at all: they are
-recorded from the launchers (benchmarks/meter.py).
+recorded from the launchers (`benchmarks/meter.py`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -52,14 +52,18 @@ LAYERS = {
         "hybridgen __main__ cli cli_profile",
         "leaves call profiles recording strategies generator bridge",
     ),
+    "benchmarks": Layer(
+        "benchmarks benchmarks.*",
+        "kernels leaves call profiles recording engine strategies generator bridge doors",
+    ),
 }
 
 
 def modules() -> dict[str, Path]:
     """Name within hybridgen -> file, of every module; the package itself is "hybridgen"."""
     found = {}
-    for folder in ("hybridgen", "kernels"):  # a link that no walk follows
-        base = ROOT if folder == "kernels" else ROOT / folder
+    for folder in ("hybridgen", "kernels", "benchmarks"):  # two are links that no walk follows
+        base = ROOT / folder if folder == "hybridgen" else ROOT
         for path in (ROOT / folder).rglob("*.py"):
             name = ".".join(path.relative_to(base).with_suffix("").parts)
             found[name.removesuffix(".__init__").replace("__init__", "hybridgen")] = path

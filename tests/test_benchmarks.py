@@ -27,14 +27,15 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_shows_the_raw_results() -> None:
-    assert run("benchmarks/readme.py", "--check").returncode == 0, "run benchmarks/readme.py"
+    checked = run("-m", "benchmarks.readme", "--check")
+    assert checked.returncode == 0, "run python -m benchmarks.readme"
 
 
 def test_every_contender_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out]
     finished = run(
-        "benchmarks/speed.py", *options, "--new-tokens", 8, "--repeats", 2, "--threads", 1
+        "-m", "benchmarks.speed", *options, "--new-tokens", 8, "--repeats", 2, "--threads", 1
     )
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
@@ -53,7 +54,7 @@ def test_dependent_launches_are_measured_beside_others(tiny_pair: TinyPair, tmp_
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--pdl"]
     few = ["--new-tokens", 4, "--repeats", 1, "--threads", 1, "--modes", "greedy"]
-    finished = run("benchmarks/speed.py", *options, *few)
+    finished = run("-m", "benchmarks.speed", *options, *few)
     assert finished.returncode == 0, finished.stderr
     names = set(json.loads(out.read_text())["modes"]["greedy"])
     ours = {name for name in names if f"{name}, PDL" in names}
@@ -88,8 +89,7 @@ def test_the_first_case_of_every_kernel_benchmark_runs(tmp_path: Path) -> None:
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("benchmarks", "benchmarks/kernels"):
-        monkeypatch.syspath_prepend(ROOT / folder)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "kernels")
     import harness
 
     class Wrong:
@@ -110,7 +110,7 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reading_prompts_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
     out = tmp_path / "prefill.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out]
-    finished = run("benchmarks/prefill.py", *options, "--lengths", "20,9", "--repeats", 2)
+    finished = run("-m", "benchmarks.prefill", *options, "--lengths", "20,9", "--repeats", 2)
     assert finished.returncode == 0, finished.stderr
     models = json.loads(out.read_text())["models"]
     assert set(models) == {"slm", "llm"}
@@ -123,19 +123,19 @@ def test_a_long_list_is_measured_against_its_batches(tiny_pair: TinyPair, tmp_pa
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
     few = ["--prompts", 5, "--rows", 2, "--new-tokens", 6, "--repeats", 2]
-    finished = run("benchmarks/many_prompts.py", *options, *few)
+    finished = run("-m", "benchmarks.many_prompts", *options, *few)
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
     assert [len(runs) for runs in report["seconds"].values()] == [2, 2]
     assert len(report["lengths"]) == 5 and max(report["lengths"]) <= 6
     assert report["at best"] >= 1
-    assert report["command"].startswith("benchmarks/many_prompts.py ")
+    assert report["command"].startswith("python -m benchmarks.many_prompts ")
 
 
 def test_the_door_into_transformers_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
-    finished = run("benchmarks/bridge.py", *options, "--new-tokens", 6, "--repeats", 1)
+    finished = run("-m", "benchmarks.bridge", *options, "--new-tokens", 6, "--repeats", 1)
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
     assert report["same_texts"] and report["accelerated / HybridGenerator"] > 0
@@ -146,7 +146,7 @@ def test_turns_are_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
     few = ["--turns", 3, "--question", 9, "--new-tokens", 5, "--repeats", 1]
-    finished = run("benchmarks/turns.py", *options, *few)
+    finished = run("-m", "benchmarks.turns", *options, *few)
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
     assert report["same_texts"]["ours"] and len(report["seconds"]) == 4

@@ -1,7 +1,7 @@
 """A round launches and moves no more than the table says, without a card.
 
 After a change that is meant to, write the table anew, and look at what changed in it:
-``python benchmarks/budget.py --table tests/budget.json``.
+``python -m benchmarks.budget --table tests/budget.json``.
 """
 
 import json
@@ -19,14 +19,12 @@ if torch.version.cuda is None:
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_name("budget.json")
 
 
 @pytest.fixture
-def budget(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import budget
+def budget() -> ModuleType:
+    from hybridgen.benchmarks import budget
 
     return budget
 
@@ -50,7 +48,8 @@ def test_layers_are_what_the_design_counts(budget: ModuleType) -> None:
 
 
 def test_times_follow_the_stated_model(budget: ModuleType) -> None:
-    meter = __import__("meter")
+    from hybridgen.benchmarks import meter
+
     cost = budget.Call("sample", [meter.Launch("draw", (2, 3))] * 4, meter.Cost(700, 300))
     found = budget.Budget("one", 1, 2, [cost] * 5)
     prices = budget.Prices(bandwidth=1000, share=0.5, launch=0.1, host=(0.2, 1.0))

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import pytest
 import torch
-from bandwidth import read_bandwidth
 from harness import Case, Row, measure, table
+
+from hybridgen.benchmarks.bandwidth import read_bandwidth
 
 ROWS = pytest.StashKey[dict[str, list[Row]]]()  # by file
 BANDWIDTH = pytest.StashKey[float]()

@@ -1,6 +1,5 @@
 """What an op is said to move, counted by hand; what it is said to launch, as it is launched."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from triton.runtime.jit import JITFunction
 
 from hybridgen.kernels.cost import COSTS, Cost, cost
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 needs_cuda_build = pytest.mark.skipif(
     torch.version.cuda is None, reason="fake CUDA tensors need a CUDA build of torch (no card)"
 )
@@ -30,8 +28,7 @@ def test_every_op_has_a_cost() -> None:
 def test_the_launches_recorded_without_a_device_are_those_made(
     name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    from meter import Launch, Meter
+    from hybridgen.benchmarks.meter import Launch, Meter
 
     made = []
     for kind in (JITFunction, InterpretedFunction):

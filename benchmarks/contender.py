@@ -1,0 +1,71 @@
+"""What is measured: a way to write tokens after prompts. Ours and peers are all of this shape."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two checkpoints of one vocabulary.
+
+    slm, llm  folders or hub ids; slm is None where the LLM is alone
+    prompts   the set of prompts that suits them: "code", "spec-bench", "random", ...
+    facts     what else a result should say, such as the agreement that was built in
+    """
+
+    name: str
+    slm: str | None
+    llm: str
+    prompts: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Place(NamedTuple):
+    """Where models run: "cpu" or "cuda:0", a torch dtype's name or None for our default."""
+
+    device: str
+    dtype: str | None
+    threads: int
+
+
+class Work(NamedTuple):
+    """One call: every contender writes exactly ``new_tokens`` after each prompt, eos ignored.
+
+    prompts   [B] lists of ids; a contender that takes one prompt at a time may refuse more
+    sampling  {"temperature": 0.0} is greedy; else temperature, top_k, top_p as `generate` takes
+    """
+
+    prompts: list[list[int]]
+    new_tokens: int
+    sampling: dict[str, float]
+    seed: int
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.sampling["temperature"] == 0
+
+
+class Written(NamedTuple):
+    """The new tokens of each prompt, [B] lists of ids, and our statistics; a peer has none."""
+
+    tokens: list[list[int]]
+    stats: dict[str, Any] | None = None
+
+
+class Contender(Protocol):
+    """One way to write, its models loaded.
+
+    name     as it stands in tables
+    writers  whose greedy choice each token of a greedy text must be: ("llm",), ("slm",), or both
+    batch    the most prompts that a call takes
+    """
+
+    name: str
+    writers: tuple[str, ...]
+    batch: int
+
+    def write(self, work: Work) -> Written:
+        """Write; returns when the tokens are on the host."""
+
+    def close(self) -> None:
+        """Free what it holds; it is not used again."""
