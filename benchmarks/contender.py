@@ -21,11 +21,16 @@ class Pair:
 
 
 class Place(NamedTuple):
-    """Where models run: "cpu" or "cuda:0", a torch dtype's name or None for our default."""
+    """Where models run, and as what.
+
+    device            "cpu", "cuda" or "cuda:0"
+    dtype, slm_dtype  a torch dtype's name for the LLM, for the SLM; None: our default
+    """
 
     device: str
     dtype: str | None
     threads: int
+    slm_dtype: str | None = None
 
 
 class Work(NamedTuple):
@@ -58,11 +63,16 @@ class Contender(Protocol):
     name     as it stands in tables
     writers  whose greedy choice each token of a greedy text must be: ("llm",), ("slm",), or both
     batch    the most prompts that a call takes
+    options  what else a result should say of it
     """
 
     name: str
     writers: tuple[str, ...]
     batch: int
+    options: dict[str, Any]
+
+    def promises(self, work: Work) -> str | None:
+        """The name of the contender whose text it promises to equal, to the token."""
 
     def write(self, work: Work) -> Written:
         """Write; returns when the tokens are on the host."""
