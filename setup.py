@@ -15,9 +15,12 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_namespace_packages(include=["hybridgen", "hybridgen.*"], exclude=["*.results*"]),
+    packages=find_namespace_packages(
+        include=["hybridgen", "hybridgen.*"], exclude=["*.results*", "*.benchmarks.prompts*"]
+    ),
     package_data={
         "hybridgen": ["py.typed"],
+        "hybridgen.benchmarks": ["prompts/*.jsonl"],
         "hybridgen.pair": ["**/*.json", "**/*.safetensors", "**/*.md"],
     },
     python_requires=">=3.10",

@@ -97,7 +97,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", *PAPERS):
         shutil.copy(ROOT / name, copy)
     unwanted = shutil.ignore_patterns("__pycache__")
-    for name in ("hybridgen", "kernels", "tests", "examples"):
+    for name in ("hybridgen", "kernels", "benchmarks", "tests", "examples"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=unwanted)
     return copy
 
@@ -132,6 +132,7 @@ def test_the_wheel_has_every_module_the_kernels_and_the_pair(wheel: Path) -> Non
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = files(ROOT / "hybridgen", "*.py")
     modules |= {f"hybridgen/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    modules |= {f"hybridgen/benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
     assert "hybridgen/kernels/sampling.py" in modules
     assert modules <= names
     for model in ("slm", "llm"):
@@ -139,6 +140,9 @@ def test_the_wheel_has_every_module_the_kernels_and_the_pair(wheel: Path) -> Non
         parts = ("config.json", "model.safetensors", "tokenizer.json")
         assert {f"{folder}/{name}" for name in parts} <= names
     assert "hybridgen/pair/README.md" in names
+    prompts = {path.name for path in (ROOT / "benchmarks" / "prompts").glob("*.jsonl")}
+    assert prompts == {"code.jsonl", "spec_bench.jsonl"}
+    assert {f"hybridgen/benchmarks/prompts/{name}" for name in prompts} <= names
     assert "hybridgen/py.typed" in names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"hybridgen"}, "nothing but hybridgen may be installed, above all not kernels"
