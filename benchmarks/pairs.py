@@ -79,8 +79,6 @@ def _number(name: str, number: str, kind: Callable[[str], Any]) -> Any:
 
 def _shaped(kind: str, agreement: float, folder: Path, device: str) -> Pair:
     small, large = SHAPED[kind]
-    if not 0 <= agreement <= 1:
-        raise ValueError(f"{kind}: an agreement is between 0 and 1, not {agreement}")
     paths = []
     for shape, share in ((small, agreement), (large, 1.0)):
         # One LLM serves all agreements, and one SLM all LLMs of its vocabulary.

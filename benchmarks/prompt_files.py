@@ -75,8 +75,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is a damaged gzip file: {error}") from None
-    # Not at what else Unicode counts as the end of a line: a JSON string may hold that.
-    for number, line in enumerate(content.removeprefix(BOM).split(b"\n"), 1):
+    # Split as bytes: a JSON string may hold what Unicode counts as the end of a line.
+    for number, line in enumerate(content.removeprefix(BOM).splitlines(), 1):
         if line.strip():
             yield number, line
 
