@@ -106,7 +106,7 @@ def test_lines_of_other_settings_or_options_are_not_compared() -> None:
     assert [change.verdict for change in compare(old[:1], [again]).changes] == ["same"]
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 3), (4, 4), (5, 2)])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 3), (4, 4), (5, 2), (8, 7)])
 def test_bounds_follow_from_all_orders(n: int, m: int) -> None:
     """The law of U, by listing which places of n + m the new sample can take."""
     counts = [0] * (n * m + 1)

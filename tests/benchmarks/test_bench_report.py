@@ -10,7 +10,7 @@ from made_lines import CONDITIONS, line
 from hybridgen.benchmarks import report
 from hybridgen.benchmarks.lines import Line, append
 from hybridgen.benchmarks.readme import filled, sections
-from hybridgen.benchmarks.spread import Spread, speed_ups, spread
+from hybridgen.benchmarks.spread import Spread, seconds_a_token, speed_ups, spread
 from hybridgen.benchmarks.tables import BRIEF, comparisons, table, tables
 
 Files = tuple[Path, Path]
@@ -76,6 +76,7 @@ def test_a_wrong_text_has_its_reason_and_no_speed() -> None:
     found = rows(table(among))["ctranslate2"]
     assert found.pop("ms/token") == "no speed, wrong: token 3 / is no choice"
     assert set(found.values()) == {""}
+    assert seconds_a_token(line("llm", [1, 2], text="wrong: it has times all the same")) == []
 
 
 def test_nothing_is_compared_with_a_wrong_baseline() -> None:
