@@ -1,4 +1,4 @@
-"""The benchmarks run, on any pair and for every kernel; README shows what the raw results say."""
+"""The benchmarks run, on any pair and for every kernel."""
 
 import json
 import os
@@ -24,11 +24,6 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
-
-
-def test_readme_shows_the_raw_results() -> None:
-    checked = run("-m", "benchmarks.readme", "--check")
-    assert checked.returncode == 0, "run python -m benchmarks.readme"
 
 
 def test_every_contender_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
