@@ -16,7 +16,7 @@ from hybridgen.strategies.routing import TokenRouting, route_rate
 if TYPE_CHECKING:
     from hybridgen.generator import HybridGenerator
 
-METRICS = {"uncertainty": "aleatoric", "entropy": "entropy"}
+SCORE_NAMES = {"uncertainty": "aleatoric", "entropy": "entropy"}
 """What routes, and its name in `Scores`."""
 
 ROUTERS = {of.name: TokenRouting(of) for of in (UNCERTAINTY, ENTROPY)}
@@ -73,7 +73,7 @@ def calibrate(
     **options: Any,
 ) -> Calibration:
     """See `HybridGenerator.calibrate`."""
-    check_choice("metric", metric, METRICS)
+    check_choice("metric", metric, SCORE_NAMES)
     check_float("llm_fraction", llm_fraction, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     check_float("confidence", confidence, "a number between 0 and 1", lambda x: 0 < x < 1)
     check_int("resamples", resamples, 1)
@@ -120,7 +120,7 @@ def asked(
 ) -> list[Floats]:
     """What the metric was where the SLM was asked for a token, text by text."""
     scores = score(generator.pair, texts.whole, texts.firsts, llm=False, evidence=evidence)
-    metrics = [getattr(of, METRICS[metric]) for of in scores]
+    metrics = [getattr(of, SCORE_NAMES[metric]) for of in scores]
     return [values[visited(values, threshold, writes)] for values in metrics]
 
 
