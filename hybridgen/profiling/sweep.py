@@ -14,7 +14,8 @@ import numpy.typing as npt
 from hybridgen.checks import check_choice, check_float
 from hybridgen.kernels.philox import uniform
 from hybridgen.profiling.auroc import auroc
-from hybridgen.profiling.calibrate import ROUTERS, SCORE_NAMES, quantile
+from hybridgen.profiling.calibrate import ROUTERS, SCORE_NAMES
+from hybridgen.profiling.distribution import exceeded_by
 from hybridgen.profiling.quality import LLM, RANDOM, SLM, Point, Sweep
 from hybridgen.profiling.random_router import ROUTER, RandomRouting
 from hybridgen.profiling.routed import Texts, refuse_options, request_of, written
@@ -67,8 +68,8 @@ def sweep(
     alone = runs.write(SLM)
     for name in names:
         if thresholds is None:
-            values = [getattr(of, SCORE_NAMES[name]) for of in alone]
-            grid = [quantile(values, share) for share in shares]
+            values = joined(alone, SCORE_NAMES[name])
+            grid = [exceeded_by(values, share) for share in shares]
         else:
             grid = [float(threshold) for threshold in thresholds[name]]
         for threshold in grid:
