@@ -6,8 +6,8 @@ Two ratios of each strategy: of the time in which the text is written, which is 
 costs, and of the whole call, in which the profile is also put together (texts of tokens and of
 candidates). Both ways write the same text. Texts are short and runs interleaved, in turn the one
 and the other first, so that what else the machine does meets both: of the ratios of such pairs the
-report has median and quartiles, and beside them the ratio of the fastest run with to the fastest
-without, which other work has slowed least. Without a GPU nothing is said of one.
+report has median and quartiles. Beside them is the ratio of the fastest run with to the fastest
+without, which says something of a quiet machine only. Without a GPU nothing is said of one.
 """
 
 import argparse
