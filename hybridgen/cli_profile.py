@@ -110,10 +110,10 @@ def sweep(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
     given = check_options(arguments, declared(own))
     del given["strategy"]
     generator = load(arguments, own)
-    from hybridgen.profiling.calibrate import METRICS
+    from hybridgen.profiling.calibrate import SCORE_NAMES
     from hybridgen.profiling.sweep import sweep as measured
 
-    found = measured(generator, [prompt] * texts, [metric] if metric else METRICS, **given)
+    found = measured(generator, [prompt] * texts, [metric] if metric else SCORE_NAMES, **given)
     write(f"{found}\n")
     if arguments.json is not None:
         found.save(arguments.json)

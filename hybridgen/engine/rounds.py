@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from hybridgen.engine.kept import Kept
 from hybridgen.engine.model import Model
 from hybridgen.engine.reports import Immediate, Reports
 from hybridgen.engine.state import Drafts, Hook, Routing, Rows
@@ -107,5 +108,7 @@ class Batch:
         return replace(self, rows=rows, capture=capture, _drafts={}, _rounds={}, _owned={})
 
     def recording(self, measures: Mapping[str, Tensor]) -> "Batch":
-        """This batch with rounds that also keep what they measure, see `Rows`."""
-        return replace(self, rows=replace(self.rows, measures=measures), _rounds={})
+        """This batch with rounds that also keep what they measure, in buffers [B, T, ...]."""
+        by_host = self.rows.tokens.is_cpu and self.capture is None
+        kept = {name: Kept(values, by_host) for name, values in measures.items()}
+        return replace(self, rows=replace(self.rows, measures=kept), _rounds={})

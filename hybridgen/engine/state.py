@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hybridgen.engine.adjustment import Adjustment
 from hybridgen.engine.cache import ALIGNMENT, round_up
+from hybridgen.engine.kept import Kept
 from hybridgen.engine.limits import MAX_EOS
 from hybridgen.engine.model import Model
 from hybridgen.kernels.verify import HEAD, LENGTH, WINDOW
@@ -70,8 +71,8 @@ class Hook(Protocol):
 class Rows:
     """B texts of at most T tokens.
 
-    ``measures`` are what a recorder keeps of every token: for each name, a buffer [B, T, ...] that
-    `steps.keep` writes at the token's position where the round has measured it. ``hooks`` change
+    ``measures`` are what a recorder keeps of every token, by name: `steps.keep` writes it at the
+    token's position where the round has measured it. ``hooks`` change
     what models say before tokens are drawn from it (see `hybridgen.engine.processing`).
     """
 
@@ -85,7 +86,7 @@ class Rows:
     seed: Tensor  # [B] int64
     sampling: Tensor  # [B, 4] float64: temperature, top-k, top-p, min-p
     eos: Tensor  # [B, MAX_EOS] int64, padded with -1
-    measures: Mapping[str, Tensor] = field(default_factory=dict)
+    measures: Mapping[str, Kept] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
 
     @classmethod

@@ -7,10 +7,8 @@ nothing of it changes. Feeding a token twice rewrites the same K/V, which is wha
 different history share one shape.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from hybridgen.engine.model import Model
@@ -121,23 +119,10 @@ def append(
 
 
 def keep(rows: Rows, start: Tensor, measures: Mapping[str, Tensor]) -> None:
-    """Keep what is known of the tokens at position ``start`` [B] and after it.
+    """Keep what is known of the tokens at position ``start`` [B] and after it, see `Kept`.
 
     measures    by name, [B * N, ...] each; what ``rows.measures`` has no buffer for is not kept
-
-    What is not committed is overwritten by what is committed there later.
     """
     for name, kept in rows.measures.items():
         if name in measures:
-            _keep(start, measures[name], kept)
-
-
-def _keep(start: Tensor, measured: Tensor, kept: Tensor) -> None:
-    batch, positions, *rest = kept.shape
-    count = measured.numel() // (batch * math.prod(rest))
-    place = start[:, None]
-    if count > 1:
-        place = place + torch.arange(count, dtype=torch.int64, device=kept.device)
-    place = place.clamp_max(positions - 1)
-    index = place.view(*place.shape, *[1] * len(rest)).expand(*place.shape, *rest)
-    kept.scatter_(1, index, measured.view(index.shape).to(kept.dtype))
+            kept.keep(start, measures[name])

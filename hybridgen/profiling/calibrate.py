@@ -8,6 +8,7 @@ import numpy as np
 
 from hybridgen.checks import check_choice, check_float, check_int
 from hybridgen.parameters import SEEDS
+from hybridgen.profiling.distribution import exceeded_by
 from hybridgen.profiling.routed import Texts, refuse_options, request_of, written
 from hybridgen.profiling.score import Floats, score
 from hybridgen.strategies.declarations import ENTROPY, UNCERTAINTY
@@ -16,7 +17,7 @@ from hybridgen.strategies.routing import TokenRouting, route_rate
 if TYPE_CHECKING:
     from hybridgen.generator import HybridGenerator
 
-METRICS = {"uncertainty": "aleatoric", "entropy": "entropy"}
+SCORE_NAMES = {"uncertainty": "aleatoric", "entropy": "entropy"}
 """What routes, and its name in `Scores`."""
 
 ROUTERS = {of.name: TokenRouting(of) for of in (UNCERTAINTY, ENTROPY)}
@@ -73,7 +74,7 @@ def calibrate(
     **options: Any,
 ) -> Calibration:
     """See `HybridGenerator.calibrate`."""
-    check_choice("metric", metric, METRICS)
+    check_choice("metric", metric, SCORE_NAMES)
     check_float("llm_fraction", llm_fraction, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     check_float("confidence", confidence, "a number between 0 and 1", lambda x: 0 < x < 1)
     check_int("resamples", resamples, 1)
@@ -89,13 +90,15 @@ def calibrate(
     for _ in range(2):  # texts by the SLM alone, then texts that are routed nearly as asked
         texts = written(generator, router, request)
         values = asked(generator, texts, metric, request.evidence, threshold, writes)
-        threshold = quantile(values, rate)
+        threshold = exceeded_by(np.concatenate(values), rate)
         seeds = [(seed + count) % SEEDS for seed in request.seed]
         given = options | {"threshold": threshold, "seed": seeds}
         request = request_of(generator, router, prompts, given)
     texts = written(generator, router, request)
     rng = np.random.default_rng(_BOOTSTRAP)
-    thresholds = [quantile(resampled(values, rng), rate) for _ in range(resamples)]
+    thresholds = [
+        exceeded_by(np.concatenate(resampled(values, rng)), rate) for _ in range(resamples)
+    ]
     fractions = resampled_fractions(texts, resamples, rng)
     return Calibration(
         metric=metric,
@@ -120,7 +123,7 @@ def asked(
 ) -> list[Floats]:
     """What the metric was where the SLM was asked for a token, text by text."""
     scores = score(generator.pair, texts.whole, texts.firsts, llm=False, evidence=evidence)
-    metrics = [getattr(of, METRICS[metric]) for of in scores]
+    metrics = [getattr(of, SCORE_NAMES[metric]) for of in scores]
     return [values[visited(values, threshold, writes)] for values in metrics]
 
 
@@ -131,11 +134,6 @@ def visited(values: Floats, threshold: float, writes: int) -> list[int]:
         places.append(place)
         place += writes if values[place] > threshold else 1
     return places
-
-
-def quantile(values: Sequence[Floats], rate: float) -> float:
-    """What the share ``rate`` of all values exceeds, as float32 holds it."""
-    return float(np.float32(np.quantile(np.concatenate(values), 1 - rate)))
 
 
 def resampled(values: Sequence[Floats], rng: np.random.Generator) -> list[Floats]:

@@ -1,5 +1,6 @@
 """How numbers are distributed, as a profile says it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,16 @@ def distribution(values: Values, percentiles: Sequence[float]) -> dict[str, Any]
 def highest(values: Values, percent: float) -> float | None:
     """The value above which the highest `percent` % lie, interpolated; None of no values."""
     return float(np.percentile(values, 100 - percent)) if len(values) else None
+
+
+def exceeded_by(values: Values, share: float) -> float:
+    """The threshold that ``share`` of the values lies above, by the rule of `kernels.routing`.
+
+    Of n values, floor(n * share + 0.5) lie above it, fewer only where several are its very value:
+    it is the next lower of them, or 0 where there is none. n is at least 1.
+    """
+    above = math.floor(len(values) * share + 0.5)
+    return float(np.sort(values)[::-1][above]) if above < len(values) else 0.0
 
 
 def _describe(values: Values) -> dict[str, Any]:

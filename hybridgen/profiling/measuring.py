@@ -10,11 +10,13 @@ wrote them; after drafts that were rejected it is not. The length at the time te
 measured after the text's own tokens is not measured again. Nothing here waits for the device.
 
 On a CPU a small model's step is a few hundred calls of ops, so that here each one counts: there
-logits are put aside, and `ASIDE` distributions are measured at a time.
+places are looked up by the host, which has nothing to wait for, and logits are put aside and
+measured many at a time: up to `ASIDE` distributions, but of large vocabularies no more than
+`ASIDE_LOGITS` logits, whose copies stay in a cache. What comes twice is then measured once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from hybridgen.engine.state import Forward
 from hybridgen.strategies.drafts import DRAWN, JUDGED
 
 CANDIDATES = 10
-ASIDE = 32
+ASIDE, ASIDE_LOGITS = 32, 1 << 18
 NEVER = -1
 _UNDERFLOW = -1000.0  # of a log-probability: e**x is 0 there too, and 0 * -inf is not
 
@@ -76,8 +78,7 @@ class Measures:
     after         int64 [B]: b * T + 1
     column        int64 [MAX_FEED]: 1, 2, ...
     aside         float32 [N, V]: logits that are to be measured; None: they are at once
-    places        int64 [N]: where
-    waiting       how many there are
+    waiting       which of them are of which place
     """
 
     model: Model
@@ -90,15 +91,14 @@ class Measures:
     after: Tensor
     column: Tensor
     aside: Tensor | None
-    places: Tensor
-    waiting: int = 0
+    waiting: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def allocate(cls, batch: Batch, model: Model) -> "Measures":
         rows, positions = batch.rows.tokens.shape
         device, places = batch.rows.tokens.device, rows * positions
         vocab = min(model.vocab_size, batch.rows.vocab_size)
-        k, room = min(CANDIDATES, vocab), max(ASIDE, MAX_FEED * rows)
+        k, room = min(CANDIDATES, vocab), min(ASIDE, max(1, ASIDE_LOGITS // vocab))
 
         def numbers(first: int, count: int, step: int = 1) -> Tensor:
             last = first + count * step
@@ -121,7 +121,6 @@ class Measures:
             numbers(1, rows, positions),
             numbers(1, MAX_FEED),
             zeros(room, vocab) if batch.rows.tokens.is_cpu and batch.capture is None else None,
-            never(room),
         )
 
     def start(self, adjustment: Adjustment, placed: Sequence[tuple[int, Any]]) -> None:
@@ -133,31 +132,42 @@ class Measures:
 
     def __call__(self, forward: Forward, logits: Tensor) -> Tensor:
         """See `state.Hook`."""
-        if forward.model is self.model:
-            columns = logits.shape[1]
-            place = self._places(forward, columns)
-            then = forward.rows.length
-            if columns > 1:
-                then = then.unsqueeze(1).expand(-1, columns).reshape(-1)
-            self.then.index_copy_(0, place, then)
-            if self.aside is None:
-                self._measure(logits.flatten(0, 1).float(), place)
-            else:
-                self._put_aside(self.aside, logits.flatten(0, 1), place)
+        if forward.model is not self.model:
+            return logits
+        if self.aside is not None:
+            self._put_aside(self.aside, forward, logits)
+            return logits
+        columns = logits.shape[1]
+        place = self._places(forward, columns)
+        then = forward.rows.length
+        if columns > 1:
+            then = then.unsqueeze(1).expand(-1, columns).reshape(-1)
+        self.then.index_copy_(0, place, then)
+        self._measure(logits.flatten(0, 1).float(), place)
         return logits
 
-    def _put_aside(self, aside: Tensor, logits: Tensor, place: Tensor) -> None:
-        if self.waiting + len(place) > len(aside):
-            self.finish()
-        self.waiting, first = self.waiting + len(place), self.waiting
-        aside[first : self.waiting].copy_(logits)
-        self.places[first : self.waiting].copy_(place)
+    def _put_aside(self, aside: Tensor, forward: Forward, logits: Tensor) -> None:
+        """Do as `_places` and `_measure` do, the first by the host and the second later."""
+        then, waiting = self.then.numpy(), self.waiting
+        starts, lengths = forward.start.tolist(), forward.rows.length.tolist()
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            first = row * (len(then) // len(starts))
+            for column in range(logits.shape[1]):
+                position = start + column + 1
+                place = first + position
+                if then[place] >= position or (position > length and not forward.drafted):
+                    continue
+                if place not in waiting and len(waiting) == len(aside):
+                    self.finish()
+                aside[waiting.setdefault(place, len(waiting))].copy_(logits[row, column])
+                then[place] = length
 
     def finish(self) -> None:
         """Measure what has been put aside."""
         if self.aside is not None and self.waiting:
-            self._measure(self.aside[: self.waiting], self.places[: self.waiting])
-            self.waiting = 0
+            places = torch.tensor([*self.waiting], dtype=torch.int64, device="cpu")
+            self._measure(self.aside[: len(places)], places)
+            self.waiting.clear()
 
     def _places(self, forward: Forward, columns: int) -> Tensor:
         """Where the measures of logits [B, M, V] are kept: [B * M]."""
@@ -180,8 +190,4 @@ class Measures:
         negentropy = logprobs.exp().mul_(logprobs).sum(1)
         kept = self.top, self.ids, self.logprob, self.negentropy
         for buffer, measured in zip(kept, (top, ids, likeliest, negentropy), strict=True):
-            if self.aside is not None:
-                # Of two at one place the last one stays, which torch does not promise.
-                buffer.numpy()[place.numpy()] = measured.numpy()
-            else:
-                buffer.index_copy_(0, place, measured)
+            buffer.index_copy_(0, place, measured)

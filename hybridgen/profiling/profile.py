@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from hybridgen.checks import check_choice, check_float, check_int
-from hybridgen.profiling.distribution import Values, distribution
+from hybridgen.profiling.distribution import Values, distribution, exceeded_by
 from hybridgen.profiling.merging import joined, shared_value
 from hybridgen.result import Stats
 
@@ -234,22 +234,20 @@ class ProfileResult:
     def suggest_threshold(self, llm_fraction: float, metric: str | None = None) -> float:
         """The threshold that this share of the measured tokens lies above.
 
-        Of n tokens, floor(n * llm_fraction + 0.5) lie above it, fewer only where several have
-        its very value: it is the next lower of the values measured, or 0 where there is none.
-        A routed text is another text, so the share that the LLM then writes differs somewhat.
+        It is one of the values measured, see `distribution.exceeded_by`. A routed text is another
+        text, so the share that the LLM then writes differs somewhat.
 
         Raises ValueError for a share outside 0 to 1, and where no token has the metric.
         """
         accepted = "a number from 0 to 1"
         share = check_float("llm_fraction", llm_fraction, accepted, lambda x: 0 <= x <= 1)
-        values = np.sort(self.values(metric))[::-1]
+        values = self.values(metric)
         if not len(values):
             raise ValueError(
                 f"metric {self._metric(metric)!r} was measured at none of the {len(self)} tokens: "
                 "no threshold can be suggested"
             )
-        above = math.floor(len(values) * share + 0.5)
-        return float(values[above]) if above < len(values) else 0.0
+        return exceeded_by(values, share)
 
     def merge(self, *others: "ProfileResult") -> "ProfileResult":
         """This profile and others as one, see `merged`."""

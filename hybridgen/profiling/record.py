@@ -204,7 +204,7 @@ def drafts_of(
     kept = recorded.batch.rows.measures
     if JUDGED not in kept:
         return [Draft()] * len(rounds)
-    drawn, said = (on_host(kept[name][0, where]) for name in (DRAWN, JUDGED))
+    drawn, said = (on_host(kept[name].values[0, where]) for name in (DRAWN, JUDGED))
     heat, greedy = request.sampling.temperature, request.sampling.greedy
     token, p = np.nan_to_num(said[:, 0]).astype(np.int64), probability(said[:, 1:], heat)
     p[token >= recorded.batch.llm.vocab_size] = 0

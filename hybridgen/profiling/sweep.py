@@ -14,7 +14,8 @@ import numpy.typing as npt
 from hybridgen.checks import check_choice, check_float
 from hybridgen.kernels.philox import uniform
 from hybridgen.profiling.auroc import auroc
-from hybridgen.profiling.calibrate import METRICS, ROUTERS, quantile
+from hybridgen.profiling.calibrate import ROUTERS, SCORE_NAMES
+from hybridgen.profiling.distribution import exceeded_by
 from hybridgen.profiling.quality import LLM, RANDOM, SLM, Point, Sweep
 from hybridgen.profiling.random_router import ROUTER, RandomRouting
 from hybridgen.profiling.routed import Texts, refuse_options, request_of, written
@@ -38,7 +39,7 @@ WRITERS: dict[str, Strategy] = {
 def sweep(
     generator: "HybridGenerator",
     prompts: Any,
-    metrics: Iterable[str] = tuple(METRICS),
+    metrics: Iterable[str] = tuple(SCORE_NAMES),
     *,
     thresholds: Mapping[str, Sequence[float]] | None = None,
     fractions: Sequence[float] = FRACTIONS,
@@ -56,7 +57,7 @@ def sweep(
 
     Raises as `generate` does, and ValueError for a generator without an SLM.
     """
-    names = [check_choice("metrics", name, METRICS) for name in metrics]
+    names = [check_choice("metrics", name, SCORE_NAMES) for name in metrics]
     shares = [
         check_float("fractions", share, "numbers from 0 to 1", lambda x: 0 <= x <= 1)
         for share in fractions
@@ -67,8 +68,8 @@ def sweep(
     alone = runs.write(SLM)
     for name in names:
         if thresholds is None:
-            values = [getattr(of, METRICS[name]) for of in alone]
-            grid = [quantile(values, share) for share in shares]
+            values = joined(alone, SCORE_NAMES[name])
+            grid = [exceeded_by(values, share) for share in shares]
         else:
             grid = [float(threshold) for threshold in thresholds[name]]
         for threshold in grid:
@@ -109,7 +110,7 @@ class _Runs:
         routed = [i for i, p in enumerate(self.points) if p.threshold is not None]
         scores = [of for i in routed for of in self.scores[i]]
         differs = joined(scores, "slm_ids") != joined(scores, "llm_ids")
-        values = {name: joined(scores, METRICS[name]) for name in metrics}
+        values = {name: joined(scores, SCORE_NAMES[name]) for name in metrics}
         values[RANDOM] = np.concatenate([noise(self.texts[i]) for i in routed])
         areas = {name: auroc(of, differs) for name, of in values.items()}
         first = self.texts[0]

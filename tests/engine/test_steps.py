@@ -1,6 +1,7 @@
 """The two doors of a round: where a model is read, and where tokens are committed."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from table_decoder import write
 from torch import Tensor
 
 from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.kept import Kept
 from hybridgen.engine.loop import Repeat
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
@@ -78,21 +80,24 @@ def test_feed_reads_each_row_from_a_place_of_its_own() -> None:
     assert torch.equal(feed(batch.rows, made.llm, 1, length - 1)[:, 0], found[:, 1])
 
 
-def kept_by(batch: Batch, shape: tuple[int, ...], new: Tensor, **measured: Tensor) -> Tensor:
+def kept_by(
+    batch: Batch, shape: tuple[int, ...], new: Tensor, by_host: bool = True, **measured: Tensor
+) -> Tensor:
     """What a buffer of [B, T, *shape] named "seen" holds after an append."""
     buffer = torch.full((*batch.rows.tokens.shape, *shape), -1.0)
-    rows = batch.recording({"seen": buffer}).rows
+    rows = replace(batch.rows, measures={"seen": Kept(buffer, by_host)})
     count = torch.tensor([3, 1])
     append(rows, new, count, torch.zeros(2, dtype=torch.bool), SOURCE_LLM, measured)
     return buffer
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
-def test_measures_stand_at_the_place_of_their_token(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("by_host", [True, False])
+def test_measures_stand_at_the_place_of_their_token(shape: tuple[int, ...], by_host: bool) -> None:
     batch = start(pair())
     new = torch.tensor([[10, 11, 12], [20, 21, 22]])
     measured = torch.arange(6.0).view(6, *[1] * len(shape)).expand(6, *shape)
-    buffer = kept_by(batch, shape, new, seen=measured, other=measured)
+    buffer = kept_by(batch, shape, new, by_host, seen=measured, other=measured)
     assert batch.rows.length.tolist() == [6, 3]
     for row, tokens in enumerate(PROMPTS):
         for i in range(int(batch.rows.length[row]) - len(tokens)):

@@ -8,7 +8,7 @@ import torch
 from conftest import TinyPair
 
 from hybridgen import HybridGenerator
-from hybridgen.profiling.calibrate import METRICS, visited
+from hybridgen.profiling.calibrate import SCORE_NAMES, visited
 
 PROMPTS = [f"def {name}(x):\n" for name in ["area", "sort", "load", "find"]] * 3
 OPTIONS: dict[str, Any] = {"max_new_tokens": 60, "seed": 2, "ignore_eos": True, "temperature": 0.9}
@@ -24,7 +24,7 @@ def embedded() -> HybridGenerator:
     return HybridGenerator(device="cpu")
 
 
-@pytest.mark.parametrize("metric", [*METRICS])
+@pytest.mark.parametrize("metric", [*SCORE_NAMES])
 @pytest.mark.parametrize("writes", [1, 3])
 def test_the_share_is_achieved_and_its_interval_tells_how_well(
     generator: HybridGenerator, metric: str, writes: int
@@ -75,7 +75,7 @@ def test_what_cannot_be_calibrated_is_refused(
         alone.calibrate(PROMPTS)
 
 
-@pytest.mark.parametrize("metric", [*METRICS])
+@pytest.mark.parametrize("metric", [*SCORE_NAMES])
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.3, 0.5])
 def test_a_moving_threshold_keeps_its_budget(
     embedded: HybridGenerator, metric: str, fraction: float

@@ -22,6 +22,7 @@ from hybridgen.engine.steps import append
 from hybridgen.kernels.uncertainty import LOGITS, MEASURES, PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.profiling.measuring import Kind
+from hybridgen.profiling.random_router import allocate_noise, random_round
 from hybridgen.strategies import drafts
 from hybridgen.strategies.auto import NGRAMS, auto_round
 from hybridgen.strategies.auto import catch_up_round as slm_catches_up
@@ -65,6 +66,16 @@ def penalised(step: Callable[..., None], *static: Any) -> Step:
     return lambda batch: adjusted(batch, asked).round(step, *static)()
 
 
+def by_noise(count: int) -> Step:
+    """The random router's round, whose noise is there before it is captured."""
+
+    def step(batch: Batch) -> None:
+        batch.own(allocate_noise)
+        batch.round(random_round, count)()
+
+    return step
+
+
 def every_draft_count(batch: Batch) -> None:
     for num_drafts in range(1, 16):
         drafting(num_drafts, num_drafts % 2 == 0)(batch)
@@ -85,6 +96,8 @@ ROUNDS: dict[str, Step] = {
     "entropy, running quantile": called(slm_round, "entropy", PROBS, True, 4),
     "uncertainty": called(slm_round, "uncertainty", PROBS, False, 1),
     "uncertainty, logits": called(slm_round, "uncertainty", LOGITS, True, 1),
+    "random router": by_noise(1),
+    "random router, after 4 tokens": by_noise(4),
     "entropy, kept": kept,
     "recorded, rejection": recorded(speculative_round, SlmDrafts(), 4, True),
     "recorded, coupled": recorded(speculative_round, SlmDrafts(), 4, False),
