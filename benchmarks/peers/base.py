@@ -10,6 +10,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from hybridgen.benchmarks.contender import Contender, Pair, Place, Work
 
+FAMILIES = ("llama", "qwen3")
+ROPES = ("default", "llama3")
 MOST_POSITIONS = 4096  # of one text, where a program reserves room for what is asked
 
 
@@ -60,7 +62,18 @@ def folder_of(model: str) -> Path:
 
 def config_of(model: str) -> PretrainedConfig:
     """The text model's configuration."""
-    return AutoConfig.from_pretrained(folder_of(model)).get_text_config()
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder_of(model)).get_text_config()
+    return config
+
+
+def check_family(config: PretrainedConfig) -> None:
+    """Raise `CannotRun` for a model that we do not convert: no Llama or Qwen3, another rope."""
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if config.model_type not in FAMILIES or rope not in ROPES:
+        raise CannotRun(
+            f"converted are {' and '.join(FAMILIES)} with ropes {' and '.join(ROPES)}, "
+            f"not {config.model_type} with {rope}"
+        )
 
 
 def dtype_of(pair: Pair, place: Place) -> str:
@@ -78,7 +91,7 @@ def stored_dtype(config: PretrainedConfig) -> str:
 
 def positions(pair: Pair) -> int:
     """The longest text that is reserved for."""
-    return min(MOST_POSITIONS, config_of(pair.llm).max_position_embeddings)
+    return min(MOST_POSITIONS, int(config_of(pair.llm).max_position_embeddings))
 
 
 def options(dtype: str | torch.dtype, **others: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _values_per_position(model: str) -> int:
     config = config_of(model)
     heads = config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * dim
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * dim)
 
 
 def _itemsize(dtype: str) -> int:

@@ -49,7 +49,8 @@ class CTranslate2:
     Its draws go on from call to call: a seed is taken when a program starts alone.
     """
 
-    name, writers = NAME, ("llm",)
+    name: str = NAME
+    writers: tuple[str, ...] = ("llm",)
 
     def __init__(self, folder: Path, place: Place, dtype: str, batch: int) -> None:
         import ctranslate2

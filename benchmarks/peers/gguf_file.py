@@ -15,21 +15,22 @@ from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from hybridgen.benchmarks.peers.base import check_family
+
 ARCHITECTURES = {"llama": "LLAMA", "qwen3": "QWEN3"}
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-ROPES = ("default", "llama3")
 
 
 def write_gguf(folder: Path, target: Path, dtype: str) -> None:
     """Write ``target`` from the safetensors in ``folder``; matrices are stored in ``dtype``.
 
-    Raises ValueError for a model that is neither a Llama nor a Qwen3, or whose rope is scaled in
-    another way than Llama 3's.
+    Raises CannotRun for a model that is neither a Llama nor a Qwen3, or whose rope is scaled in
+    another way than Llama 3's; ValueError for weights that GGUF has no name for.
     """
     import gguf
 
     config = AutoConfig.from_pretrained(folder)
-    check(config)
+    check_family(config)
     kind = getattr(gguf.MODEL_ARCH, ARCHITECTURES[config.model_type])
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     unfinished = target.with_suffix(".part")
@@ -53,14 +54,6 @@ def write_gguf(folder: Path, target: Path, dtype: str) -> None:
     writer.write_tensors_to_file()
     writer.close()
     unfinished.rename(target)
-
-
-def check(config: PretrainedConfig) -> None:
-    """Raise ValueError where a file of this model would not say what the model is."""
-    if config.model_type not in ARCHITECTURES:
-        raise ValueError(f"GGUF is written for {', '.join(ARCHITECTURES)}, not {config.model_type}")
-    if _rope(config)["rope_type"] not in ROPES:
-        raise ValueError(f"GGUF is written for ropes {ROPES}, not {_rope(config)['rope_type']}")
 
 
 def ids_of(text: str) -> list[int]:
@@ -102,9 +95,10 @@ def _rope(config: PretrainedConfig) -> dict[str, Any]:
 
 def _frequency_factors(config: PretrainedConfig) -> torch.Tensor:
     """[dim / 2]: what Llama 3 divides each of the plain frequencies by."""
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    scaled: torch.Tensor = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
     dim = 2 * scaled.numel()
-    plain = _rope(config)["rope_theta"] ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+    plain = torch.tensor(_rope(config)["rope_theta"], dtype=torch.float64) ** -exponents
     return (plain / scaled.double()).float()
 
 
@@ -114,7 +108,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         raise ValueError(f"{folder} holds no safetensors")
     for path in files:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118: it is no mapping
+            for name in file.keys():  # noqa: SIM118
                 yield name, file.get_tensor(name)
 
 

@@ -37,17 +37,14 @@ def converted(model: str, dtype: str, target: Path) -> Path:
     """The checkpoint as a GGUF file, which is written where it is not there."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_gguf(base.folder_of(model), target, dtype)
-        except ValueError as error:
-            raise base.CannotRun(str(error)) from error
+        write_gguf(base.folder_of(model), target, dtype)
     return target
 
 
 class LlamaCpp:
     """A server of its own with ``batch`` slots; how much it drafts is its own choice."""
 
-    writers = ("llm",)
+    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self,

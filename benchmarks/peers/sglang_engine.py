@@ -29,7 +29,7 @@ class SGLang:
     It takes a seed when it is loaded alone, so a sampled text is not repeated.
     """
 
-    writers = ("llm",)
+    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self, name: str, pair: Pair, place: Place, batch: int, slm: str | None = None

@@ -1,6 +1,7 @@
 """The peers by name; each is imported when it is asked for."""
 
 from importlib import import_module
+from typing import cast
 
 from hybridgen.benchmarks.peers.base import Peer
 
@@ -16,5 +17,4 @@ PEERS = {
 
 def peer(name: str) -> Peer:
     """The peer's module."""
-    module: Peer = import_module(f"{__package__}.{PEERS[name]}")  # type: ignore[assignment]
-    return module
+    return cast(Peer, import_module(f"{__package__}.{PEERS[name]}"))

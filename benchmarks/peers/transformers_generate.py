@@ -53,15 +53,18 @@ def compiling(place: Place) -> CompileConfig:
     if place.device.startswith("cuda"):
         return CompileConfig()
     config = CompileConfig(mode="default")
-    config._compile_all_devices = True
+    config._compile_all_devices = True  # type: ignore[assignment]
     return config
 
 
 def load(model: str, dtype: str, device: str) -> PreTrainedModel:
     """The model without generation defaults of its own."""
-    loaded = AutoModelForCausalLM.from_pretrained(folder_of(model), dtype=getattr(torch, dtype))
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder_of(model), dtype=getattr(torch, dtype)
+    )
     loaded.generation_config = GenerationConfig()
-    return loaded.eval().to(device)
+    loaded.eval().to(device)
+    return loaded
 
 
 class Generate:
@@ -71,7 +74,7 @@ class Generate:
     assistant    the SLM; its own way to choose how much it drafts is left as it is
     """
 
-    writers = ("llm",)
+    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self,
@@ -98,7 +101,8 @@ class Generate:
         torch.manual_seed(work.seed)
         prompts, mask = padded(work.prompts)
         device = self._llm.device
-        written = self._llm.generate(
+        generate: Any = self._llm.generate
+        written = generate(
             prompts.to(device),
             attention_mask=mask.to(device),
             generation_config=self._config(work),

@@ -29,7 +29,7 @@ def contenders(pair: Pair, place: Place, scratch: Path, most: int = 1) -> Iterat
 class VLLM:
     """An engine with just the memory that the pair's texts need, and no cache of prompts."""
 
-    writers = ("llm",)
+    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self, name: str, pair: Pair, place: Place, batch: int, slm: str | None = None
