@@ -128,7 +128,7 @@ def test_every_peer_says_where_it_cannot_run() -> None:
     assert "cuda" in str(peer("llama.cpp").missing(Place("cuda:0", None, 2)))
     assert "no_such_module" in str(lacking("no_such_module", "no-such-module"))
     for name in PEERS:
-        assert peer(name).NAME == name
+        assert name == peer(name).NAME
 
 
 def test_the_dtype_is_the_places_or_the_checkpoints(pair: Pair) -> None:
