@@ -37,6 +37,18 @@ class Peer(Protocol):
         """
 
 
+class LLMWriter:
+    """What contenders of peers have in common: each writes the LLM's text.
+
+    None promises another's to the token: sums in another order part at near-ties.
+    """
+
+    writers: tuple[str, ...] = ("llm",)
+
+    def promises(self, work: Work) -> str | None:
+        return None
+
+
 class CannotRun(ValueError):
     """The program runs here, but not this pair."""
 

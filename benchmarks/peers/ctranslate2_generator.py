@@ -43,14 +43,13 @@ def converted(model: str, dtype: str, target: Path) -> Path:
     return target
 
 
-class CTranslate2:
+class CTranslate2(base.LLMWriter):
     """Tokens go in by name and come out as ids; an end that no token is ends no text.
 
     Its draws go on from call to call: a seed is taken when a program starts alone.
     """
 
     name: str = NAME
-    writers: tuple[str, ...] = ("llm",)
 
     def __init__(self, folder: Path, place: Place, dtype: str, batch: int) -> None:
         import ctranslate2

@@ -41,10 +41,8 @@ def converted(model: str, dtype: str, target: Path) -> Path:
     return target
 
 
-class LlamaCpp:
+class LlamaCpp(base.LLMWriter):
     """A server of its own with ``batch`` slots; how much it drafts is its own choice."""
-
-    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self,

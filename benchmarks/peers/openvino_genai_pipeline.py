@@ -64,10 +64,8 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
     openvino.save_model(back, target / "openvino_detokenizer.xml")
 
 
-class OpenVINO:
+class OpenVINO(base.LLMWriter):
     """A pipeline without a cache of prompts; its end of text is an id that no token has."""
-
-    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self,

@@ -23,13 +23,11 @@ def contenders(pair: Pair, place: Place, scratch: Path, most: int = 1) -> Iterat
         yield SGLang(f"{NAME} assisted", pair, place, most, pair.slm)
 
 
-class SGLang:
+class SGLang(base.LLMWriter):
     """An engine with just the memory that the pair's texts need, and no cache of prompts.
 
     It takes a seed when it is loaded alone, so a sampled text is not repeated.
     """
-
-    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self, name: str, pair: Pair, place: Place, batch: int, slm: str | None = None

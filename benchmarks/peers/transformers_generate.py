@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, PreTrainedModel
 
 from hybridgen.benchmarks.contender import Contender, Pair, Place, Work, Written
-from hybridgen.benchmarks.peers.base import check, dtype_of, filters, folder_of, options
+from hybridgen.benchmarks.peers.base import LLMWriter, check, dtype_of, filters, folder_of, options
 
 NAME = "transformers"
 LOOKUP = {"prompt_lookup_num_tokens": 10}
@@ -67,14 +67,12 @@ def load(model: str, dtype: str, device: str) -> PreTrainedModel:
     return loaded
 
 
-class Generate:
+class Generate(LLMWriter):
     """`generate` with some of its options.
 
     configured   for the generation configuration of each call
     assistant    the SLM; its own way to choose how much it drafts is left as it is
     """
-
-    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self,

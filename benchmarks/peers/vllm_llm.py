@@ -26,10 +26,8 @@ def contenders(pair: Pair, place: Place, scratch: Path, most: int = 1) -> Iterat
         yield VLLM(f"{NAME} assisted", pair, place, most, pair.slm)
 
 
-class VLLM:
+class VLLM(base.LLMWriter):
     """An engine with just the memory that the pair's texts need, and no cache of prompts."""
-
-    writers: tuple[str, ...] = ("llm",)
 
     def __init__(
         self, name: str, pair: Pair, place: Place, batch: int, slm: str | None = None
