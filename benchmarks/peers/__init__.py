@@ -1,0 +1,1 @@
+"""What hybridgen is measured against: other programs that write with the same pair."""
