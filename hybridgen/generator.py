@@ -2,8 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 
@@ -11,12 +10,12 @@ from hybridgen.checks import check_bool, check_choice, check_int, exact_list, qu
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.loading import choose_sources
 from hybridgen.engine.opening import LARGEST, check_sizes, look_at
+from hybridgen.engine.pair import one_at_a_time
 from hybridgen.engine.placement import choose_device, choose_dtype
 from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
-from hybridgen.parameters import FIELDS, is_streamer
-from hybridgen.processors import PROCESSORS
+from hybridgen.parameters import FIELDS, takes_text
 from hybridgen.profiling.asked import asked_for
 from hybridgen.profiling.calibrate import Calibration, calibrate
 from hybridgen.profiling.profile import ProfileResult
@@ -28,24 +27,11 @@ from hybridgen.recommendations import (
     processing_defaults,
     sampling_defaults,
 )
-from hybridgen.request import Request, check_request
-from hybridgen.result import GenerationResult
+from hybridgen.request import Request, check_request, refuse_for_custom
+from hybridgen.result import GenerationResult, ends_inside_a_line
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy, Strategy
 from hybridgen.strategies.custom import Custom, GenerationStrategy
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def one_at_a_time(method: Method) -> Method:
-    """Let calls of a generator's methods wait for each other: they share its arena and states."""
-
-    @wraps(method)
-    def call(self: "HybridGenerator", *args: Any, **kwargs: Any) -> Any:
-        with self.pair.turn():
-            return method(self, *args, **kwargs)
-
-    return cast(Method, call)
 
 
 class HybridGenerator:
@@ -368,28 +354,3 @@ class HybridGenerator:
         ids = getattr(self._recommended, "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return end_ids(ids, "the LLM's eos_token_id")
-
-
-def refuse_for_custom(request: Request) -> None:
-    """A custom strategy calls the models itself."""
-    asked = next((f.name for f in PROCESSORS if request.values[f.name] != f.value({}, Facts())), "")
-    if request.reuse:
-        raise ValueError(
-            f"reuse must be False with strategy={quoted(request.strategy)}: a custom strategy "
-            "reads its prompts itself"
-        )
-    if asked:
-        raise ValueError(
-            f"{asked} must not be given with strategy={quoted(request.strategy)}: a custom "
-            "strategy draws from the models' logits itself"
-        )
-
-
-def takes_text(stream: Any) -> bool:
-    """Whether a stream is a callable; a transformers streamer ends its last line itself."""
-    return stream is not None and not is_streamer(stream)
-
-
-def ends_inside_a_line(text: Any) -> bool:
-    """Whether a line printed after the text would be glued to it."""
-    return isinstance(text, str) and text != "" and not text.endswith("\n")
