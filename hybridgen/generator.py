@@ -15,6 +15,7 @@ from hybridgen.engine.placement import choose_device, choose_dtype
 from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
+from hybridgen.named_pairs import advised, models_of
 from hybridgen.parameters import FIELDS, takes_text
 from hybridgen.profiling.asked import asked_for
 from hybridgen.profiling.calibrate import Calibration, calibrate
@@ -40,6 +41,8 @@ class HybridGenerator:
     slm_model_id, llm_model_id    a hub id, a local folder, or a loaded transformers model; neither
                                   given: the embedded pair that ships with the package; the LLM
                                   alone: speculation drafts from the text itself
+    pair                          instead: the name of a pair of models on the hub, such as
+                                  "qwen3-8b"; see `hybridgen.named_pairs`
     tokenizer                     needed only for loaded models that do not tell where they are
                                   from; compared with each model's own where that can be found
     device                        None: cuda if there is one, else cpu; a loaded model that is on a
@@ -67,6 +70,7 @@ class HybridGenerator:
         slm_model_id: Any = None,
         llm_model_id: Any = None,
         *,
+        pair: str | None = None,
         tokenizer: Any = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -77,9 +81,10 @@ class HybridGenerator:
         check_sizes(max_batch_size, max_seq_len)
         check_bool("trust_remote_code", trust_remote_code)
         self.device, chosen_dtype = choose_device(device), choose_dtype(dtype)
-        sources = choose_sources(slm_model_id, llm_model_id)
-        looked = look_at(*sources, trust_remote_code)
-        self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
+        sources = choose_sources(*models_of(pair, slm_model_id, llm_model_id))
+        with advised(pair):
+            looked = look_at(*sources, trust_remote_code)
+            self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
         loaded = looked.load(self.device, chosen_dtype, int(max_batch_size), max_seq_len)
         self.slm, self.llm, self.pair = loaded
         self.strategies: dict[str, Strategy | GenerationStrategy] = built_in_strategies(
