@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from hybridgen.profiling.asked import asked_for
 from hybridgen.profiling.calibrate import Calibration, calibrate
 from hybridgen.profiling.profile import ProfileResult
 from hybridgen.profiling.record import profiled, refuse_several, with_rounds
+from hybridgen.prompt_file import FileRun, generate_file
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import (
     SOURCE,
@@ -220,6 +222,26 @@ class HybridGenerator:
             resamples=resamples,
             **options,
         )
+
+    def generate_file(
+        self,
+        prompts: str | PathLike[str],
+        results: str | PathLike[str],
+        *,
+        prepare: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> FileRun:
+        """Continue each of the ``prompts`` of a JSONL file, and add a line for each to ``results``.
+
+        prepare      makes of a prompt, as it stands in the file, the one that is continued
+        **options    those of `generate`, but for stream, reuse and print_stats
+
+        What a line is, see `hybridgen.prompt_file`. Prompts that have results are skipped, so that
+        a call that was broken off goes on where it was; a last line that it left half-written is
+        cut off. Prompt i has the seed s + i of an int s, whenever it is written. Raises as
+        `generate` does, naming the line; ValueError for a file of other results.
+        """
+        return generate_file(self, prompts, results, prepare, **options)
 
     @one_at_a_time
     def generate_with_profile(
