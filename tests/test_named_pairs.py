@@ -30,6 +30,11 @@ def test_the_table_says_of_each_pair_what_there_is_to_know(capsys: Any) -> None:
     assert max(map(len, lines)) < 120
 
 
+def test_the_table_is_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- pairs: begin -->\n```\n{table()}\n```\n" in readme
+
+
 def test_sizes_are_those_in_the_names_and_remarks_are_explained() -> None:
     for name, pair in PAIRS.items():
         assert name == pair.name
