@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,11 +18,6 @@ from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
 from hybridgen.named_pairs import advised, models_of
 from hybridgen.parameters import FIELDS, takes_text
-from hybridgen.profiling.asked import asked_for
-from hybridgen.profiling.calibrate import Calibration, calibrate
-from hybridgen.profiling.profile import ProfileResult
-from hybridgen.profiling.record import profiled, refuse_several, with_rounds
-from hybridgen.prompt_file import FileRun, generate_file
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import (
     SOURCE,
@@ -35,6 +30,11 @@ from hybridgen.result import GenerationResult, ends_inside_a_line
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy, Strategy
 from hybridgen.strategies.custom import Custom, GenerationStrategy
+
+if TYPE_CHECKING:  # what the first token does not need is imported by the methods that do
+    from hybridgen.profiling.calibrate import Calibration
+    from hybridgen.profiling.profile import ProfileResult
+    from hybridgen.prompt_file import FileRun
 
 
 class HybridGenerator:
@@ -199,7 +199,7 @@ class HybridGenerator:
         confidence: float = 0.95,
         resamples: int = 1000,
         **options: Any,
-    ) -> Calibration:
+    ) -> "Calibration":
         """Find the threshold by which the LLM writes ``llm_fraction`` of such texts as these.
 
         prompts       as of `generate`; the more, the narrower the intervals
@@ -212,6 +212,8 @@ class HybridGenerator:
         but not to the metric that the threshold is taken from: what was achieved shows by how much
         that is off. Raises as `generate` does, and ValueError without an SLM.
         """
+        from hybridgen.profiling.calibrate import calibrate
+
         return calibrate(
             self,
             prompts,
@@ -230,7 +232,7 @@ class HybridGenerator:
         *,
         prepare: Callable[[Any], Any] | None = None,
         **options: Any,
-    ) -> FileRun:
+    ) -> "FileRun":
         """Continue each of the ``prompts`` of a JSONL file, and add a line for each to ``results``.
 
         prepare      makes of a prompt, as it stands in the file, the one that is continued
@@ -241,6 +243,8 @@ class HybridGenerator:
         cut off. Prompt i has the seed s + i of an int s, whenever it is written. Raises as
         `generate` does, naming the line; ValueError for a file of other results.
         """
+        from hybridgen.prompt_file import generate_file
+
         return generate_file(self, prompts, results, prepare, **options)
 
     @one_at_a_time
@@ -255,7 +259,7 @@ class HybridGenerator:
         llm_fraction: float | None = None,
         print_stats: bool = False,
         **options: Any,
-    ) -> ProfileResult:
+    ) -> "ProfileResult":
         """Continue one ``prompt``, with a record of every token: the text is that of `generate`.
 
         strategy           None: routing by ``routing_metric`` where a threshold, a fraction or a
@@ -268,6 +272,9 @@ class HybridGenerator:
         Raises as `generate` does; ValueError too where arguments contradict each other, and for a
         list of prompts.
         """
+        from hybridgen.profiling.asked import asked_for
+        from hybridgen.profiling.record import profiled, refuse_several, with_rounds
+
         asked = asked_for(
             self.strategies, strategy, threshold, llm_fraction, routing_metric, enable_routing
         )
