@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 
@@ -92,7 +93,8 @@ def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
     keys = Interrupts()
     if is_terminal():
         say(WELCOME)
-        import readline  # noqa: F401 (gives `input` a history and keys to edit with)
+        with contextlib.suppress(ImportError):  # Windows has none, and edits lines itself
+            import readline  # noqa: F401 (gives `input` a history and keys to edit with)
     while (message := next_message(keys)) is not None:
         if message.strip() == "/exit":
             break
