@@ -6,33 +6,52 @@ is imported here is as little as can be: until `main` runs, an interrupt ends in
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
 import warnings
 
 from hybridgen import __version__
+from hybridgen.cli_options import (
+    add_fields,
+    add_models,
+    add_system,
+    check_options,
+    declared,
+    in_options,
+    load,
+    template_kwargs,
+)
+from hybridgen.cli_terminal import (
+    INTERRUPTED,
+    abandon_stdout,
+    check_stdout,
+    check_there_is_a_stdout,
+    leave_when_interrupted,
+    open_stderr,
+    read_stdin,
+    say,
+    show_warning,
+    write,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Any, NoReturn
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
-    from hybridgen.fields import Field
     from hybridgen.generator import HybridGenerator
     from hybridgen.result import GenerationResult
     from hybridgen.strategies.declarations import Declaration
 
 FAILURES = (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportError, Warning)
-INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 141  # 128 + SIGPIPE, what a shell reports for any program whose reader has gone
+# The first word of a command's own -> the module with its parser and what it does.
+COMMANDS = {name: f"hybridgen.cli_{name}" for name in ("chat", "pairs", "profile")}
 
 DESCRIPTION = """\
 A small language model (SLM) and a large one (LLM) continue PROMPT together.
-Without --slm and --llm the pair that ships with hybridgen writes: it knows
-Python, needs no download and no GPU.
+Without --slm, --llm and --pair the pair that ships with hybridgen writes: it
+knows Python, needs no download and no GPU.
 """
 
 EPILOG = """\
@@ -43,17 +62,25 @@ examples:
       greedy; the text ends before "class "
   cat prompt.txt | hybridgen - --stats none > text.txt
       the prompt from stdin, nothing but the text
+  hybridgen "Why is the sky blue?" --chat --pair qwen3-8b
+      a known pair, asked through its chat template
   hybridgen "Once upon a time" --slm Qwen/Qwen3-0.6B --llm Qwen/Qwen3-8B
       any two models with one tokenizer: hub ids or local folders
   hybridgen - --llm Qwen/Qwen3-8B < report.txt
       one model alone: drafts are looked up in the text, which repeats itself
+  hybridgen --file prompts.jsonl --out results.jsonl --seed 1
+      many prompts: a JSON string a line, or an object with "prompt" or
+      "messages"; started again, it goes on with what is not done
   hybridgen "def area(r):" --strategy entropy --threshold 2.0
       the SLM writes, and asks the LLM for each token it is unsure of
   hybridgen "def area(r):" --verification coupled --seed 7
       the same tokens as --strategy llm --seed 7, sooner
-  hybridgen profile "def area(r):" --html report.html
-      what was measured at each token, to choose a threshold by; see
-      hybridgen profile --help (the prompt "profile" itself: from stdin)
+
+other commands, each with a --help of its own (a prompt of such a word: from
+stdin):
+  hybridgen chat       a conversation
+  hybridgen pairs      known pairs, with what they need
+  hybridgen profile    what was measured at each token, to choose a threshold by
 
 exit status:
   0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted,
@@ -74,13 +101,25 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
     declarations = BUILT_IN if declarations is None else declarations
     parser = argparse.ArgumentParser(
         prog="hybridgen",
+        usage="hybridgen PROMPT [options]\n"
+        "       hybridgen --file PROMPTS --out RESULTS [options]\n"
+        "       hybridgen {chat,pairs,profile} ...",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hybridgen {__version__}")
-    add_prompt_and_models(parser)
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", help="the text to continue; - reads it from stdin"
+    )
+    add_models(parser)
+    chat = parser.add_argument_group("chat")
+    chat.add_argument(
+        "--chat", action="store_true", help="ask PROMPT through the LLM's chat template"
+    )
+    add_system(chat)
+    add_files(parser)
     add_fields(parser, declarations, STRATEGY.default, "%(default)s")
     add = parser.add_argument_group("output").add_argument
     add(
@@ -93,59 +132,12 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
     return parser
 
 
-def add_prompt_and_models(parser: argparse.ArgumentParser) -> None:
-    """What every command takes."""
-    parser.add_argument(
-        "prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin"
-    )
-    add = parser.add_argument_group("models").add_argument
-    add("--slm", metavar="MODEL", help="small model: hub id or local folder")
-    add("--llm", metavar="MODEL", help="large model, same tokenizer; alone, it drafts by lookup")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
-
-
-def add_fields(
-    parser: argparse.ArgumentParser,
-    declarations: Sequence[Declaration],
-    default: str | None,
-    shown: str,
-) -> None:
-    """The parameters of `generate`, in their groups; ``default`` strategy, as it is ``shown``."""
-    from hybridgen.fields import merged
-    from hybridgen.parameters import FIELDS
-    from hybridgen.strategies.declarations import help_line
-
-    fields = merged(FIELDS, *(each.options for each in declarations))
-    named = dict.fromkeys(["strategy", *(field.group for field in fields if field.group)])
-    groups = {name: parser.add_argument_group(name) for name in named}
-    groups["strategy"].add_argument(
-        "--strategy",
-        choices=[each.name for each in declarations],
-        default=default,
-        help="; ".join(f"{each.name}: {each.help}" for each in declarations).replace("%", "%%")
-        + f" (default: {shown})",
-    )
-    for name, group in groups.items():
-        for field in fields:
-            if field.group == name:
-                add_option(group, field, help_line(field, declarations))
-
-
-def add_option(group: argparse._ArgumentGroup, field: Field, help_line: str) -> None:
-    """The field as an option of its group."""
-    from argparse import BooleanOptionalAction
-
-    default = field.unset or field.default
-    shown = help_line if default is None else f"{help_line} (default: {default})"
-    keywords = dict(getattr(field.check, "argument", {}))
-    if keywords.get("type") is bool:
-        keywords = {"action": BooleanOptionalAction}
-    elif "choices" not in keywords:
-        keywords["metavar"] = field.metavar
-    group.add_argument(
-        "--" + field.name.replace("_", "-"), help=shown.replace("%", "%%"), **keywords
-    )
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Many prompts in the place of one."""
+    add = parser.add_argument_group("many prompts").add_argument
+    add("--file", metavar="PROMPTS", help="continue each line of this JSONL file")
+    add("--out", metavar="RESULTS", help="add a line of JSON for each there, if it has none")
+    add("--batch-size", type=int, metavar="N", help="texts written at once (default: 4)")
 
 
 def main(argv: Sequence[str] | None = None, strategies: Mapping[str, Any] | None = None) -> int:
@@ -162,11 +154,15 @@ def main(argv: Sequence[str] | None = None, strategies: Mapping[str, Any] | None
     own = strategies or {}
     given = sys.argv[1:] if argv is None else [*argv]
     parser_of, work = build_parser, run
-    if given[:1] == ["profile"]:
-        from hybridgen import cli_profile
+    if given[:1] and given[0] in COMMANDS:
+        from importlib import import_module
 
-        parser_of, work, given = cli_profile.build_parser, cli_profile.run, given[1:]
-    arguments = parser_of(declared(own)).parse_args(given)
+        command = import_module(COMMANDS[given.pop(0)])
+        parser_of, work = command.build_parser, command.run
+    parser = parser_of(declared(own))
+    arguments = parser.parse_args(given)
+    if work is run:
+        check_usage(parser, arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
@@ -178,27 +174,36 @@ def main(argv: Sequence[str] | None = None, strategies: Mapping[str, Any] | None
         abandon_stdout()
         return READER_GONE
     except FAILURES as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"hybridgen: error: {reason}", file=sys.stderr)
+        say(f"hybridgen: error: {reason(error, own)}")
         check_stdout()
         return 1
     return 0
 
 
-def declared(own: Mapping[str, Any]) -> list[Declaration]:
-    """The declarations of all strategies, each under the name by which it is chosen."""
-    from dataclasses import replace
+def reason(error: BaseException, own: Mapping[str, Any]) -> str:
+    """What went wrong, in one line that speaks of options."""
+    return in_options(" ".join(str(error).split()), declared(own)) or type(error).__name__
 
-    from hybridgen.strategies.declarations import BUILT_IN, Declaration
 
-    found = {each.name: each for each in BUILT_IN}
-    for name, strategy in own.items():
-        found[name] = replace(strategy.declaration or Declaration(name, "your own"), name=name)
-    return list(found.values())
+def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Leave with the usage where options do not go together."""
+    if (arguments.prompt is None) == (arguments.file is None):
+        parser.error("give a PROMPT, or --file with many")
+    if (arguments.file is None) != (arguments.out is None):
+        parser.error("--file and --out go together")
+    if arguments.system is not None:
+        arguments.chat = True
+    if arguments.chat_template_kwargs and not arguments.chat:
+        parser.error("--chat-template-kwargs is for --chat")
 
 
 def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
     """Load the pair, generate, print."""
+    if arguments.file is not None:
+        from hybridgen.cli_file import run as run_file
+
+        run_file(arguments, own)
+        return
     result = generate(arguments, prompt_of(arguments), own)
     if arguments.no_stream:
         write(result.text)
@@ -209,13 +214,14 @@ def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> None:
 
         print(json.dumps(result.stats), file=sys.stderr)
     elif arguments.stats == "text":
-        print(result.summary, file=sys.stderr)
+        from hybridgen.result import format_stats
+
+        print(format_stats(result.stats, [*result.lines, "Seed: {seed}"]), file=sys.stderr)
 
 
 def prompt_of(arguments: argparse.Namespace) -> str:
     """The prompt, if there is a stdout to answer it on."""
-    if sys.stdout is None:
-        raise ValueError("stdout is closed: there is nowhere to write the text")
+    check_there_is_a_stdout()
     return read_stdin() if arguments.prompt == "-" else arguments.prompt
 
 
@@ -224,121 +230,17 @@ def generate(
 ) -> GenerationResult:
     """The call of the library. Options left out keep the library's own defaults."""
     given = check_options(arguments, declared(own))
+    kwargs = template_kwargs(arguments.chat_template_kwargs)
     generator = load(arguments, own)
     stream = None if arguments.no_stream else write
-    return generator.generate(prompt, stream=stream, print_stats=False, **given)
+    asked = as_chat(generator, prompt, arguments.system, kwargs) if arguments.chat else prompt
+    return generator.generate(asked, stream=stream, print_stats=False, **given)
 
 
-def load(arguments: argparse.Namespace, own: Mapping[str, Any]) -> HybridGenerator:
-    """The generator of the models that the arguments name."""
-    silence_libraries()
-    from hybridgen.generator import HybridGenerator
+def as_chat(
+    generator: HybridGenerator, prompt: Any, system: str | None, kwargs: Mapping[str, Any]
+) -> list[int]:
+    """The token ids of one turn."""
+    from hybridgen.chat import Chat
 
-    generator = HybridGenerator(
-        arguments.slm, arguments.llm, device=arguments.device, dtype=arguments.dtype
-    )
-    if own:
-        generator.strategies.update(own)
-    return generator
-
-
-def check_options(
-    arguments: argparse.Namespace, declarations: Sequence[Declaration]
-) -> dict[str, Any]:
-    """The options given, by name; those that no pair would accept are refused."""
-    from hybridgen.engine.sampling import Sampling
-    from hybridgen.fields import Facts, merged
-    from hybridgen.parameters import FIELDS
-    from hybridgen.prompts import Prompt
-    from hybridgen.request import check_request
-
-    every = merged(FIELDS, *(each.options for each in declarations))
-    given = {
-        field.name: value
-        for field in every
-        if (value := getattr(arguments, field.name, None)) is not None
-    }
-    chosen = next(each for each in declarations if each.name == arguments.strategy)
-    fields = merged(FIELDS, chosen.options)
-    check_request(Prompt(None, [0]), Sampling()._asdict() | given, Facts(), fields)
-    return given
-
-
-def silence_libraries() -> None:
-    """Keep what libraries have to say off the terminal, unless the user asked them to speak."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module="hybridgen")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():  # on a terminal, a download of gigabytes shows its progress
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
-    disable_progress_bar: Callable[[], None] = logging.disable_progress_bar
-    disable_progress_bar()
-
-
-def show_warning(message: Warning | str, *where: Any, **kwargs: Any) -> None:
-    """A warning as one line on stderr."""
-    print(f"hybridgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def read_stdin() -> str:
-    """All of stdin, as it is: a final newline is part of the prompt."""
-    if sys.stdin is None:
-        raise ValueError("the prompt is -, but stdin is closed")
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt on stdin is not UTF-8: {error}") from error
-
-
-def write(piece: str) -> None:
-    """Send text to stdout now, replacing what its encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(piece.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
-
-
-def leave_when_interrupted() -> None:
-    """Let SIGINT end the process at once, quietly, whichever library is running or importing.
-
-    A KeyboardInterrupt would come up anywhere, and some of them catch it or turn it into another
-    error. Nothing needs to be cleaned up. A signal that the parent has set to be ignored stays so.
-    """
-
-    def leave(*signal_and_frame: Any) -> NoReturn:
-        with contextlib.suppress(OSError):
-            os.write(2, b"\n")
-        os._exit(INTERRUPTED)
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, leave)
-
-
-def open_stderr() -> None:
-    """Give a process that was started without stderr one that leads nowhere.
-
-    Without it, `print` would write to stdout, and the next file opened would get what C code says.
-    """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    if nowhere != 2:
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-    sys.stderr = os.fdopen(2, "w")
-
-
-def check_stdout() -> None:
-    """Abandon stdout where it takes no more, a full disk say."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (OSError, ValueError):
-        abandon_stdout()
-
-
-def abandon_stdout() -> None:
-    """Point stdout at nothing, or Python would complain about it once more as it exits."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Chat(generator, system, kwargs).opened_by(prompt)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from hybridgen.cli import (
-    add_fields,
-    add_prompt_and_models,
-    check_options,
-    declared,
-    load,
-    prompt_of,
-    write,
-)
+from hybridgen.cli import prompt_of
+from hybridgen.cli_options import add_fields, add_prompt_and_models, check_options, declared, load
+from hybridgen.cli_terminal import write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any, TypeVar, cast
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,16 +11,13 @@ from hybridgen.checks import check_bool, check_choice, check_int, exact_list, qu
 from hybridgen.engine.checkpoint import end_ids
 from hybridgen.engine.loading import choose_sources
 from hybridgen.engine.opening import LARGEST, check_sizes, look_at
+from hybridgen.engine.pair import one_at_a_time
 from hybridgen.engine.placement import choose_device, choose_dtype
 from hybridgen.engine.sampling import Sampling
 from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.fields import Facts, merged
-from hybridgen.parameters import FIELDS, is_streamer
-from hybridgen.processors import PROCESSORS
-from hybridgen.profiling.asked import asked_for
-from hybridgen.profiling.calibrate import Calibration, calibrate
-from hybridgen.profiling.profile import ProfileResult
-from hybridgen.profiling.record import profiled, refuse_several, with_rounds
+from hybridgen.named_pairs import advised, models_of
+from hybridgen.parameters import FIELDS, takes_text
 from hybridgen.prompts import Prompt
 from hybridgen.recommendations import (
     SOURCE,
@@ -28,24 +25,16 @@ from hybridgen.recommendations import (
     processing_defaults,
     sampling_defaults,
 )
-from hybridgen.request import Request, check_request
-from hybridgen.result import GenerationResult
+from hybridgen.request import Request, check_request, refuse_for_custom
+from hybridgen.result import GenerationResult, ends_inside_a_line
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy, Strategy
 from hybridgen.strategies.custom import Custom, GenerationStrategy
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def one_at_a_time(method: Method) -> Method:
-    """Let calls of a generator's methods wait for each other: they share its arena and states."""
-
-    @wraps(method)
-    def call(self: "HybridGenerator", *args: Any, **kwargs: Any) -> Any:
-        with self.pair.turn():
-            return method(self, *args, **kwargs)
-
-    return cast(Method, call)
+if TYPE_CHECKING:  # what the first token does not need is imported by the methods that do
+    from hybridgen.profiling.calibrate import Calibration
+    from hybridgen.profiling.profile import ProfileResult
+    from hybridgen.prompt_file import FileRun
 
 
 class HybridGenerator:
@@ -54,6 +43,8 @@ class HybridGenerator:
     slm_model_id, llm_model_id    a hub id, a local folder, or a loaded transformers model; neither
                                   given: the embedded pair that ships with the package; the LLM
                                   alone: speculation drafts from the text itself
+    pair                          instead: the name of a pair of models on the hub, such as
+                                  "qwen3-8b"; see `hybridgen.named_pairs`
     tokenizer                     needed only for loaded models that do not tell where they are
                                   from; compared with each model's own where that can be found
     device                        None: cuda if there is one, else cpu; a loaded model that is on a
@@ -81,6 +72,7 @@ class HybridGenerator:
         slm_model_id: Any = None,
         llm_model_id: Any = None,
         *,
+        pair: str | None = None,
         tokenizer: Any = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -91,9 +83,10 @@ class HybridGenerator:
         check_sizes(max_batch_size, max_seq_len)
         check_bool("trust_remote_code", trust_remote_code)
         self.device, chosen_dtype = choose_device(device), choose_dtype(dtype)
-        sources = choose_sources(slm_model_id, llm_model_id)
-        looked = look_at(*sources, trust_remote_code)
-        self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
+        sources = choose_sources(*models_of(pair, slm_model_id, llm_model_id))
+        with advised(pair):
+            looked = look_at(*sources, trust_remote_code)
+            self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
         loaded = looked.load(self.device, chosen_dtype, int(max_batch_size), max_seq_len)
         self.slm, self.llm, self.pair = loaded
         self.strategies: dict[str, Strategy | GenerationStrategy] = built_in_strategies(
@@ -206,7 +199,7 @@ class HybridGenerator:
         confidence: float = 0.95,
         resamples: int = 1000,
         **options: Any,
-    ) -> Calibration:
+    ) -> "Calibration":
         """Find the threshold by which the LLM writes ``llm_fraction`` of such texts as these.
 
         prompts       as of `generate`; the more, the narrower the intervals
@@ -219,6 +212,8 @@ class HybridGenerator:
         but not to the metric that the threshold is taken from: what was achieved shows by how much
         that is off. Raises as `generate` does, and ValueError without an SLM.
         """
+        from hybridgen.profiling.calibrate import calibrate
+
         return calibrate(
             self,
             prompts,
@@ -229,6 +224,28 @@ class HybridGenerator:
             resamples=resamples,
             **options,
         )
+
+    def generate_file(
+        self,
+        prompts: str | PathLike[str],
+        results: str | PathLike[str],
+        *,
+        prepare: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> "FileRun":
+        """Continue each of the ``prompts`` of a JSONL file, and add a line for each to ``results``.
+
+        prepare      makes of a prompt, as it stands in the file, the one that is continued
+        **options    those of `generate`, but for stream, reuse and print_stats
+
+        What a line is, see `hybridgen.prompt_file`. Prompts that have results are skipped, so that
+        a call that was broken off goes on where it was; a last line that it left half-written is
+        cut off. Prompt i has the seed s + i of an int s, whenever it is written. Raises as
+        `generate` does, naming the line; ValueError for a file of other results.
+        """
+        from hybridgen.prompt_file import generate_file
+
+        return generate_file(self, prompts, results, prepare, **options)
 
     @one_at_a_time
     def generate_with_profile(
@@ -242,7 +259,7 @@ class HybridGenerator:
         llm_fraction: float | None = None,
         print_stats: bool = False,
         **options: Any,
-    ) -> ProfileResult:
+    ) -> "ProfileResult":
         """Continue one ``prompt``, with a record of every token: the text is that of `generate`.
 
         strategy           None: routing by ``routing_metric`` where a threshold, a fraction or a
@@ -255,6 +272,9 @@ class HybridGenerator:
         Raises as `generate` does; ValueError too where arguments contradict each other, and for a
         list of prompts.
         """
+        from hybridgen.profiling.asked import asked_for
+        from hybridgen.profiling.record import profiled, refuse_several, with_rounds
+
         asked = asked_for(
             self.strategies, strategy, threshold, llm_fraction, routing_metric, enable_routing
         )
@@ -368,28 +388,3 @@ class HybridGenerator:
         ids = getattr(self._recommended, "eos_token_id", None)
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return end_ids(ids, "the LLM's eos_token_id")
-
-
-def refuse_for_custom(request: Request) -> None:
-    """A custom strategy calls the models itself."""
-    asked = next((f.name for f in PROCESSORS if request.values[f.name] != f.value({}, Facts())), "")
-    if request.reuse:
-        raise ValueError(
-            f"reuse must be False with strategy={quoted(request.strategy)}: a custom strategy "
-            "reads its prompts itself"
-        )
-    if asked:
-        raise ValueError(
-            f"{asked} must not be given with strategy={quoted(request.strategy)}: a custom "
-            "strategy draws from the models' logits itself"
-        )
-
-
-def takes_text(stream: Any) -> bool:
-    """Whether a stream is a callable; a transformers streamer ends its last line itself."""
-    return stream is not None and not is_streamer(stream)
-
-
-def ends_inside_a_line(text: Any) -> bool:
-    """Whether a line printed after the text would be glued to it."""
-    return isinstance(text, str) and text != "" and not text.endswith("\n")

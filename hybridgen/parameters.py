@@ -134,6 +134,11 @@ def is_streamer(stream: object) -> bool:
     return callable(getattr(stream, "put", None)) and callable(getattr(stream, "end", None))
 
 
+def takes_text(stream: Any) -> bool:
+    """Whether a stream is a callable; a transformers streamer ends its last line itself."""
+    return stream is not None and not is_streamer(stream)
+
+
 STRATEGY = Field(
     "strategy",
     "speculative",

@@ -7,6 +7,7 @@ everything that is cheap to check has been checked.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -120,7 +121,7 @@ class Prompt:
         if isinstance(row, str):
             return _of_text(self._tokenizer, row, name, room)
         if isinstance(row, list) and row and isinstance(row[0], Mapping):
-            return _of_chat(self._tokenizer, row, name, room)
+            return of_chat(self._tokenizer, row, name, room)
         if not (isinstance(row, list) or _is_array(row)):
             _refuse(name, shown(row))
         if room is not None and mask is None:
@@ -301,14 +302,23 @@ def _check_length(tokenizer: Any, text: str, name: str, room: Room) -> None:
         cut *= 4
 
 
-def _of_chat(tokenizer: Any, messages: list[Any], name: str, room: Room | None) -> list[int]:
-    """Ids of a chat. What a message must have beside its role, the template knows."""
+def of_chat(
+    tokenizer: Any,
+    messages: list[Any],
+    name: str = "prompt",
+    room: Room | None = None,
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> list[int]:
+    """Ids of a chat. What a message must have beside its role, the template knows.
+
+    kwargs    what else the template is told
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"{name} is a chat, but the LLM's tokenizer has no chat template")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise TypeError(f"{name}[{i}] must be a chat message (a dict), got {shown(message)}")
-    options: dict[str, Any] = {"add_generation_prompt": True}
+    options: dict[str, Any] = {"add_generation_prompt": True, **kwargs}
     try:
         roles = ["role" in message for message in messages]
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)

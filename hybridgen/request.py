@@ -10,7 +10,7 @@ from hybridgen.engine.adjustment import Adjustment
 from hybridgen.engine.sampling import Sampling
 from hybridgen.fields import Facts, Field
 from hybridgen.parameters import FIELDS
-from hybridgen.processors import adjustment
+from hybridgen.processors import PROCESSORS, adjustment
 from hybridgen.prompts import Prompt, Room
 
 
@@ -102,6 +102,21 @@ def check_request(
         is_batch=prompt.is_batch,
         adjustment=adjustment(values),
     )
+
+
+def refuse_for_custom(request: Request) -> None:
+    """A custom strategy calls the models itself."""
+    asked = next((f.name for f in PROCESSORS if request.values[f.name] != f.value({}, Facts())), "")
+    if request.reuse:
+        raise ValueError(
+            f"reuse must be False with strategy={quoted(request.strategy)}: a custom strategy "
+            "reads its prompts itself"
+        )
+    if asked:
+        raise ValueError(
+            f"{asked} must not be given with strategy={quoted(request.strategy)}: a custom "
+            "strategy draws from the models' logits itself"
+        )
 
 
 def _check_ids(

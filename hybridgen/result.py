@@ -163,3 +163,8 @@ def _line(stats: Stats, template: str) -> str | None:
         return template.format_map(stats)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def ends_inside_a_line(text: Any) -> bool:
+    """Whether a line printed after the text would be glued to it."""
+    return isinstance(text, str) and text != "" and not text.endswith("\n")

@@ -22,7 +22,9 @@ class Layer(NamedTuple):
 # From the bottom up. A module is in the first layer that has it, and may import from its own too.
 LAYERS = {
     "kernels": Layer("kernels.*"),
-    "leaves": Layer("checks prefix pair engine.limits engine.sampling engine.adjustment"),
+    "leaves": Layer(
+        "checks prefix named_pairs pair engine.limits engine.sampling engine.adjustment"
+    ),
     "training of the embedded pair": Layer("pair.*", "leaves"),
     "call": Layer(
         "fields parameters processors strategies.declarations recommendations prompts request "
@@ -43,13 +45,13 @@ LAYERS = {
         "kernels leaves call profiles engine strategies",
     ),
     "generator": Layer(
-        "generator exactness profiling.score profiling.random_router profiling.routed "
-        "profiling.calibrate profiling.sweep",
+        "generator chat prompt_file exactness profiling.score profiling.random_router "
+        "profiling.routed profiling.calibrate profiling.sweep",
         "kernels leaves call profiles engine strategies recording",
     ),
     "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),
     "doors": Layer(
-        "hybridgen __main__ cli cli_profile",
+        "hybridgen __main__ cli cli_*",
         "leaves call profiles recording strategies generator bridge",
     ),
     "benchmarks": Layer(

@@ -62,7 +62,7 @@ def test_the_text_is_on_stdout_and_the_statistics_on_stderr(stub: Any, capfd: An
     assert main(["a prompt"]) == 0
     out, err = capfd.readouterr()
     assert out == "new text\n"
-    assert err == format_stats(STATS) + "\n"
+    assert err == format_stats(STATS, ["Seed: {seed}"]) + "\n"
     assert stub.made == ((None, None), {"device": None, "dtype": None})
     prompt, options = stub.asked
     assert prompt == "a prompt"
@@ -159,7 +159,8 @@ def test_an_error_is_one_line_without_traceback_and_exit_1(
     assert main(["p"]) == 1
     out, err = capfd.readouterr()
     assert out == ""
-    assert err == f"hybridgen: error: {' '.join(str(error).split()) or 'MemoryError'}\n"
+    reason = " ".join(str(error).split()).replace("top_p", "--top-p") or "MemoryError"
+    assert err == f"hybridgen: error: {reason}\n"
 
 
 @pytest.mark.parametrize(

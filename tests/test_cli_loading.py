@@ -15,30 +15,36 @@ from hybridgen.cli import main
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "name"),
+    ("option", "value"),
     [
-        ("--top-p", "3", "top_p"),
-        ("--top-k", "-1", "top_k"),
-        ("--min-p", "nan", "min_p"),
-        ("--temperature", "-1", "temperature"),
-        ("--num-drafts", "16", "num_drafts"),
-        ("--max-new-tokens", "0", "max_new_tokens"),
-        ("--seed", "-1", "seed"),
-        ("--threshold", "-1", "threshold"),
-        ("--llm-fraction", "2", "llm_fraction"),
-        ("--llm-consecutive-tokens", "0", "llm_consecutive_tokens"),
-        ("--stop", "", "stop"),
+        ("--top-p", "3"),
+        ("--top-k", "-1"),
+        ("--min-p", "nan"),
+        ("--temperature", "-1"),
+        ("--num-drafts", "16"),
+        ("--max-new-tokens", "0"),
+        ("--seed", "-1"),
+        ("--threshold", "-1"),
+        ("--llm-fraction", "2"),
+        ("--llm-consecutive-tokens", "0"),
+        ("--stop", ""),
+        ("--repetition-penalty", "0"),
+        ("--no-repeat-ngram-size", "-1"),
+        ("--min-new-tokens", "-1"),
+        ("--max-seq-len", "1"),
+        ("--batch-size", "0"),
+        ("--pair", "nobody"),
     ],
 )
 def test_options_out_of_range_are_refused_before_models_load(
-    monkeypatch: pytest.MonkeyPatch, capfd: Any, option: str, value: str, name: str
+    monkeypatch: pytest.MonkeyPatch, capfd: Any, option: str, value: str
 ) -> None:
     def load(*models: Any, **options: Any) -> None:
         raise AssertionError("models were loaded")
 
     monkeypatch.setattr(hybridgen.generator, "HybridGenerator", load)
     assert main(["p", option, value]) == 1
-    assert capfd.readouterr().err.startswith(f"hybridgen: error: {name} ")
+    assert capfd.readouterr().err.startswith(f"hybridgen: error: {option} must ")
 
 
 def with_unused_tensor(folder: Path, target: Path) -> Path:
@@ -73,5 +79,5 @@ def test_a_model_that_cannot_be_loaded_is_one_line(
         assert main(["a prompt", *models]) == 1
         out, err = capfd.readouterr()
         assert out == ""
-        assert err.startswith(f"hybridgen: error: llm_model_id: cannot load '{llm}'")
+        assert err.startswith(f"hybridgen: error: --llm: cannot load '{llm}'")
         assert len(err.splitlines()) == 1

@@ -47,16 +47,15 @@ def test_the_real_thing(tiny_pair: TinyPair) -> None:
 
 
 def test_options_out_of_range_are_refused_before_models_are_loaded(capfd: Any) -> None:
-    for option, value in (("top_p", "3"), ("max_new_tokens", "0"), ("stop", "")):
-        argument = "--" + option.replace("_", "-")
+    for argument, value in (("--top-p", "3"), ("--max-new-tokens", "0"), ("--stop", "")):
         assert main(["p", "--slm", "/none", "--llm", "/none", argument, value]) == 1
-        assert capfd.readouterr().err.startswith(f"hybridgen: error: {option} must")
+        assert capfd.readouterr().err.startswith(f"hybridgen: error: {argument} must")
 
 
 def test_a_real_error(tiny_pair: TinyPair) -> None:
     done = command(tiny_pair, "p", "--top-p", "3", text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("hybridgen: error: top_p must be")
+    assert done.stderr.startswith("hybridgen: error: --top-p must be")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from threading import RLock
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -20,6 +22,19 @@ from hybridgen.kernels.weights import MAX_VOCAB
 
 # A round may write this many positions past a row's limit: drafts are verified before they are cut.
 SLACK = 48
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def one_at_a_time(method: Method) -> Method:
+    """Let calls of the methods of a pair's owner wait for each other: they share its arena."""
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.pair.turn():
+            return method(self, *args, **kwargs)
+
+    return cast(Method, call)
 
 
 class Pair:

@@ -151,7 +151,7 @@ def test_the_command_refuses_before_a_model_is_loaded(tiny_pair: TinyPair, capsy
     assert command(tiny_pair, "--strategy", "slm", "--threshold", "1", "--slm", "/nowhere") == 1
     assert "error: threshold routes tokens" in capsys.readouterr().err
     assert command(tiny_pair, "--num-drafts", "99", "--slm", "/nowhere") == 1
-    assert "num_drafts must be" in capsys.readouterr().err
+    assert "--num-drafts must be" in capsys.readouterr().err
     with pytest.raises(SystemExit) as left:
         command(tiny_pair, "--metric", "epistemic")
     assert left.value.code == 2
