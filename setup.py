@@ -20,7 +20,7 @@ setup(
     ),
     package_data={
         "hybridgen": ["py.typed"],
-        "hybridgen.benchmarks": ["prompts/*.jsonl"],
+        "hybridgen.benchmarks": ["prompts/*.jsonl", "kernels/pytest.ini"],
         "hybridgen.pair": ["**/*.json", "**/*.safetensors", "**/*.md"],
     },
     python_requires=">=3.10",
@@ -36,6 +36,12 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.8"],
         "plot": ["matplotlib>=3.8"],
+        "peers": [
+            "xllamacpp>=2026.10",
+            "gguf>=0.10",
+            "ctranslate2>=4.8",
+            "openvino-genai>=2026.4",
+        ],
         "bench": ["matplotlib>=3.8", "pytest>=8.2", "pytest-benchmark>=5"],
         "test": [
             "pytest>=8.2",

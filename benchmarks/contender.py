@@ -63,7 +63,7 @@ class Contender(Protocol):
     name     as it stands in tables
     writers  whose greedy choice each token of a greedy text must be: ("llm",), ("slm",), or both
     batch    the most prompts that a call takes
-    options  what else a result should say of it
+    options  its own, as a result tells them: {"dtype": "bfloat16"}, {"num_drafts": 4}
     """
 
     name: str

@@ -16,9 +16,10 @@ class Line:
     suite       "decode", "routing", "peers", "quick", ...
     pair        name of the pair
     contender   name; "llm", "speculative, K = 4", "transformers", "transformers assisted", ...
-    setting     what all contenders of a comparison share: {"prompts": "code", "num_prompts": 6,
-                "new_tokens": 128, "batch": 1, "sampling": {"temperature": 0.0}, "dtypes": {"slm":
-                "float32", "llm": "bfloat16"}, "device": "cpu", "threads": 2}
+    setting     what all contenders of a comparison share: {"experiment": "drafts", "prompts":
+                "code", "num_prompts": 6, "new_tokens": 128, "batch": 1, "sampling":
+                {"temperature": 0.0}, "dtypes": {"slm": "float32", "llm": "bfloat16"}, "device":
+                "cpu", "threads": 2}
     options     the contender's own: {"num_drafts": 4}, {"llm_fraction": 0.2}, {"threshold": ...}
     facts       of the pair: {"agreement": 0.8}
     text        "right", "sampled" (nothing to compare with), or why it is wrong; where it is wrong

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from hybridgen.benchmarks.lines import Line, read
 from hybridgen.benchmarks.readme import filled, sections
-from hybridgen.benchmarks.speed_table import speed_tables
 from hybridgen.benchmarks.tables import BRIEF, tables
 
 HERE = Path(__file__).resolve().parent
@@ -115,13 +114,7 @@ def update(lines: Sequence[Line], write: bool) -> int:
 def contents(lines: Sequence[Line], text: str) -> dict[str, Callable[[], str]]:
     """Name -> what a section of a file says, whose text is ``text`` now."""
     found = {name: partial(section.text, lines) for name, section in SECTIONS.items()}
-    if not any(SECTIONS["speed"].shows(line) for line in lines):
-        found["speed"] = partial(speed_tables, "cpu-embedded-pair")
-    return {
-        **found,
-        "earlier": partial(speed_tables, "*"),
-        BUDGET: lambda: budget() or sections(text)[BUDGET],
-    }
+    return {**found, BUDGET: lambda: budget() or sections(text)[BUDGET]}
 
 
 def budget() -> str | None:

@@ -181,7 +181,9 @@ def headline(of: Comparison) -> str:
     """What was run, where and when, and what the brackets are."""
     first = of.lines[0]
     said = [*_where(first), *_what(first.setting), *_versions(of.lines)]
-    facts = "".join(f", {name.replace('_', ' ')} {value}" for name, value in first.facts.items())
+    title = first.setting.get("experiment")
+    facts = f", {title}" if title else ""
+    facts += "".join(f", {name.replace('_', ' ')} {value}" for name, value in first.facts.items())
     parts = [f"**{first.suite}, {first.pair}{facts}.** {'; '.join(said)}."]
     return " ".join([*parts, *_floor(of), *_brackets(of.lines)])
 

@@ -36,7 +36,7 @@ from hybridgen.cli_terminal import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from hybridgen.generator import HybridGenerator
@@ -47,6 +47,7 @@ FAILURES = (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportErr
 READER_GONE = 141  # 128 + SIGPIPE, what a shell reports for any program whose reader has gone
 # The first word of a command's own -> the module with its parser and what it does.
 COMMANDS = {name: f"hybridgen.cli_{name}" for name in ("chat", "pairs", "profile")}
+COMMANDS["bench"] = "hybridgen.benchmarks.command"
 
 DESCRIPTION = """\
 A small language model (SLM) and a large one (LLM) continue PROMPT together.
@@ -81,6 +82,7 @@ stdin):
   hybridgen chat       a conversation
   hybridgen pairs      known pairs, with what they need
   hybridgen profile    what was measured at each token, to choose a threshold by
+  hybridgen bench      how fast it is, beside transformers and others
 
 exit status:
   0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted,
@@ -103,7 +105,7 @@ def build_parser(declarations: Sequence[Declaration] | None = None) -> argparse.
         prog="hybridgen",
         usage="hybridgen PROMPT [options]\n"
         "       hybridgen --file PROMPTS --out RESULTS [options]\n"
-        "       hybridgen {chat,pairs,profile} ...",
+        "       hybridgen {chat,pairs,profile,bench} ...",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -153,7 +155,8 @@ def main(argv: Sequence[str] | None = None, strategies: Mapping[str, Any] | None
         open_stderr()
     own = strategies or {}
     given = sys.argv[1:] if argv is None else [*argv]
-    parser_of, work = build_parser, run
+    parser_of = build_parser
+    work: Callable[[argparse.Namespace, Mapping[str, Any]], int | None] = run
     if given[:1] and given[0] in COMMANDS:
         from importlib import import_module
 
@@ -166,7 +169,7 @@ def main(argv: Sequence[str] | None = None, strategies: Mapping[str, Any] | None
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            work(arguments, own)
+            return work(arguments, own) or 0
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED

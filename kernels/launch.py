@@ -6,8 +6,8 @@ called ``griddepcontrol.launch_dependents``, it takes what room there is on the 
 and its programs stop at ``griddepcontrol.wait`` until the kernel before it has ended and what that
 wrote can be read. (CUDA programming guide, "Programmatic Dependent Launch and Synchronization".)
 
-**Off unless it is asked for**: nobody has measured what it brings. `benchmarks/speed.py --pdl`
-does, on a card.
+**Off unless it is asked for**: nobody has measured what it brings. `hybridgen bench gpu` does,
+on a card.
 
     with programmatic_dependent_launch():
         generator.generate(...)  # captures its rounds; a replay launches as was captured

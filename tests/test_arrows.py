@@ -51,8 +51,8 @@ LAYERS = {
     ),
     "bridge": Layer("bridge bridge.*", "leaves call engine strategies"),
     "doors": Layer(
-        "hybridgen __main__ cli cli_*",
-        "leaves call profiles recording strategies generator bridge",
+        "hybridgen __main__ cli cli_* benchmarks.__main__",
+        "leaves call profiles recording strategies generator bridge benchmarks",
     ),
     "benchmarks": Layer(
         "benchmarks benchmarks.*",

@@ -143,6 +143,7 @@ def test_the_wheel_has_every_module_the_kernels_and_the_pair(wheel: Path) -> Non
     prompts = {path.name for path in (ROOT / "benchmarks" / "prompts").glob("*.jsonl")}
     assert prompts == {"code.jsonl", "spec_bench.jsonl"}
     assert {f"hybridgen/benchmarks/prompts/{name}" for name in prompts} <= names
+    assert "hybridgen/benchmarks/kernels/pytest.ini" in names
     assert "hybridgen/py.typed" in names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"hybridgen"}, "nothing but hybridgen may be installed, above all not kernels"

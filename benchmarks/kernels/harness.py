@@ -115,6 +115,7 @@ def measure(
         times_faster["itself with PDL"] = itself
     row = Row(case.name, case.nbytes, seconds, bandwidth, times_faster, case.target)
     benchmark.extra_info |= {
+        "case": case.name,
         "nbytes": case.nbytes,
         "microseconds_per_call": 1e6 * seconds,
         "calls_per_round": calls,

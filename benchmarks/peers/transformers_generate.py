@@ -34,7 +34,8 @@ def contenders(pair: Pair, place: Place, scratch: Path, most: int = 1) -> Iterat
     llm = load(pair.llm, dtype, place.device)
     yield Generate(NAME, llm, most)
     if pair.slm is not None:
-        yield Generate(f"{NAME} assisted", llm, 1, assistant=load(pair.slm, dtype, place.device))
+        slm = load(pair.slm, place.slm_dtype or dtype, place.device)
+        yield Generate(f"{NAME} assisted", llm, 1, assistant=slm)
     yield Generate(f"{NAME} lookup", llm, 1, LOOKUP)
     yield Generate(f"{NAME} static", llm, most, STATIC | {"disable_compile": True})
     if not_compiled(place) is None:
