@@ -61,13 +61,15 @@ class Contender(Protocol):
     """One way to write, its models loaded.
 
     name     as it stands in tables
-    writers  whose greedy choice each token of a greedy text must be: ("llm",), ("slm",), or both
+    writers  of whom one must have been able to choose each token: ("llm",), ("slm",), or both
+    samples  whether what it draws is the writers' at all; else it is asked for greedy text alone
     batch    the most prompts that a call takes
     options  its own, as a result tells them: {"dtype": "bfloat16"}, {"num_drafts": 4}
     """
 
     name: str
     writers: tuple[str, ...]
+    samples: bool
     batch: int
     options: dict[str, Any]
 

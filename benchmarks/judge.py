@@ -1,9 +1,11 @@
 """Whether a text is right, asked of the models themselves: transformers' forward, token by token.
 
-A contender's greedy text is read back in one forward, and at every position the token that it chose
-must be the likeliest one, or as good as it to within rounding (Holding whole texts beside each
-other would not do: in bfloat16 two right texts part at the first tie.) What is ours and promises
-the LLM's own tokens is held to them one by one besides, in measure.py.
+A text is read back in one forward. At every position of a greedy one, the token that was chosen
+must be the likeliest; of a sampled one, it must be among those that top-k and top-p leave, before
+what they leave is made a distribution again (which is where engines differ). Both are told up to
+rounding. (Holding whole texts beside each other would not do: in bfloat16 two right texts part at
+the first tie.) What is ours and promises the LLM's own tokens is held to them one by one besides,
+in measure.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,17 +28,17 @@ class Judge:
     def verdict(self, work: Work, tokens: Sequence[Sequence[int]], writers: Sequence[str]) -> str:
         """ "right", "sampled", or what is wrong with the new ``tokens``, [B] lists of ids.
 
-        writers  of whom one must have chosen each token of a greedy text
+        writers  of whom one must have been able to choose each token
         """
         if len(tokens) != len(work.prompts):
             return f"wrong: {len(tokens)} texts for {len(work.prompts)} prompts"
         for row, (prompt, new) in enumerate(zip(work.prompts, tokens, strict=True)):
             if len(new) != work.new_tokens:
                 return f"wrong: text {row} has {len(new)} of {work.new_tokens} tokens"
-            if work.is_greedy:
-                fault = self._fault(prompt, new, writers)
-                if fault is not None:
-                    return f"wrong: text {row}, {fault}"
+            beyond = torch.stack([self._beyond(work, prompt, new, each) for each in writers])
+            if beyond.all(0).any():
+                at = int(beyond.all(0).nonzero()[0])
+                return f"wrong: text {row}, token {at} is no choice of the {' or '.join(writers)}"
         return "right" if work.is_greedy else "sampled"
 
     def quality(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> float:
@@ -47,25 +49,18 @@ class Judge:
             found.append(logprobs.gather(-1, _column(new, logprobs)).mean())
         return float(torch.stack(found).mean())
 
-    def _fault(
-        self, prompt: Sequence[int], new: Sequence[int], writers: Sequence[str]
-    ) -> str | None:
-        """The first token that no writer would choose, and by how much, if there is one."""
-        short = torch.stack([self._shortfall(writer, prompt, new) for writer in writers])
-        excess = short.amin(0)  # [n]: the writer who is nearest to it
-        beyond = excess > 0
-        if not beyond.any():
-            return None
-        at = int(beyond.nonzero()[0])
-        who, below = " or ".join(writers), float(excess[at])
-        return f"token {at} is no choice of the {who}: {below:.3g} beyond what rounding explains"
-
-    def _shortfall(self, writer: str, prompt: Sequence[int], new: Sequence[int]) -> Tensor:
-        """By how much each token's logit is less than rounding explains, [n]; <= 0 is right."""
+    def _beyond(self, work: Work, prompt: Sequence[int], new: Sequence[int], writer: str) -> Tensor:
+        """Which of the tokens a writer cannot have chosen, whatever its rounding: bool [n]."""
         logits = self._logits(writer, prompt, new)
-        chosen = logits.gather(-1, _column(new, logits))[:, 0]
         eps = torch.finfo(self.models[writer].dtype).eps
-        return logits.amax(-1) - chosen - ROUNDINGS * eps * logits.abs().amax(-1)
+        rounding = ROUNDINGS * eps * logits.abs().amax(-1, keepdim=True)
+        better = logits > logits.gather(-1, _column(new, logits)) + rounding  # [n, V]
+        if work.is_greedy:
+            return better.any(-1)
+        top_k, top_p = work.sampling.get("top_k", 0), work.sampling.get("top_p", 1.0)
+        mass = (logits / work.sampling["temperature"]).softmax(-1).where(better, 0).sum(-1)
+        too_many = better.sum(-1) >= (top_k or logits.shape[-1])
+        return too_many | (mass >= top_p) if top_p < 1 else too_many
 
     @torch.inference_mode()
     def _logits(self, writer: str, prompt: Sequence[int], new: Sequence[int]) -> Tensor:

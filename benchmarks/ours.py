@@ -58,6 +58,8 @@ def routed(metric: str, **options: float) -> Way:
 class Ours:
     """A way over a generator, of which several may share one."""
 
+    samples = True
+
     def __init__(self, generator: HybridGenerator, way: Way, pdl: bool = False) -> None:
         self.generator, self.way, self.pdl = generator, way, pdl
         self.name = f"{way.name}, PDL" if pdl else way.name

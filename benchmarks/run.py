@@ -19,8 +19,9 @@ from hybridgen.benchmarks.judge import Judge
 from hybridgen.benchmarks.lines import Line
 from hybridgen.benchmarks.measure import Measured, measure
 from hybridgen.benchmarks.pairs import find
+from hybridgen.benchmarks.peers import apart
 from hybridgen.benchmarks.peers.base import CannotRun
-from hybridgen.benchmarks.peers.table import peer
+from hybridgen.benchmarks.peers.table import ON_TORCH, peer
 from hybridgen.benchmarks.prompts import load
 from hybridgen.benchmarks.suites import Experiment
 from hybridgen.engine.loading import load_model
@@ -129,7 +130,10 @@ class Opened:
             found += ours.contenders(self.generator, experiment.ways, pdl=True)
         for name in experiment.peers:
             found += self._peer(name)
-        fit = [each for each in found if each.batch >= experiment.batch]
+        greedy = experiment.sampling["temperature"] == 0
+        fit = [
+            each for each in found if each.batch >= experiment.batch and (greedy or each.samples)
+        ]
         return [
             each for each in fit if self.run.pick(each.name) and each.name not in experiment.without
         ]
@@ -199,7 +203,13 @@ class Opened:
             why = module.missing(self.place)
             try:
                 if why is None:
-                    found += module.contenders(self.pair, self.place, scratch, self.most)
+                    opening = self.pair, self.place, scratch, self.most
+                    is_torch = name in ON_TORCH
+                    found += (
+                        module.contenders(*opening)
+                        if is_torch
+                        else apart.contenders(name, *opening)
+                    )
             except CannotRun as error:
                 why = str(error)
             except Exception as error:  # a peer's own trouble is told, and the others go on
@@ -217,6 +227,7 @@ class Failed:
     """In place of a peer that could not be opened: a line of the results says so."""
 
     writers: tuple[str, ...] = ("llm",)
+    samples = True
 
     def __init__(self, name: str, batch: int, why: str) -> None:
         self.name, self.batch, self.why = name, batch, why

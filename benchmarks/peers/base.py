@@ -44,6 +44,7 @@ class LLMWriter:
     """
 
     writers: tuple[str, ...] = ("llm",)
+    samples: bool = True
 
     def promises(self, work: Work) -> str | None:
         return None

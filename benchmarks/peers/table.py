@@ -13,6 +13,7 @@ PEERS = {
     "vllm": "vllm_llm",
     "sglang": "sglang_engine",
 }
+ON_TORCH = ("transformers",)  # it shares our threads; the others have their own
 
 
 def peer(name: str) -> Peer:

@@ -17,6 +17,8 @@ from hybridgen.engine.loading import load_model
 
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"temperature": 0.8, "top_k": 0, "top_p": 1.0}
+FEW = {"temperature": 0.8, "top_k": 3, "top_p": 1.0}
+LIKELY = {"temperature": 0.2, "top_k": 0, "top_p": 0.3}
 Change = Callable[[list[list[int]]], list[list[int]]]
 
 
@@ -53,6 +55,7 @@ class Changed:
     after: int = 0
     batch: int = 2
     writers: tuple[str, ...] = ("llm",)
+    samples: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     calls: int = 0
 
@@ -91,7 +94,7 @@ ROUTED = (ours.routed("uncertainty", threshold=0.5), ours.routed("random", thres
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, FEW, LIKELY], ids=str)
 def test_ours_are_right_and_timed(
     generator: HybridGenerator, judge: Judge, sampling: dict[str, float], batch: int
 ) -> None:
@@ -127,6 +130,18 @@ def test_a_wrong_greedy_text_has_no_times(
     assert not found["changed"].seconds and not found["changed"].first
     assert found["changed"].quality is None and found["changed"].tokens == 0
     assert found["llm"].text == "right" and len(found["llm"].seconds) == 2
+
+
+@pytest.mark.parametrize("sampling", [FEW, LIKELY], ids=str)
+def test_a_drawn_token_that_no_filter_leaves_is_wrong(
+    generator: HybridGenerator, judge: Judge, sampling: dict[str, float]
+) -> None:
+    """`one_other_token` is one of 300, of which three are left, or those of a third of the mass."""
+    (llm,) = ours.contenders(generator, (ours.LLM,))
+    spoiled = Changed(llm, one_other_token)
+    found = measure([llm, spoiled], works(sampling), 1, judge)
+    assert "is no choice of the llm" in found["changed"].text and found["llm"].text == "sampled"
+    assert not found["changed"].seconds
 
 
 @pytest.mark.parametrize("change", [one_less, one_more])

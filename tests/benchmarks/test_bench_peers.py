@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hybridgen.benchmarks.contender import Contender, Pair, Place, Work
+from hybridgen.benchmarks.judge import Judge
 from hybridgen.benchmarks.peers import transformers_generate
 from hybridgen.benchmarks.peers.base import CannotRun, check_family, dtype_of, filters, lacking
 from hybridgen.benchmarks.peers.table import PEERS, peer
@@ -89,12 +90,17 @@ def test_a_batch_that_is_too_large_is_refused(contenders: list[Contender]) -> No
             contender.write(Work(too_many, 2, GREEDY, 0))
 
 
-def test_sampled_texts_have_the_count_and_differ_by_seed(contenders: list[Contender]) -> None:
+def test_sampled_texts_are_of_what_the_filters_leave_and_differ_by_seed(
+    contenders: list[Contender], pair: Pair
+) -> None:
+    judge = Judge({"llm": AutoModelForCausalLM.from_pretrained(pair.llm, dtype=torch.float32)})
     for contender in contenders:
-        texts = [
-            contender.write(Work([PROMPTS[0]], COUNT, SAMPLED, seed)).tokens[0] for seed in (1, 2)
-        ]
-        assert [len(text) for text in texts] == [COUNT, COUNT], contender.name
+        if not contender.samples:
+            continue
+        works = [Work([PROMPTS[0]], COUNT, SAMPLED, seed) for seed in (1, 2)]
+        texts = [contender.write(work).tokens for work in works]
+        for work, text in zip(works, texts, strict=True):
+            assert judge.verdict(work, text, ("llm",)) == "sampled", contender.name
         assert texts[0] != texts[1], contender.name
 
 
