@@ -22,12 +22,12 @@ class Line:
                 "cpu", "threads": 2}
     options     the contender's own: {"num_drafts": 4}, {"llm_fraction": 0.2}, {"threshold": ...}
     facts       of the pair: {"agreement": 0.8}
-    text        "right", "sampled" (nothing to compare with), or why it is wrong; where it is wrong
+    text        "right", "sampled" (drawn, as far as that can be told), or why it is wrong; if wrong
                 nothing is measured, and the lists below are empty
     seconds     of each repeat, in which all prompts are written once
     first       seconds until the first token: of a call that writes one, one for each repeat
     tokens      new ones of one repeat, all prompts together
-    statistics  ours, summed over a repeat: "tokens_per_round", "acceptance_per_position": [...],
+    statistics  ours, over all repeats: "tokens_per_round", "acceptance_per_position": [...],
                 "acceptance_rate", "llm_fraction", "draft_cost" (seconds of a draft over seconds of
                 an LLM step), "quality" (mean log-likelihood by the LLM, nats), as they apply
     floor       {"bandwidth": bytes a second measured in this run, "bytes": weights that a token

@@ -25,8 +25,8 @@ class Measured:
     seconds  of each repeat
     first    seconds of a call that writes one token after the first prompts, one a repeat
     tokens   new ones of a repeat
-    stats    ours, of the calls of the last repeat
-    quality  mean log-likelihood by the LLM, of the last repeat
+    stats    ours, of each call
+    quality  mean log-likelihood by the LLM, of each repeat
     """
 
     text: str = ""
@@ -34,7 +34,7 @@ class Measured:
     first: list[float] = field(default_factory=list)
     tokens: int = 0
     stats: list[dict[str, Any]] = field(default_factory=list)
-    quality: float | None = None
+    quality: list[float] = field(default_factory=list)
     judged: dict[Key, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -65,12 +65,12 @@ def measure(
                 one.first.append(first)
                 one.seconds.append(seconds)
                 one.tokens = sum(len(new) for each in written for new in each.tokens)
-                one.stats = [each.stats for each in written if each.stats is not None]
-        if repeat == repeats - 1:
-            _tell_quality(found, works, texts, judge)
+                one.stats += [each.stats for each in written if each.stats is not None]
+                if not (one.quality and works[0].is_greedy):  # that text is always the same
+                    one.quality.append(_quality(works, written, judge))
     for one in found.values():
         if one.is_wrong:
-            one.seconds, one.first, one.tokens, one.stats = [], [], 0, []
+            one.seconds, one.first, one.tokens, one.stats, one.quality = [], [], 0, [], []
     return found
 
 
@@ -105,15 +105,7 @@ def _checked(
     return verdict
 
 
-def _tell_quality(
-    found: dict[str, Measured],
-    works: Sequence[Work],
-    texts: dict[str, list[Written]],
-    judge: Judge,
-) -> None:
-    """Of the last repeat's texts."""
+def _quality(works: Sequence[Work], written: Sequence[Written], judge: Judge) -> float:
+    """Of a repeat's texts."""
     prompts = [prompt for work in works for prompt in work.prompts]
-    for name, written in texts.items():
-        if not found[name].is_wrong:
-            tokens = [new for each in written for new in each.tokens]
-            found[name].quality = judge.quality(prompts, tokens)
+    return judge.quality(prompts, [new for each in written for new in each.tokens])

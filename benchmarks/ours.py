@@ -108,7 +108,7 @@ def contenders(generator: HybridGenerator, ways: Sequence[Way], pdl: bool = Fals
 
 
 def statistics(stats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a repeat's calls come to together, by the terms of `lines.Line`."""
+    """What calls come to together, by the terms of `lines.Line`."""
 
     def total(name: str) -> float:
         return float(sum(each.get(name, 0) for each in stats))

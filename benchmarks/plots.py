@@ -28,6 +28,7 @@ INK = "#777777"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#B5609A", "#A07800", "#7B61C9")
 MARKERS = ("o", "^", "s", "D", "v", "P")
 PANEL = 9.0, 4.5  # inches
+LEGEND = 0.75  # inches below a panel
 SPEED_UP = f'speed-up over "{BASELINE}"'
 
 
@@ -77,26 +78,32 @@ def picture(plot: Plot, points: Sequence[Point]) -> Any:
         series.setdefault(point.series, []).append(point)
     names = [*series]
     panels = [names[at : at + len(COLORS)] for at in range(0, len(names), len(COLORS))]
-    rows = [*dict.fromkeys(point.x for point in points if isinstance(point.x, str))]
-    height = max(PANEL[1], 1.5 + 0.5 * len(rows))
-    drawn = figure(PANEL[0], height * len(panels))
+    rows = [_rows(point for name in members for point in series[name]) for members in panels]
+    heights = [max(PANEL[1], 1.5 + 0.5 * len(each)) for each in rows]
+    drawn = figure(PANEL[0], sum(heights))
     drawn.patch.set_alpha(0)
-    grid = drawn.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
-    for axes, members in zip(grid, panels, strict=True):
+    shared = {"sharex": True, "sharey": not any(rows), "height_ratios": heights}
+    grid = drawn.subplots(len(panels), squeeze=False, **shared)[:, 0]
+    for axes, members, own, height in zip(grid, panels, rows, heights, strict=True):
         for at, name in enumerate(members):
             look = {"label": name, "color": COLORS[at], "marker": MARKERS[at], "capsize": 3}
-            if rows:
+            if own:
                 shift = 0.6 * ((at + 0.5) / len(members) - 0.5)
-                _beside(axes, series[name], rows, shift, look)
+                _beside(axes, series[name], own, shift, look)
             else:
                 _along(axes, series[name], look)
         if any(members):
-            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2}
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -LEGEND / height), "ncols": 2}
             axes.legend(**below, frameon=False, fontsize="small", labelcolor=INK)
-    for axes in grid:  # when all is drawn, for they share their limits
-        _dress(axes, plot, rows)
+    for axes, own in zip(grid, rows, strict=True):  # when all is drawn: they share their limits
+        _dress(axes, plot, own)
     grid[0].set_title(plot.title, color=INK)
     return drawn
+
+
+def _rows(points: Iterable[Point]) -> list[str]:
+    """The names that a panel has in the place of numbers."""
+    return [*dict.fromkeys(point.x for point in points if isinstance(point.x, str))]
 
 
 def _along(axes: Any, points: Sequence[Point], look: dict[str, Any]) -> None:
@@ -193,7 +200,10 @@ def floor_points(groups: Sequence[Comparison]) -> list[Point]:
 
 
 def quality_points(groups: Sequence[Comparison]) -> list[Point]:
-    """Quality against the LLM's share of the tokens, a series for each metric that routes."""
+    """Quality against the LLM's share of the tokens, a series for each metric that routes.
+
+    The models alone stand beside those of their comparison, where it has two shares or more.
+    """
     found = [
         Found(
             among,
@@ -202,15 +212,17 @@ def quality_points(groups: Sequence[Comparison]) -> list[Point]:
             Spread(*[line.statistics["quality"]] * 3),
         )
         for among in groups
+        if sum(map(_is_routed, among.lines)) > 1
         for line in among.lines
-        if {"llm_fraction", "quality"} <= set(line.statistics) and _has_share(line)
+        if {"llm_fraction", "quality"} <= set(line.statistics)
+        and (_is_routed(line) or line.contender in NAMES)
     ]
     return named(found)
 
 
-def _has_share(line: Line) -> bool:
+def _is_routed(line: Line) -> bool:
     """Whether the LLM's share is one of choice: of speculation all text is the LLM's."""
-    return bool({"threshold", "llm_fraction"} & set(line.options)) or line.contender in NAMES
+    return bool({"threshold", "llm_fraction"} & set(line.options))
 
 
 def labels(groups: Sequence[Comparison], apart: str = "") -> list[str]:

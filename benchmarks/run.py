@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from time import monotonic
 from typing import Any
 
@@ -159,8 +159,8 @@ class Opened:
         """The line of a contender."""
         run, one = self.run, found[contender.name]
         statistics = ours.statistics(one.stats) if one.stats else {}
-        if one.quality is not None:
-            statistics["quality"] = one.quality
+        if one.quality:
+            statistics["quality"] = mean(one.quality)
         floor = {}
         if isinstance(contender, ours.Ours) and one.seconds:
             if "tokens_per_round" in statistics and {"slm", "llm"} <= found.keys():

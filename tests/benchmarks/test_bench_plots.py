@@ -34,6 +34,11 @@ def sweep() -> list[Line]:
         options = {"llm_fraction": share}
         name = f"entropy, llm_fraction {share}"
         made.append(line(name, [1, 1], suite="routing", statistics=statistics, options=options))
+    for name, share in (("slm", 0.0), ("llm", 1.0)):
+        alone = {"llm_fraction": share, "quality": share - 2}
+        made += [
+            line(name, [1, 1], suite=suite, statistics=alone) for suite in ("routing", "quick")
+        ]
     drafted = {"llm_fraction": 0.2, "quality": -1.0}  # the LLM's own text, routed by nobody
     made.append(line("speculative, auto", [1, 1], suite="routing", statistics=drafted))
     return made
@@ -93,6 +98,8 @@ def test_quality_is_drawn_of_routed_text() -> None:
     assert [(point.series, point.x, point.y.middle) for point in found] == [
         ("entropy", 10, -1.9),
         ("entropy", 30, -1.7),
+        ("slm", 0, -2),
+        ("llm", 100, -1),
     ]
 
 
