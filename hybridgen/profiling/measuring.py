@@ -148,7 +148,8 @@ class Measures:
 
     def _put_aside(self, aside: Tensor, forward: Forward, logits: Tensor) -> None:
         """Do as `_places` and `_measure` do, the first by the host and the second later."""
-        then, waiting = self.then.numpy(), self.waiting
+        then, held, waiting = self.then.numpy(), aside.numpy(), self.waiting
+        said = logits.float().numpy()
         starts, lengths = forward.start.tolist(), forward.rows.length.tolist()
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             first = row * (len(then) // len(starts))
@@ -159,7 +160,7 @@ class Measures:
                     continue
                 if place not in waiting and len(waiting) == len(aside):
                     self.finish()
-                aside[waiting.setdefault(place, len(waiting))].copy_(logits[row, column])
+                held[waiting.setdefault(place, len(waiting))] = said[row, column]
                 then[place] = length
 
     def finish(self) -> None:
