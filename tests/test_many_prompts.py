@@ -34,7 +34,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def generator(tiny_pair: TinyPair) -> HybridGenerator:
-    # float32 of this size has the same bits in every row of a product: see README on near-ties.
+    # float32 of this size has the same bits in every row of a product; see docs/exactness.md.
     return HybridGenerator(
         *tiny_pair, device="cpu", dtype=torch.float32, max_batch_size=WIDTH, max_seq_len=200
     )

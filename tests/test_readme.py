@@ -1,4 +1,4 @@
-"""README is true: its code runs as it stands, and its tables match the code."""
+"""README and docs/ are true: their code runs as it stands, their tables match, links lead there."""
 
 import inspect
 import json
@@ -15,11 +15,12 @@ from hybridgen.parameters import markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """The fenced blocks of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def shell(command: str) -> Any:
@@ -33,25 +34,36 @@ def shell(command: str) -> Any:
     )
 
 
-def test_the_python_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    """All in one session, with the embedded pair. What needs a hub is only checked to be a call
-    that the class accepts."""
+def run_blocks(guide: str) -> dict[str, Any]:
+    """What a reader has who runs the Python blocks of a guide in one session, from the first on.
+
+    With the embedded pair; what needs a hub is only checked to be a call that the class accepts.
+    """
     session: dict[str, Any] = {}
-    for block in blocks("python"):
+    for block in blocks("python", (ROOT / guide).read_text(encoding="utf-8")):
         if "Qwen/" in block:
             bind = inspect.signature(HybridGenerator).bind
             exec(block, {"HybridGenerator": bind})
         else:
             exec(block, session)
-    assert session["stats"]["strategy"] == "line opener"
-    assert 0 < session["stats"]["llm_tokens"] < session["stats"]["slm_tokens"]
-    assert len(session["batch"].text) == 2
+    return session
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_python_blocks_run_in_order(guide: str, capsys: pytest.CaptureFixture[str]) -> None:
+    session = run_blocks(guide)
     out = capsys.readouterr().out
-    assert "Strategy: line opener" in out
-    assert "0 divergences" in out
     assert all(
         line == "=" * 60 for line in out.splitlines() if "=" * 60 in line and line != "=" * 70
     )
+    if guide == "README.md":
+        assert len(session["batch"].text) == 2
+    if guide in ("README.md", "docs/exactness.md"):
+        assert "0 divergences" in out
+    if guide == "docs/strategies.md":
+        assert "Strategy: line opener" in out
+        assert session["stats"]["strategy"] == "line opener"
+        assert 0 < session["stats"]["llm_tokens"] < session["stats"]["slm_tokens"]
 
 
 def test_the_two_commands_are_there_once_for_readers_and_for_ci() -> None:
@@ -99,7 +111,21 @@ def test_every_built_in_strategy_is_in_the_table() -> None:
     assert set(re.findall(r'`"(\w+)"`', section)) == set(built_in_strategies())
 
 
-def test_links_inside_the_readme_lead_somewhere() -> None:
-    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
-    assert {link for link in re.findall(r"\]\(#([\w-]+)\)", README)} <= anchors
+def anchors(path: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("guide", [*GUIDES, "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(guide: str) -> None:
+    here = ROOT / guide
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", here.read_text(encoding="utf-8")):
+        file, _, anchor = link.partition("#")
+        there = here.parent / file if file else here
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+def test_readme_leads_to_every_guide() -> None:
+    assert set(GUIDES[1:]) <= set(re.findall(r"\]\(([\w/.]+)\)", README))

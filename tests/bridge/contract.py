@@ -1,7 +1,7 @@
 """The contract of transformers' `generate`, argument by argument: what is supported, and how.
 
-The tests try each case on random models; README's table is made of the same lists:
-`python tests/bridge/contract.py` prints it.
+The tests try each case on random models; the table of docs/transformers.md is made of the same
+lists: `python tests/bridge/contract.py` prints it.
 """
 
 from collections.abc import Callable
@@ -147,7 +147,7 @@ HOW = {
 
 
 def markdown() -> str:
-    """README's table."""
+    """The table of docs/transformers.md."""
     features = {where: [c.feature for c in CASES if c.where == where] for where in HOW}
     features["loop"] += BESIDES
     refused = [next(iter(asked)) for asked, _ in REFUSED]

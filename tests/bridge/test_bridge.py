@@ -249,6 +249,6 @@ def test_vocabulary_is_as_told() -> None:
 
 def test_readme_has_the_table_of_what_is_tested() -> None:
     root = Path(__file__).parent.parent.parent
-    assert markdown() in (root / "README.md").read_text(encoding="utf-8")
+    assert markdown() in (root / "docs" / "transformers.md").read_text(encoding="utf-8")
     for argument, test in BESIDES.items():
         assert argument in (Path(__file__).parent / test).read_text(encoding="utf-8")
