@@ -15,6 +15,7 @@ from hybridgen.parameters import markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 GUIDES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 
 
@@ -117,7 +118,18 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
 
 
-@pytest.mark.parametrize("guide", [*GUIDES, "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_the_chinese_readme_is_in_step() -> None:
+    """It has the code of the English one, block by block, and all strategies."""
+    fence = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    assert fence.findall(CHINESE) == fence.findall(README)
+    assert set(re.findall(r'`"(\w+)"`', CHINESE)) == set(
+        re.findall(r'`"(\w+)"`', README.split("## Strategies")[1].split("\n## ")[0])
+    )
+
+
+@pytest.mark.parametrize(
+    "guide", [*GUIDES, "README.zh-CN.md", "CONTRIBUTING.md", "benchmarks/README.md"]
+)
 def test_links_lead_somewhere(guide: str) -> None:
     here = ROOT / guide
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", here.read_text(encoding="utf-8")):
