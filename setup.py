@@ -1,4 +1,9 @@
-"""Package hybridgen; `kernels` and `benchmarks` within it are links to the top-level folders."""
+"""Package hybridgen; `kernels` and `benchmarks` within it are links to the top-level folders.
+
+A checkout without links (Windows, some archives) has files in their places, and the folders are
+mapped. Where the links are there, or folders as in an archive of sources, what is installed to be
+edited is found by the checkout's path alone, so that type checkers find it too.
+"""
 
 import re
 from pathlib import Path
@@ -6,7 +11,21 @@ from pathlib import Path
 from setuptools import find_namespace_packages, setup
 
 ROOT = Path(__file__).parent
+LINKED = ("kernels", "benchmarks")
+IS_WHOLE = all((ROOT / "hybridgen" / name).is_dir() for name in LINKED)
+NO_CODE = ["*.results*", "*benchmarks.prompts*"]
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hybridgen/__init__.py").read_text())[1]
+
+
+def packages() -> list[str]:
+    """The names of all, those that are linked too."""
+    found = find_namespace_packages(include=["hybridgen", "hybridgen.*"], exclude=NO_CODE)
+    if IS_WHOLE:
+        return found
+    linked = [f"{name}{rest}" for name in LINKED for rest in ("", ".*")]
+    beside = find_namespace_packages(include=linked, exclude=NO_CODE)
+    return found + [f"hybridgen.{name}" for name in beside]
+
 
 setup(
     name="hybridgen",
@@ -15,9 +34,8 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_namespace_packages(
-        include=["hybridgen", "hybridgen.*"], exclude=["*.results*", "*.benchmarks.prompts*"]
-    ),
+    packages=packages(),
+    package_dir={"": "."} if IS_WHOLE else {f"hybridgen.{name}": name for name in LINKED},
     package_data={
         "hybridgen": ["py.typed"],
         "hybridgen.benchmarks": ["prompts/*.jsonl", "kernels/pytest.ini"],
@@ -60,7 +78,8 @@ setup(
     entry_points={"console_scripts": ["hybridgen = hybridgen.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
-        "Operating System :: OS Independent",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Operating System :: POSIX :: Linux",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -6,6 +6,7 @@ not wait for torch.
 
 from __future__ import annotations
 
+import os.path
 from importlib import import_module
 
 TYPE_CHECKING = False
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from hybridgen.profiling import ProfileResult, TokenProfile
     from hybridgen.result import GenerationResult
     from hybridgen.strategies.custom import GenerationStrategy
+
+if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):
+    # A checkout without links: the folders that they lead to are beside this one.
+    __path__.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 __version__ = "0.1.0"
 __all__ = [

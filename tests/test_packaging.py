@@ -85,7 +85,9 @@ def test_the_installed_metadata() -> None:
     about = metadata("hybridgen")
     assert about["Version"] == hybridgen.__version__
     assert about["Requires-Python"] == ">=3.10"
-    assert set(about.get_all("Provides-Extra")) == {"flash", "plot", "test", "bench", "dev", "real"}
+    assert set(about.get_all("Provides-Extra")) == {
+        *("flash", "plot", "test", "bench", "peers", "dev", "real")
+    }
     (command,) = entry_points(group="console_scripts", name="hybridgen")
     assert command.value == "hybridgen.cli:main"
 
@@ -102,21 +104,30 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def built(kind: str, source: Path) -> Path:
+    """A "wheel" or "sdist" of a folder, by the backend that pip uses."""
+    python("-c", f"from setuptools.build_meta import build_{kind} as b; b('dist')", cwd=source)
+    (made,) = (source / "dist").glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return made
+
+
 @pytest.fixture(scope="module")
 def wheel(source: Path) -> Path:
-    """What `pip install .` installs, built by the same backend."""
-    python("-c", "from setuptools.build_meta import build_wheel as b; b('dist')", cwd=source)
-    (built,) = (source / "dist").glob("hybridgen-*.whl")
-    return built
+    """What `pip install .` installs."""
+    return built("wheel", source)
 
 
 @pytest.fixture(scope="module")
-def sdist(source: Path) -> dict[str, tarfile.TarInfo]:
+def archive(source: Path) -> Path:
+    """The sources."""
+    return built("sdist", source)
+
+
+@pytest.fixture(scope="module")
+def sdist(archive: Path) -> dict[str, tarfile.TarInfo]:
     """Name within the archive of sources -> what it holds there."""
-    python("-c", "from setuptools.build_meta import build_sdist as b; b('dist')", cwd=source)
-    (built,) = (source / "dist").glob("hybridgen-*.tar.gz")
-    with tarfile.open(built) as archive:
-        return {entry.name.partition("/")[2]: entry for entry in archive}
+    with tarfile.open(archive) as opened:
+        return {entry.name.partition("/")[2]: entry for entry in opened}
 
 
 def files(folder: Path, *patterns: str) -> set[str]:
@@ -159,6 +170,46 @@ def test_the_sources_make_the_same_wheel(wheel: Path, sdist: dict[str, tarfile.T
         str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py")
     } <= sdist.keys()
     assert not [name for name in sdist if name.startswith("tests")], "a part of them is of no use"
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as opened:
+        names = [name for name in opened.namelist() if ".dist-info/" not in name]
+        return {name: opened.read(name) for name in names}
+
+
+def test_a_wheel_made_of_the_archive_is_the_same(
+    wheel: Path, archive: Path, tmp_path: Path
+) -> None:
+    shutil.unpack_archive(archive, tmp_path)
+    (unpacked,) = tmp_path.iterdir()
+    assert contents(built("wheel", unpacked)) == contents(wheel)
+
+
+def test_a_checkout_without_links_works_and_makes_the_same_wheel(
+    wheel: Path, source: Path, tmp_path: Path
+) -> None:
+    """As on Windows by default, links are files that hold where they lead."""
+    unwanted = shutil.ignore_patterns("dist", "build", "*.egg-info")
+    copy = shutil.copytree(source, tmp_path / "copy", symlinks=True, ignore=unwanted)
+    for name in ("kernels", "benchmarks"):
+        (copy / "hybridgen" / name).unlink()
+        (copy / "hybridgen" / name).write_text(f"../{name}")
+    code = "import hybridgen.kernels.sampling as s, hybridgen.benchmarks.lines as l; "
+    code += "print(s.__file__, l.__file__)"
+    for where in python("-c", code, cwd=tmp_path, path=copy).split():
+        assert where.startswith(str(copy))
+    assert contents(built("wheel", copy)) == contents(wheel)
+
+
+def test_type_checkers_find_what_is_installed_to_be_edited(source: Path, tmp_path: Path) -> None:
+    """They read no finders, but follow the paths of .pth files."""
+    code = "from setuptools.build_meta import build_editable as b; b('dist')"
+    python("-c", code, cwd=source)
+    (editable,) = (source / "dist").glob("*editable*.whl")
+    paths = {name: text for name, text in contents(editable).items() if name.endswith(".pth")}
+    assert [text.decode().strip() for text in paths.values()] == [str(source)]
+    editable.unlink()
 
 
 def test_the_changelog_tells_of_this_version() -> None:
