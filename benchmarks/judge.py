@@ -58,7 +58,8 @@ class Judge:
         if work.is_greedy:
             return better.any(-1)
         top_k, top_p = work.sampling.get("top_k", 0), work.sampling.get("top_p", 1.0)
-        mass = (logits / work.sampling["temperature"]).softmax(-1).where(better, 0).sum(-1)
+        least = torch.where(better, logits - rounding, logits + rounding)  # of those before it
+        mass = (least / work.sampling["temperature"]).softmax(-1).where(better, 0).sum(-1)
         too_many = better.sum(-1) >= (top_k or logits.shape[-1])
         return too_many | (mass >= top_p) if top_p < 1 else too_many
 

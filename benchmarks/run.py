@@ -163,9 +163,9 @@ class Opened:
             statistics["quality"] = mean(one.quality)
         floor = {}
         if isinstance(contender, ours.Ours) and one.seconds:
-            if "tokens_per_round" in statistics and {"slm", "llm"} <= found.keys():
-                costs = [median(found[name].seconds) for name in ("slm", "llm")]
-                statistics["draft_cost"] = costs[0] / costs[1]
+            alone = [found[name].seconds for name in ("slm", "llm") if name in found]
+            if "tokens_per_round" in statistics and len(alone) == 2 and all(alone):
+                statistics["draft_cost"] = median(alone[0]) / median(alone[1])
             rows = setting["batch"]
             held = ours.bytes_a_token(self.generator, contender.way, statistics, rows)
             floor = {"bandwidth": bandwidth, "bytes": held, "seconds": held / bandwidth}
