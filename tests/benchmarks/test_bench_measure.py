@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,3 +215,27 @@ def test_one_that_fails_is_told_and_the_others_go_on(
     found = measure([Changed(llm, fail, after=3), llm], works(GREEDY), 2, judge)
     assert found["changed"].text == "wrong: MemoryError: no room"
     assert not found["changed"].seconds and len(found["llm"].seconds) == 2
+
+
+class Certain:
+    """A bfloat16 model that gives its first token so much probability, the rest to the second."""
+
+    dtype, device = torch.bfloat16, torch.device("cpu")
+
+    def __init__(self, probability: float) -> None:
+        odds = torch.tensor(probability / (1 - probability))
+        self.row = torch.tensor([12 + float(odds.log()), 12.0, -10.0, -10.0])
+
+    def __call__(self, ids: torch.Tensor, logits_to_keep: int) -> Any:
+        return SimpleNamespace(logits=self.row.expand(1, logits_to_keep, -1))
+
+
+@pytest.mark.parametrize(
+    ("probability", "verdict"),
+    [(0.94, "sampled"), (0.951, "sampled"), (0.99999, "wrong: text 0, token 1 is no choice of")],
+)
+def test_the_edge_of_a_nucleus_is_as_wide_as_rounding(probability: float, verdict: str) -> None:
+    """Another engine's roundings may leave the first token less than top-p of the mass."""
+    work = Work([[0]], 2, {"temperature": 1.0, "top_k": 0, "top_p": 0.95}, 0)
+    judge = Judge({"llm": Certain(probability)})
+    assert judge.verdict(work, [[0, 1]], ("llm",)).startswith(verdict)
