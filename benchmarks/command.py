@@ -26,7 +26,7 @@ HELP = {
     "routing": "thresholds and budgets of the LLM: time, and what the text is worth to it",
     "peers": "beside every peer that is installed",
     "kernels": "each kernel beside its floor, torch, flash-attn and FlashInfer",
-    "gpu": "what a card is to show: pairs of the shapes of Qwen3 and Llama, in 20 minutes",
+    "gpu": "what a card is to show: pairs of the shapes of Qwen3 and Llama; see --minutes",
 }
 SCRATCH = Path("~/.cache/hybridgen/bench")
 EPILOG = """\
@@ -165,8 +165,7 @@ def measured(arguments: argparse.Namespace, settled: Run) -> list[Line]:
         found += run_all(settled, changed(SUITES[arguments.suite](), arguments))
     if arguments.suite in ("kernels", "gpu") and monotonic() < settled.until:
         say("kernels")
-        held = lines.read([settled.out]) if settled.out.exists() else []
-        made = [line for line in held if line.suite == "kernels"]
+        made = [line for line in lines.held(settled.out) if line.suite == "kernels"]
         if not made:
             made = run_kernels(settled.command, settled.place, first_only=arguments.dry_run)
             for line in made:

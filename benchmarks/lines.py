@@ -67,6 +67,11 @@ def append(path: Path, line: Line) -> None:
         file.write(json.dumps(asdict(line), ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def held(path: Path) -> list[Line]:
+    """Those of a file, which need not exist."""
+    return read([path]) if path.exists() else []
+
+
 def read(paths: Iterable[Path]) -> list[Line]:
     """All lines of the files, in order; ValueError where one is of another schema."""
     known = {each.name for each in fields(Line)}

@@ -143,5 +143,5 @@ def bytes_a_token(
         return (llm + drafts * slm) / tokens
     if way.writers == ("slm", "llm"):
         share: float = found["llm_fraction"]
-        return slm / rows + share * llm
+        return (slm + share * llm) / rows
     return (slm if way.writers == ("slm",) else llm) / rows

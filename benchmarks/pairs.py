@@ -54,7 +54,7 @@ def find(
     impossible number, SmolLM2 where it is missing, and a folder that holds something else.
     """
     if llm is not None:
-        return Pair(name, slm, llm, "spec-bench")
+        return Pair(name, slm, llm, "spec-bench", {"slm": slm, "llm": llm})
     if slm is not None:
         raise ValueError("an SLM of your own needs an LLM of your own")
     kind, at, number = name.partition("@")

@@ -20,7 +20,7 @@ from hybridgen.benchmarks.lines import Line
 from hybridgen.benchmarks.measure import Measured, measure
 from hybridgen.benchmarks.pairs import find
 from hybridgen.benchmarks.peers import apart
-from hybridgen.benchmarks.peers.base import CannotRun
+from hybridgen.benchmarks.peers.base import CannotRun, LLMWriter, conversions
 from hybridgen.benchmarks.peers.table import ON_TORCH, peer
 from hybridgen.benchmarks.prompts import load
 from hybridgen.benchmarks.suites import Experiment
@@ -94,7 +94,7 @@ class Opened:
         run, setting = self.run, self.setting(experiment)
         title = f"{self.pair.name}, {setting['prompts']}, {said(experiment)}"
         wanted = self.contenders(experiment)
-        standing = [line for line in _held(run.out) if self._is_of(line, setting)]
+        standing = [line for line in lines.held(run.out) if self._is_of(line, setting)]
         missing = {each.name for each in wanted} - {line.contender for line in standing}
         if not missing:
             say(f"{title}: in {run.out} already")
@@ -104,7 +104,8 @@ class Opened:
             return []
         say(f"{title}: {'; '.join(each.name for each in wanted)}")
         found = measure(wanted, self.works(experiment), experiment.repeats, self.judge)
-        made = [self.line(each, setting, found, bandwidth) for each in wanted]
+        told = surroundings(run.command, torch.device(run.place.device))
+        made = [self.line(each, setting, found, bandwidth, told) for each in wanted]
         for line in made:
             lines.append(run.out, line)
         return made
@@ -155,9 +156,10 @@ class Opened:
         setting: Mapping[str, Any],
         found: Mapping[str, Measured],
         bandwidth: float,
+        told: dict[str, Any],
     ) -> Line:
-        """The line of a contender."""
-        run, one = self.run, found[contender.name]
+        """The line of a contender; ``told`` are the conditions of all."""
+        one = found[contender.name]
         statistics = ours.statistics(one.stats) if one.stats else {}
         if one.quality:
             statistics["quality"] = mean(one.quality)
@@ -170,7 +172,7 @@ class Opened:
             held = ours.bytes_a_token(self.generator, contender.way, statistics, rows)
             floor = {"bandwidth": bandwidth, "bytes": held, "seconds": held / bandwidth}
         return Line(
-            suite=run.suite,
+            suite=self.run.suite,
             pair=self.pair.name,
             contender=contender.name,
             setting=dict(setting),
@@ -182,7 +184,7 @@ class Opened:
             facts=self.pair.facts,
             statistics=statistics,
             floor=floor,
-            conditions=surroundings(run.command, torch.device(run.place.device)),
+            conditions=told,
         )
 
     def close(self) -> None:
@@ -199,7 +201,7 @@ class Opened:
         if name not in self.peers:
             found: list[Contender] = []
             self.peers[name] = found
-            module, scratch = peer(name), self.run.scratch / self.pair.name / name
+            module, scratch = peer(name), conversions(self.pair, self.run.scratch) / name
             why = module.missing(self.place)
             try:
                 if why is None:
@@ -223,28 +225,18 @@ class Opened:
         return same and line.setting == setting and line.facts == self.pair.facts
 
 
-class Failed:
+class Failed(LLMWriter):
     """In place of a peer that could not be opened: a line of the results says so."""
-
-    writers: tuple[str, ...] = ("llm",)
-    samples = True
 
     def __init__(self, name: str, batch: int, why: str) -> None:
         self.name, self.batch, self.why = name, batch, why
         self.options: dict[str, Any] = {}
-
-    def promises(self, work: Work) -> str | None:
-        return None
 
     def write(self, work: Work) -> Written:
         raise RuntimeError(f"it could not be opened: {self.why}")
 
     def close(self) -> None:
         """It holds nothing."""
-
-
-def _held(out: Path) -> list[Line]:
-    return lines.read([out]) if out.exists() else []
 
 
 def said(experiment: Experiment) -> str:

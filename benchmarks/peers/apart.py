@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hybridgen.benchmarks.contender import Contender, Pair, Place, Work, Written
-from hybridgen.benchmarks.peers.base import CannotRun
+from hybridgen.benchmarks.peers.base import CannotRun, LLMWriter
 from hybridgen.benchmarks.peers.table import peer
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -93,16 +93,12 @@ class Host:
                 os.killpg(self.process.pid, number)
 
 
-class Apart:
+class Apart(LLMWriter):
     """A contender of the process."""
 
     def __init__(self, host: Host, number: int, offer: Offer) -> None:
         self.host, self.number = host, number
         self.name, self.writers, self.samples, self.batch, self.options = offer
-
-    def promises(self, work: Work) -> str | None:
-        """None of a peer's does."""
-        return None
 
     def write(self, work: Work) -> Written:
         written: Written = self.host.ask((self.number, work))

@@ -1,6 +1,7 @@
 """What a peer is, and what peers share: a program of others that writes with the same pair."""
 
 from collections.abc import Iterator
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from hybridgen.benchmarks.contender import Contender, Pair, Place, Work
 
 FAMILIES = ("llama", "qwen3")
 ROPES = ("default", "llama3")
+NUM_DRAFTS = 4  # a round, where a program is told how many
 MOST_POSITIONS = 4096  # of one text, where a program reserves room for what is asked
 
 
@@ -71,6 +73,21 @@ def folder_of(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+
+
+def conversions(pair: Pair, scratch: Path) -> Path:
+    """A folder for what is made of these very checkpoints; others of the same name have another.
+
+    A checkpoint is told by its id, or by its folder's files with their sizes and times.
+    """
+    told: list[Any] = []
+    for model in (pair.slm, pair.llm):
+        files = sorted(Path(model).iterdir()) if model and Path(model).is_dir() else []
+        told += [
+            model,
+            *((each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files),
+        ]
+    return scratch / f"{pair.name}-{sha256(repr(told).encode()).hexdigest()[:12]}"
 
 
 def config_of(model: str) -> PretrainedConfig:

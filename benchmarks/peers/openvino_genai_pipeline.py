@@ -18,7 +18,6 @@ from hybridgen.benchmarks.peers.openvino_model import write_openvino
 from hybridgen.benchmarks.peers.transformers_generate import padded
 
 NAME = "openvino"
-NUM_DRAFTS = 4
 HINTS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}  # what it computes in
 
 
@@ -97,7 +96,7 @@ class OpenVINO(base.LLMWriter):
         self._num_drafts = 0
         self.samples = slm is None
         if slm is not None:
-            self._num_drafts = self.options["num_drafts"] = NUM_DRAFTS
+            self._num_drafts = self.options["num_drafts"] = base.NUM_DRAFTS
             drafts["draft_model"] = openvino_genai.draft_model(str(slm), "CPU", **how)
         self._pipeline: Any = openvino_genai.LLMPipeline(
             str(llm), "CPU", scheduler_config=scheduler, **drafts, **how

@@ -8,7 +8,6 @@ from hybridgen.benchmarks.contender import Contender, Pair, Place, Work, Written
 from hybridgen.benchmarks.peers import base, card
 
 NAME = "sglang"
-NUM_DRAFTS = 4
 
 
 def missing(place: Place) -> str | None:
@@ -39,13 +38,13 @@ class SGLang(base.LLMWriter):
         self.options = base.options(dtype)
         drafts: dict[str, Any] = {}
         if slm is not None:
-            self.options["num_drafts"] = NUM_DRAFTS
+            self.options["num_drafts"] = base.NUM_DRAFTS
             drafts = {
                 "speculative_algorithm": "STANDALONE",
                 "speculative_draft_model_path": str(base.folder_of(slm)),
-                "speculative_num_steps": NUM_DRAFTS,
+                "speculative_num_steps": base.NUM_DRAFTS,
                 "speculative_eagle_topk": 1,
-                "speculative_num_draft_tokens": NUM_DRAFTS + 1,  # the token before them counts
+                "speculative_num_draft_tokens": base.NUM_DRAFTS + 1,  # the token before them counts
             }
         wanted = card.needed(pair, place, batch, slm is not None)
         room = base.positions(pair)

@@ -9,7 +9,6 @@ from hybridgen.benchmarks.contender import Contender, Pair, Place, Work, Written
 from hybridgen.benchmarks.peers import base, card
 
 NAME = "vllm"
-NUM_DRAFTS = 4
 
 
 def missing(place: Place) -> str | None:
@@ -39,11 +38,11 @@ class VLLM(base.LLMWriter):
         self.options = base.options(dtype)
         drafts: dict[str, Any] = {}
         if slm is not None:
-            self.options["num_drafts"] = NUM_DRAFTS
+            self.options["num_drafts"] = base.NUM_DRAFTS
             drafts["speculative_config"] = {
                 "method": "draft_model",
                 "model": str(base.folder_of(slm)),
-                "num_speculative_tokens": NUM_DRAFTS,
+                "num_speculative_tokens": base.NUM_DRAFTS,
             }
         wanted = card.needed(pair, place, batch, slm is not None)
         self._llm: Any = LLM(

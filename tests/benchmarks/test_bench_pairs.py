@@ -24,6 +24,7 @@ def test_the_embedded_pair(tmp_path: Path) -> None:
 def test_models_of_the_user(tmp_path: Path) -> None:
     pair = pairs.find("mine", tmp_path, slm="a/small", llm="a/large")
     assert (pair.name, pair.slm, pair.llm) == ("mine", "a/small", "a/large")
+    assert pair.facts == {"slm": "a/small", "llm": "a/large"}  # the name does not tell them
     assert pair.prompts == "spec-bench"
     assert pairs.find("mine", tmp_path, llm="a/large").slm is None
     with pytest.raises(ValueError, match="needs an LLM of your own"):

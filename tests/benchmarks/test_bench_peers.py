@@ -11,7 +11,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from hybridgen.benchmarks.contender import Contender, Pair, Place, Work
 from hybridgen.benchmarks.judge import Judge
 from hybridgen.benchmarks.peers import transformers_generate
-from hybridgen.benchmarks.peers.base import CannotRun, check_family, dtype_of, filters, lacking
+from hybridgen.benchmarks.peers.base import (
+    CannotRun,
+    check_family,
+    conversions,
+    dtype_of,
+    filters,
+    lacking,
+)
 from hybridgen.benchmarks.peers.table import PEERS, peer
 
 GREEDY = {"temperature": 0.0}
@@ -126,6 +133,21 @@ def test_transformers_compiles_where_there_is_a_compiler(monkeypatch: pytest.Mon
     monkeypatch.setattr(transformers_generate, "which", lambda name: None)
     assert "g++" in str(transformers_generate.not_compiled(Place("cpu", None, 1)))
     assert transformers_generate.not_compiled(Place("cuda:0", None, 1)) is None
+
+
+def test_other_checkpoints_of_the_same_name_are_converted_anew(tmp_path: Path) -> None:
+    def kept(slm: str | None, llm: str) -> Path:
+        return conversions(Pair("own", slm, llm, "code"), tmp_path / "scratch")
+
+    (tmp_path / "llm").mkdir()
+    weights = tmp_path / "llm" / "model.safetensors"
+    weights.write_bytes(b"one")
+    first = kept(None, str(tmp_path / "llm"))
+    assert first == kept(None, str(tmp_path / "llm"))
+    weights.write_bytes(b"another")
+    other = kept(None, str(tmp_path / "llm"))
+    found = {first, other, kept(None, "a/b"), kept("a/b", "a/b"), kept(None, "a/c")}
+    assert len(found) == 5 and {path.parent for path in found} == {tmp_path / "scratch"}
 
 
 def test_every_peer_says_where_it_cannot_run() -> None:
