@@ -10,15 +10,17 @@ wrote them; after drafts that were rejected it is not. The length at the time te
 measured after the text's own tokens is not measured again. Nothing here waits for the device.
 
 On a CPU a small model's step is a few hundred calls of ops, so that here each one counts: there
-places are looked up by the host, which has nothing to wait for, and logits are put aside and
-measured many at a time: up to `ASIDE` distributions, but of large vocabularies no more than
-`ASIDE_LOGITS` logits, whose copies stay in a cache. What comes twice is then measured once.
+logits are put aside, and later looked up by the host, which has nothing to wait for, and measured
+many at a time: up to `ASIDE` distributions, but of large vocabularies no more than `ASIDE_LOGITS`
+logits, which stay in a cache. What comes twice is then measured once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ from hybridgen.engine.adjustment import Adjustment
 from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.model import Model
 from hybridgen.engine.rounds import Batch
-from hybridgen.engine.state import Forward
+from hybridgen.engine.state import Forward, integers
 from hybridgen.strategies.drafts import DRAWN, JUDGED
 
 CANDIDATES = 10
@@ -64,6 +66,15 @@ class Recorded:
     measures: "Measures"
 
 
+class Aside(NamedTuple):
+    """A `Forward` as it was when its logits, ``columns`` of each row, were put aside."""
+
+    columns: int
+    starts: list[int]
+    lengths: list[int]
+    drafted: bool
+
+
 @dataclass(eq=False)
 class Measures:
     """Of each position of B rows, what ``model`` said before the token there: position p of row b
@@ -77,8 +88,9 @@ class Measures:
     first         int64 [B]: b * T
     after         int64 [B]: b * T + 1
     column        int64 [MAX_FEED]: 1, 2, ...
-    aside         float32 [N, V]: logits that are to be measured; None: they are at once
-    waiting       which of them are of which place
+    held          float32 [N, V]: room for logits put aside; N = 0: all are measured at once
+    aside         whose they are, in order
+    waiting       how many they are
     """
 
     model: Model
@@ -90,8 +102,9 @@ class Measures:
     first: Tensor
     after: Tensor
     column: Tensor
-    aside: Tensor | None
-    waiting: dict[int, int] = field(default_factory=dict)
+    held: npt.NDArray[np.float32]
+    aside: list[Aside] = field(default_factory=list)
+    waiting: int = 0
 
     @classmethod
     def allocate(cls, batch: Batch, model: Model) -> "Measures":
@@ -99,6 +112,7 @@ class Measures:
         device, places = batch.rows.tokens.device, rows * positions
         vocab = min(model.vocab_size, batch.rows.vocab_size)
         k, room = min(CANDIDATES, vocab), min(ASIDE, max(1, ASIDE_LOGITS // vocab))
+        by_host = batch.rows.tokens.is_cpu and batch.capture is None
 
         def numbers(first: int, count: int, step: int = 1) -> Tensor:
             last = first + count * step
@@ -120,7 +134,7 @@ class Measures:
             numbers(0, rows, positions),
             numbers(1, rows, positions),
             numbers(1, MAX_FEED),
-            zeros(room, vocab) if batch.rows.tokens.is_cpu and batch.capture is None else None,
+            np.zeros((room if by_host else 0, vocab), np.float32),
         )
 
     def start(self, adjustment: Adjustment, placed: Sequence[tuple[int, Any]]) -> None:
@@ -134,9 +148,14 @@ class Measures:
         """See `state.Hook`."""
         if forward.model is not self.model:
             return logits
-        if self.aside is not None:
-            self._put_aside(self.aside, forward, logits)
-            return logits
+        if logits.shape[0] * logits.shape[1] <= len(self.held):
+            self._put_aside(forward, logits)
+        else:
+            self.finish()
+            self._measure_at_once(forward, logits)
+        return logits
+
+    def _measure_at_once(self, forward: Forward, logits: Tensor) -> None:
         columns = logits.shape[1]
         place = self._places(forward, columns)
         then = forward.rows.length
@@ -144,31 +163,40 @@ class Measures:
             then = then.unsqueeze(1).expand(-1, columns).reshape(-1)
         self.then.index_copy_(0, place, then)
         self._measure(logits.flatten(0, 1).float(), place)
-        return logits
 
-    def _put_aside(self, aside: Tensor, forward: Forward, logits: Tensor) -> None:
-        """Do as `_places` and `_measure` do, the first by the host and the second later."""
-        then, held, waiting = self.then.numpy(), aside.numpy(), self.waiting
-        said = logits.float().numpy()
+    def _put_aside(self, forward: Forward, logits: Tensor) -> None:
+        """Let `finish` do what `_measure_at_once` does."""
+        rows, columns, vocab = logits.shape
+        if self.waiting + rows * columns > len(self.held):
+            self.finish()
+        last = self.waiting + rows * columns
+        self.held[self.waiting : last] = logits.float().numpy().reshape(-1, vocab)
+        self.waiting = last
         starts, lengths = forward.start.tolist(), forward.rows.length.tolist()
-        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            first = row * (len(then) // len(starts))
-            for column in range(logits.shape[1]):
-                position = start + column + 1
-                place = first + position
-                if then[place] >= position or (position > length and not forward.drafted):
-                    continue
-                if place not in waiting and len(waiting) == len(aside):
-                    self.finish()
-                held[waiting.setdefault(place, len(waiting))] = said[row, column]
-                then[place] = length
+        self.aside.append(Aside(columns, starts, lengths, forward.drafted))
 
     def finish(self) -> None:
         """Measure what has been put aside."""
-        if self.aside is not None and self.waiting:
-            places = torch.tensor([*self.waiting], dtype=torch.int64, device="cpu")
-            self._measure(self.aside[: len(places)], places)
-            self.waiting.clear()
+        wanted = self._wanted()
+        if wanted:
+            logits = torch.from_numpy(self.held[: self.waiting])
+            if len(wanted) < len(logits):
+                logits = logits.index_select(0, integers([*wanted.values()]))
+            self._measure(logits, integers([*wanted]), logits)
+        self.aside.clear()
+        self.waiting = 0
+
+    def _wanted(self) -> dict[int, int]:
+        """To each place that is to be measured, the last of what is ``held`` that is its."""
+        then, wanted, index = self.then.numpy(), dict[int, int](), 0
+        for columns, starts, lengths, drafted in self.aside:
+            for first, start, length in zip(self.first.tolist(), starts, lengths, strict=True):
+                for position in range(start + 1, start + 1 + columns):
+                    place = first + position
+                    if then[place] < position and (position <= length or drafted):
+                        wanted[place], then[place] = index, length
+                    index += 1
+        return wanted
 
     def _places(self, forward: Forward, columns: int) -> Tensor:
         """Where the measures of logits [B, M, V] are kept: [B * M]."""
@@ -182,13 +210,17 @@ class Measures:
             known |= place > forward.rows.length.unsqueeze(1)
         return (place.masked_fill_(known, 0) + first).view(-1)
 
-    def _measure(self, logits: Tensor, place: Tensor) -> None:
-        """Measure float32 logits [N, V], and keep that at ``place`` [N]."""
+    def _measure(self, logits: Tensor, place: Tensor, relative: Tensor | None = None) -> None:
+        """Measure float32 logits [N, V], and keep that at ``place`` [N].
+
+        relative    where logits less the largest may be written: as good as a buffer of its own
+        """
         top, ids = logits.topk(self.top.shape[1], 1)
-        logprobs = logits.log_softmax(1)
-        likeliest = logprobs.gather(1, ids.narrow(1, 0, 1)).view(-1)
-        logprobs.clamp_min_(_UNDERFLOW)
-        negentropy = logprobs.exp().mul_(logprobs).sum(1)
+        relative = torch.sub(logits, top.narrow(1, 0, 1), out=relative).clamp_min_(_UNDERFLOW)
+        powers = relative.exp()
+        log_sum = powers.sum(1).log_()
+        negentropy = powers.mul_(relative).sum(1).div_(log_sum.exp()).sub_(log_sum)
+        likeliest = log_sum.neg_()
         kept = self.top, self.ids, self.logprob, self.negentropy
         for buffer, measured in zip(kept, (top, ids, likeliest, negentropy), strict=True):
             buffer.index_copy_(0, place, measured)
