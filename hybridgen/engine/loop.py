@@ -69,15 +69,24 @@ class Outcome(NamedTuple):
     """What a round did, as far as the texts go that are still being written.
 
     name       what the program's `enqueue` returned
-    gained     how many tokens each of them got; their order is that of the rows
-    pending    the largest number that the round left for the host (see `kernels.verify.PENDING`)
+    texts      their numbers among the request's prompts, in the order of the rows
+    gained     how many tokens each of them got
+    to_come    how many each may still get
+    left       the number that the round left of each for the host (see `kernels.verify.PENDING`)
     seconds    that the round took; None where it cannot be told from other work
     """
 
     name: Any
+    texts: list[int]
     gained: list[int]
-    pending: int
+    to_come: list[int]
+    left: list[int]
     seconds: float | None
+
+    @property
+    def pending(self) -> int:
+        """The largest number that was left."""
+        return max(self.left, default=0)
 
 
 class Program:
@@ -191,13 +200,15 @@ class _Loop:
         """Wait for a round's report, and tell its news."""
         report = flight.arrive()
         began, self.arrived = max(flight.enqueued, self.arrived), perf_counter()
-        gained, pending, broken = [], 0, []
+        texts, gained, to_come, left, broken = [], [], [], [], []
         for row, text in enumerate(flight.seats):
             if text is None or text is not self.seats[row]:
                 continue  # nobody's, or of a text that has ended since
             told = report[row]
-            pending = max(pending, told[PENDING])
+            texts.append(text.index)
             gained.append(told[LENGTH] - text.length)
+            to_come.append(0 if told[FLAGS] & DONE else text.limit - told[LENGTH])
+            left.append(told[PENDING])
             take(text, told, flight.name)
             if told[FLAGS] & BROKEN:
                 broken.append(text)
@@ -209,7 +220,7 @@ class _Loop:
             refuse(broken)
         seconds = None if self.unclean else self.arrived - began
         self.unclean = max(self.unclean - 1, 0)
-        self.program.reported(Outcome(flight.name, gained, pending, seconds))
+        self.program.reported(Outcome(flight.name, texts, gained, to_come, left, seconds))
 
     def _ends(self, row: int, text: Text, told: Sequence[int], gained: int) -> bool:
         """Show the new tokens to the watchers; whether the text is complete."""

@@ -16,6 +16,9 @@ has taken than the LLM alone would have taken for the same tokens. Drafts are tr
 of them rejected, that would still be less than START rounds and RISK of the text (Wu et al. 2016,
 "Conservative bandits").
 
+Texts that are written side by side end when the last of them does. What a round is worth is what it
+gives the rows that are furthest from their limits; what it tells of survival, all of them tell.
+
 Where no drafts pay, the LLM goes on alone. The SLM, which reads nothing meanwhile, is asked again
 after a while, and after twice as long when that was in vain; all such probes, with what the SLM has
 missed, may cost no more than that same share. Lookups cost next to nothing: what is known of them
@@ -23,7 +26,7 @@ is forgotten as they come up, until they are worth another try.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -41,7 +44,8 @@ START, RISK = 1.5, 0.02  # rounds, and of the text, that drafts may lose: 3 % of
 HORIZON = 8  # rounds over which it pays that the SLM has caught up
 STAY = 0.2  # of a draft's time, what it is worth that the SLM keeps reading: coming back is dear
 FIRST_WAIT, LONGEST_WAIT = 24, 256  # rounds between probes of the SLM
-STALE, MARGIN = 64, 0.3  # rounds and tokens, see `choose`
+TIMING = 2  # rounds of the LLM in a row, of which the last is timed
+FEW, STALE, PATIENT, MARGIN = 8, 64, 4, 0.3  # rounds, their factor and tokens, see `choose`
 HOPE = 0.9  # survival that a probe hopes for
 
 
@@ -173,20 +177,23 @@ class Chooser:
         self._written = 0.0
         self._lost = self._probed = 0.0  # rounds of the LLM that drafts, and probes, have cost
         self._idle, self._wait = 0, FIRST_WAIT
-        self._round = self._alone = 0  # this round, and the last that was the LLM's alone
+        self._round = self._alone = 0  # this round, and the last that the LLM alone was timed in
+        self._timing = int(costs.timed(ALONE) < SURE)  # rounds of it to come
+        self._last: Arm | None = None
 
-    def choose(self, found: int, catch_ups: int) -> Arm:
+    def choose(self, found: Sequence[int], catch_ups: int) -> Arm:
         """The next arm.
 
-        found        tokens of the text's end that stood before, where a lookup can go on
+        found        of each row that the others will wait for, tokens of the text's end that stood
+                     before: there a lookup can go on
         catch_ups    forwards that the SLM needs before it can draft
 
         The LLM alone is timed anew where that was STALE rounds ago, or hardly ever, or seems to
-        take longer than with drafts, and these gain less than MARGIN tokens: if the machine was
-        slow then, drafts have looked cheap ever since.
+        take longer than with drafts: if the machine was slow then, drafts have looked cheap ever
+        since. Where they gain more than MARGIN tokens, that is not done as often.
         """
         seconds, timed = self.costs.seconds, self.costs.timed
-        if not self._alone and timed(ALONE) < SURE:
+        if self._timing:
             return ALONE
         if timed(self._opener) < TIMED:
             return self._opener
@@ -196,8 +203,8 @@ class Chooser:
         rate, left = self._rate(), (1 + START + RISK * self._written - self._lost) * alone
         base = 1.0 - rate * alone
         best, most = ALONE, base
-        if found:
-            gains = self.survival[found].gains
+        if any(found):
+            gains = self._lookup_gains(found)
             best, most = self._better(self._lookup, gains, rate, left, best, most)
         if not self._model:
             return best
@@ -209,8 +216,13 @@ class Chooser:
         if chosen is not best:
             self._wait = FIRST_WAIT
             doubtful = timed(ALONE) < SURE or seconds[chosen] < alone
-            stale = self._round - self._alone > STALE or doubtful
-            return ALONE if stale and value - base < MARGIN else chosen
+            patience = FEW if doubtful else STALE
+            if value - base >= MARGIN:
+                patience *= PATIENT
+            if self._round - self._alone <= patience:
+                return chosen
+            self._timing = TIMING
+            return ALONE
         if self._idle >= self._wait and self._may_pay(rate, left, most, owed):
             self._wait = min(2 * self._wait, LONGEST_WAIT)
             self._probed += (seconds[self._model[0]] + owed) / alone - 1
@@ -221,39 +233,52 @@ class Chooser:
     def saw(
         self,
         arm: Arm,
-        found: int,
+        found: Sequence[int],
         gained: Sequence[int],
+        progress: float,
         seconds: float | None = None,
         catch_ups: int = 0,
     ) -> None:
-        """A round of ``arm``, chosen with ``found``, gave each row so many tokens.
+        """A round of ``arm``, chosen with ``found`` of each row, gave each so many tokens.
 
+        progress   how many tokens nearer it brought the end of all texts
         seconds    that it took, with its ``catch_ups``; None where that is not known
         """
         self._round += 1
-        if seconds is not None:
+        # A round of the LLM after another kind of round is slower than one of many.
+        timed = arm != ALONE or self._last == ALONE or not self.costs.timed(ALONE)
+        if seconds is not None and timed:
             self.costs.took(arm, seconds, catch_ups)
         if gained:
-            tokens, took = sum(gained) / len(gained), self.costs.seconds[arm]
-            self._tokens = FORGET * self._tokens + tokens
+            took = self.costs.seconds[arm]
+            self._tokens = FORGET * self._tokens + progress
             self._seconds = FORGET * self._seconds + took
-            self._written += tokens
+            self._written += progress
             took += catch_ups * self.costs.catch_up
-            self._lost += took / self.costs.seconds[ALONE] - tokens
+            self._lost += took / self.costs.seconds[ALONE] - progress
         if arm == ALONE:
+            self._timing = max(self._timing - 1, 0)
             self._alone = self._round
-        if found:
-            self.survival[found].fade(FORGET)
+        self._last = arm
+        for level, rows in Counter(found).items():
+            if level:
+                self.survival[level].fade(FORGET ** (rows / len(found)))
         if arm.drafter == MODEL:
             self._idle = 0
             self.survival[MODEL].fade(FORGET)
         else:
             self._idle += 1
         if arm.drafts:
-            seen = self.survival[MODEL if arm.drafter == MODEL else found]
-            for tokens in gained:
-                if tokens:
-                    seen.saw(tokens - 1, arm.drafts)
+            for tokens, level in zip(gained, found, strict=True):
+                known = self.survival.get(MODEL if arm.drafter == MODEL else level)
+                if tokens and known is not None:
+                    known.saw(tokens - 1, arm.drafts)
+
+    def _lookup_gains(self, found: Sequence[int]) -> list[float]:
+        """Tokens of a round with 0, 1, 2, ... looked up drafts, in the mean of the rows."""
+        levels = [self.survival[level].gains for level in found if level]
+        nothing = len(found) - len(levels)
+        return [(nothing + sum(gains)) / len(found) for gains in zip(*levels, strict=True)]
 
     def _better(
         self,

@@ -6,8 +6,9 @@ before it drafts again, up to 16 tokens a forward: how far it has come is kept o
 how many forwards that takes at most on the host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -44,13 +45,15 @@ NGRAMS = NgramDrafts()
 class Choice(NamedTuple):
     """A round that was enqueued: what was chosen, or asked for, and what was known then.
 
-    found        tokens of the text's end that a lookup had found
+    found        by text, how many tokens of its end a lookup had found
+    last         the texts that were furthest from their limits
     catch_ups    forwards in which the SLM read what it had missed
     drafted      rounds before it in which the SLM drafted
     """
 
     arm: Arm
-    found: int = 0
+    found: Mapping[int, int] = {}
+    last: Collection[int] = ()
     catch_ups: int = 0
     drafted: int = 0
 
@@ -88,15 +91,17 @@ class Auto(Program):
             for arm in experience.costs.arms
         }
         self.catch_up = batch.round(catch_up_round) if self.reads_slm else None
-        self.found = self.drafted = 0
+        self.found: Mapping[int, int] = {}
+        self.last: Collection[int] = ()
+        self.drafted = 0
         self.missed = -1  # the prompt's last token and one more it reads as it first drafts
 
     def enqueue(self) -> Choice:
         """Enqueue what pays most, and before that what the SLM needs for it."""
         needed = -(-self.missed // MAX_FEED)
-        arm = self.chooser.choose(self.found, needed)
+        arm = self.chooser.choose([self.found[text] for text in self.last], needed)
         by_slm = self.reads_slm and arm.drafter == MODEL
-        choice = Choice(arm, self.found, needed if by_slm else 0, self.drafted)
+        choice = Choice(arm, self.found, self.last, needed if by_slm else 0, self.drafted)
         if by_slm and self.catch_up is not None:
             for _ in range(needed):
                 self.catch_up()
@@ -112,8 +117,14 @@ class Auto(Program):
         arm, most = choice.arm, max(outcome.gained, default=0)
         if self.reads_slm and arm.drafter != MODEL and choice.drafted == self.drafted:
             self.missed -= arm.drafts + 1 - most
-        self.found = outcome.pending
-        self.chooser.saw(arm, choice.found, outcome.gained, outcome.seconds, choice.catch_ups)
+        texts, gained = outcome.texts, outcome.gained
+        waited_for = [n for text, n in zip(texts, gained, strict=True) if text in choice.last]
+        progress = fmean(waited_for or gained or [0])
+        found = [choice.found.get(text, 0) for text in texts]
+        self.chooser.saw(arm, found, gained, progress, outcome.seconds, choice.catch_ups)
+        self.found = dict(zip(texts, outcome.left, strict=True))
+        most = max(outcome.to_come, default=0)
+        self.last = [text for text, n in zip(texts, outcome.to_come, strict=True) if n == most]
 
 
 def auto_round(batch: Batch, num_drafts: int, proposer: Proposer | None, with_q: bool) -> None:

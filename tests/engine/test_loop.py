@@ -240,6 +240,13 @@ def test_a_program_hears_of_each_round_and_only_of_living_texts() -> None:
     go(script, program)
     assert [outcome.name for outcome in program.outcomes] == [1, 2, 3]
     assert [outcome.gained for outcome in program.outcomes] == [[1, 3], [2, 3], [3]]
+    assert [outcome.texts for outcome in program.outcomes] == [[0, 1], [0, 1], [1]]
+    assert [outcome.to_come for outcome in program.outcomes] == [
+        [999996, 999993],
+        [0, 999990],  # the first text has ended
+        [0],
+    ]
+    assert [outcome.left for outcome in program.outcomes] == [[0, 10], [0, 10], [10]]
     assert [outcome.pending for outcome in program.outcomes] == [10, 10, 10]
 
 

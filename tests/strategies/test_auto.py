@@ -19,7 +19,7 @@ from table_decoder import (
 )
 
 from hybridgen import HybridGenerator
-from hybridgen.engine.loop import Repeat
+from hybridgen.engine.loop import Outcome, Repeat
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.result import GenerationResult
@@ -44,12 +44,12 @@ def at_random(seed: int, patience: int = 1) -> Callable[..., Arm]:
     draw, left = random.Random(seed), 0
     arm = Arm("llm", 0)
 
-    def choose(self: Chooser, found: int, catch_ups: int) -> Arm:
+    def choose(self: Chooser, found: Sequence[int], catch_ups: int) -> Arm:
         nonlocal arm, left
         left -= 1
         if left < 0:
             arm, left = draw.choice(self.costs.arms), draw.randrange(patience)
-        return ALONE if arm.drafter == LOOKUP and not found else arm
+        return ALONE if arm.drafter == LOOKUP and not any(found) else arm
 
     return choose
 
@@ -65,6 +65,46 @@ def program(batch: Batch, with_q: bool) -> Auto:
     made = Auto(batch, proposer, with_q, Experience.of(proposer))
     start_texts(batch, range(batch.width))
     return made
+
+
+def test_rounds_are_chosen_for_the_rows_that_the_others_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Text 1 is nearest its limit: what lookups find there is no reason to ask for one."""
+    asked: list[Sequence[int]] = []
+    told: list[tuple[Sequence[int], Sequence[int], float]] = []
+
+    def choose(self: Chooser, found: Sequence[int], catch_ups: int) -> Arm:
+        asked.append(found)
+        return ALONE
+
+    def saw(
+        self: Chooser,
+        arm: Arm,
+        found: Sequence[int],
+        gained: Sequence[int],
+        progress: float,
+        *_: Any,
+    ) -> None:
+        told.append((found, gained, progress))
+
+    monkeypatch.setattr(Chooser, "choose", choose)
+    monkeypatch.setattr(Chooser, "saw", saw)
+    batch = start([[3, 1], [1, 0], [2, 2]], 40)
+    made = program(batch, False)
+    for texts, gained, to_come, left in (
+        ([0, 1, 2], [1, 3, 1], [20, 9, 20], [0, 4, 2]),
+        ([0, 1, 2], [2, 4, 1], [18, 5, 19], [1, 4, 3]),
+        ([0, 2], [1, 1], [17, 18], [1, 0]),
+    ):
+        made.reported(Outcome(made.enqueue(), texts, gained, to_come, left, 1.0))
+    made.enqueue()
+    assert asked == [[], [0, 2], [3], [0]]
+    assert told == [
+        ([0, 0, 0], [1, 3, 1], pytest.approx(5 / 3)),
+        ([0, 4, 2], [2, 4, 1], 1.5),
+        ([1, 3], [1, 1], 1),
+    ]
 
 
 @pytest.mark.parametrize("patience", [1, 12, 40])
