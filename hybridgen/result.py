@@ -15,7 +15,17 @@ or a `Rate`, which is computed from the folded counts.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any, covariant=True)  # so that the bare name stays a type
+    Ids = TypeVar("Ids", default=Any, covariant=True)
+else:
+    from typing import TypeVar
+
+    T, Ids = TypeVar("T"), TypeVar("Ids")
 
 Stats = dict[str, Any]
 
@@ -77,7 +87,7 @@ COMMON: Mapping[str, Fold] = {
 
 
 @dataclass(frozen=True)
-class GenerationResult:
+class GenerationResult(Generic[T, Ids]):
     """The outcome of one call; `text, stats = result` works too.
 
     text        str, the new text alone
@@ -91,10 +101,10 @@ class GenerationResult:
     the rows with one dict a row in `stats["rows"]`.
     """
 
-    text: Any
-    tokens: Any
+    text: T
+    tokens: Ids
     stats: Stats
-    full_text: Any
+    full_text: T
     lines: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Any]:
@@ -105,7 +115,7 @@ class GenerationResult:
         """The block that `generate` prints, without a final newline."""
         return format_stats(self.stats, self.lines)
 
-    def single(self) -> "GenerationResult":
+    def single(self: "GenerationResult[Sequence[Any], Sequence[Any]]") -> "GenerationResult":
         """The only row of a batch of one, as the result of a single prompt."""
         row = self.stats["rows"][0]
         return GenerationResult(self.text[0], self.tokens[0], row, self.full_text[0], self.lines)

@@ -38,6 +38,7 @@ from hybridgen.engine.transformers_probe import Facts, probe
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
 NAMES = ("slm_model_id", "llm_model_id")
+Source = str | PathLike[str] | PreTrainedModel
 
 
 def choose_sources(slm: Any, llm: Any) -> tuple[Any | None, Any]:
