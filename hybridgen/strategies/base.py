@@ -130,6 +130,7 @@ class RoundStrategy(Strategy):
             stats=add_rates(stats, self.declaration.statistics),
             full_text=full_texts(tokenizer, request, written, tokens),
             lines=self.declaration.lines,
+            finish_reason=[stream.finish_reason for stream in streams],
         )
 
     def prepare(
