@@ -20,8 +20,8 @@ def bars_of_transformers() -> Iterator[None]:
     if shows_progress() or not logging.is_progress_bar_enabled():
         yield
         return
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.enable_progress_bar()
