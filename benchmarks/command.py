@@ -9,6 +9,9 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
+from typing import get_args
+
+from hybridgen.names import DtypeName
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +75,7 @@ def build_parser(declarations: Sequence[Any] | None = None) -> argparse.Argument
     add("--dry-run", action="store_true", help="as little of it as can be, on a tiny pair")
     add = parser.add_argument_group("where").add_argument
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
+    add("--dtype", choices=get_args(DtypeName), help="(default: by device)")
     add("--threads", metavar="N", type=int, help="of the CPU (default: torch's)")
     add("--scratch", metavar="DIR", type=Path, default=SCRATCH, help="where pairs are built and "
         "checkpoints converted, to be used again (default: %(default)s)")  # fmt: skip

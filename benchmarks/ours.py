@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hybridgen import HybridGenerator
 from hybridgen.benchmarks.contender import Pair, Place, Work, Written
 from hybridgen.kernels.launch import programmatic_dependent_launch
+from hybridgen.names import DtypeName
 from hybridgen.profiling.random_router import RandomRouting
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.speculative import Speculative
@@ -92,8 +93,9 @@ class Ours:
 
 def open_generator(pair: Pair, place: Place, batch: int) -> HybridGenerator:
     """The pair, with room for ``batch`` rows; it can also look drafts up, and route at random."""
+    dtype = cast("DtypeName | None", place.dtype)
     generator = HybridGenerator(
-        pair.slm, pair.llm, device=place.device, dtype=place.dtype, max_batch_size=batch
+        pair.slm, pair.llm, device=place.device, dtype=dtype, max_batch_size=batch
     )
     own = {"lookup": Speculative(NgramDrafts()), "random": RandomRouting()}
     generator.strategies.update(own)

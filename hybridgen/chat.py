@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hybridgen.names import StrategyName
 from hybridgen.prompts import of_chat
 from hybridgen.result import GenerationResult
 from hybridgen.strategies.custom import GenerationStrategy
@@ -59,10 +60,10 @@ class Chat:
         self,
         text: str,
         stream: Callable[[str], object],
-        strategy: str = "speculative",
+        strategy: StrategyName | str = "speculative",
         max_new_tokens: int = NEW_TOKENS,
         **options: Any,
-    ) -> GenerationResult | None:
+    ) -> GenerationResult[str, list[int]] | None:
         """Say ``text``, and what is answered, piece by piece, to ``stream``; None: it was stopped.
 
         max_new_tokens    fewer where the context ends sooner

@@ -9,8 +9,10 @@ import os
 import re
 import sys
 import warnings
+from typing import get_args
 
 from hybridgen.cli_terminal import notice
+from hybridgen.names import DtypeName
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     add("--llm", metavar="MODEL", help="large model, same tokenizer; alone, it drafts by lookup")
     add("--pair", metavar="NAME", help="both, by a name that `hybridgen pairs` lists")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
+    add("--dtype", choices=get_args(DtypeName), help="(default: by device)")
     add(
         "--max-seq-len",
         type=int,

@@ -5,7 +5,7 @@
 
 import inspect
 import secrets
-from typing import Any
+from typing import Any, Protocol
 
 from hybridgen.checks import check_choice, check_int, exact_list, has_attribute, quoted, shown
 from hybridgen.engine.limits import MAX_EOS
@@ -17,6 +17,14 @@ from hybridgen.strategies.declarations import BUILT_IN, help_line
 MAX_STOPS = 256  # each is looked for at every token
 MAX_STOP_LENGTH = 4096  # characters
 SEEDS = 2**63
+
+
+class Streamer(Protocol):
+    """A transformers streamer."""
+
+    def put(self, value: Any, /) -> object: ...
+
+    def end(self) -> object: ...
 
 
 def check_strategy(name: str, value: Any, facts: Facts) -> str:

@@ -1,6 +1,6 @@
 """Logits processors as parameters of `generate`, and the `Adjustment` that they make."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hybridgen.checks import check_int, exact_list, shown
@@ -9,6 +9,8 @@ from hybridgen.fields import Check, Checking, Facts, Field, integer, number
 
 NEVER = float("-inf")
 MAX_PROCESSORS = 64
+Processor = Callable[[Any, Any], Any]
+"""(ids [1, T] int64, scores [1, V] float32) -> scores, like transformers' logits processors."""
 
 
 def unless_given(off: Any, check: Checking) -> Check:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from hybridgen.checks import quoted
+from hybridgen.engine.progress import shows_progress
 from hybridgen.fields import Facts
 from hybridgen.parameters import NEW_TOKENS, check_seed
 from hybridgen.prompts import Prompt, Room
@@ -87,7 +88,13 @@ def generate_file(
     begun, tokens = time.perf_counter(), 0
     with (
         open(results, "ab") as file,
-        tqdm(total=len(lines), initial=len(done), unit="prompt", disable=None, leave=False) as bar,
+        tqdm(
+            total=len(lines),
+            initial=len(done),
+            unit="prompt",
+            disable=not shows_progress(),
+            leave=False,
+        ) as bar,
     ):
         for chunk in chunks(left, most_rows(generator, options)):
             with named_lines(Path(prompts), chunk):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -23,6 +23,26 @@ _ACCEPTED = (
     "tokenizer returns (input_ids and attention_mask), or a list of strings, ids or chats, "
     "got {got}"
 )
+
+
+class Array(Protocol):
+    """A tensor or array, of whatever library."""
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def tolist(self) -> Any: ...
+
+
+Ids = list[int] | tuple[int, ...]
+Messages = Sequence[Mapping[str, Any]]
+OnePrompt = str | Ids | Messages
+Prompts = Sequence[OnePrompt | Array]
+EncodedPrompt = Array | Mapping[str, Any]
+"""One prompt or several, as its shape says."""
+AnyPrompt = OnePrompt | Prompts | EncodedPrompt
 
 
 @dataclass(frozen=True)

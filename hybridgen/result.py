@@ -13,13 +13,26 @@ How a statistic of a batch comes from those of its rows is a fold: a function of
 or a `Rate`, which is computed from the folded counts.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any, covariant=True)  # so that the bare name stays a type
+    Ids = TypeVar("Ids", default=Any, covariant=True)
+else:
+    from typing import TypeVar
+
+    T, Ids = TypeVar("T"), TypeVar("Ids")
 
 Stats = dict[str, Any]
 
 _RULE = "=" * 60
+_UNKNOWN: Any = ""
+_SHOWN_TEXTS, _SHOWN_CHARACTERS = 3, 60  # in a result's repr
 
 
 @dataclass(frozen=True)
@@ -76,8 +89,8 @@ COMMON: Mapping[str, Fold] = {
 }
 
 
-@dataclass(frozen=True)
-class GenerationResult:
+@dataclass(frozen=True, repr=False)
+class GenerationResult(Generic[T, Ids]):
     """The outcome of one call; `text, stats = result` works too.
 
     text        str, the new text alone
@@ -86,29 +99,60 @@ class GenerationResult:
     full_text   str, prompt and new text: a prompt given as a string as it was written, any other as
                 its token ids are decoded; both with their special tokens, the new text without
     lines       templates of the strategy's own lines in `summary`
+    finish_reason   str, what ended the text: "eos", "stop" (a stop string) or "length" (that is,
+                max_new_tokens); "end" where a strategy of one's own ended before these
 
-    For a list of prompts, `text`, `tokens` and `full_text` are lists, and `stats` holds sums over
-    the rows with one dict a row in `stats["rows"]`.
+    For a list of prompts, `text`, `tokens`, `full_text` and `finish_reason` are lists, and `stats`
+    holds sums over the rows with one dict a row in `stats["rows"]`. Its type says which it is:
+    ``GenerationResult[str, list[int]]`` or ``GenerationResult[list[str], list[list[int]]]``.
     """
 
-    text: Any
-    tokens: Any
+    text: T
+    tokens: Ids
     stats: Stats
-    full_text: Any
-    lines: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    full_text: T
+    lines: tuple[str, ...] = field(default=(), compare=False)
+    finish_reason: T = field(default=_UNKNOWN, compare=False)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.text, self.stats))
+
+    def __repr__(self) -> str:
+        """The beginning of the text, how many tokens it has, and what ended it: one line."""
+        text: Any = self.text
+        ended: Any = self.finish_reason
+        if isinstance(text, str):
+            reason = f", {ended}" if ended else ""
+            return f"GenerationResult({_beginning(text)}, {_tokens([self.tokens])}{reason})"
+        texts = [_beginning(each) for each in text[:_SHOWN_TEXTS]]
+        left = len(text) - len(texts)
+        shown = ", ".join([*texts, f"... {left} more"] if left else texts)
+        reasons = [f", {many} {one}" for one, many in Counter(ended).items()]
+        return f"GenerationResult([{shown}], {_tokens(self.tokens)}{''.join(reasons)})"
 
     @property
     def summary(self) -> str:
         """The block that `generate` prints, without a final newline."""
         return format_stats(self.stats, self.lines)
 
-    def single(self) -> "GenerationResult":
+    def single(self: "GenerationResult[Sequence[Any], Sequence[Any]]") -> "GenerationResult":
         """The only row of a batch of one, as the result of a single prompt."""
         row = self.stats["rows"][0]
-        return GenerationResult(self.text[0], self.tokens[0], row, self.full_text[0], self.lines)
+        reason = self.finish_reason[0] if self.finish_reason else _UNKNOWN
+        return GenerationResult(
+            self.text[0], self.tokens[0], row, self.full_text[0], self.lines, reason
+        )
+
+
+def _beginning(text: str) -> str:
+    """A text's repr, or that of its beginning."""
+    most = _SHOWN_CHARACTERS
+    return repr(text if len(text) <= most else f"{text[: most - 3]}...")
+
+
+def _tokens(rows: Any) -> str:
+    count = sum(map(len, rows))
+    return f"{count} token{'' if count == 1 else 's'}"
 
 
 def add_rates(stats: Stats, statistics: Mapping[str, Fold]) -> Stats:

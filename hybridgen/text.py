@@ -85,6 +85,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._prompt = request.prompt_ids[row]
         self._matcher = StopMatcher(request.stop)
+        self._ends, self._limit = request.end_ids, request.max_new_tokens
         self._pieces: list[str] = []
         self._taken = False
         self._streamer = request.stream if is_streamer(request.stream) else None
@@ -118,6 +119,15 @@ class TextStream:
     def stopped(self) -> bool:
         """Whether a stop string is complete."""
         return self._matcher.found
+
+    @property
+    def finish_reason(self) -> str:
+        """ "stop", "eos" or "length"; "end" where a strategy of one's own ended before these."""
+        if self.stopped:
+            return "stop"
+        if self.tokens and self.tokens[-1] in self._ends:
+            return "eos"
+        return "length" if len(self.tokens) >= self._limit else "end"
 
     def take(self, text: str, most: int) -> bool:
         """Add a whole text whose tokens nobody knows, in place of tokens; whether it was cut.

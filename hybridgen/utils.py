@@ -16,6 +16,7 @@ from hybridgen.engine.sampling import Sampling
 from hybridgen.fields import Facts
 from hybridgen.kernels import philox, sampling, uncertainty
 from hybridgen.kernels.weights import MAX_VOCAB
+from hybridgen.names import Evidence
 from hybridgen.parameters import SEED, TEMPERATURE, check_sampling
 from hybridgen.strategies.declarations import EVIDENCE
 
@@ -50,7 +51,7 @@ def sample_token(
     return token if logits.ndim == 2 else int(token)
 
 
-def compute_logu(logits: Tensor, k: int = 10, evidence: str = "probs") -> tuple[Any, Any]:
+def compute_logu(logits: Tensor, k: int = 10, evidence: Evidence = "probs") -> tuple[Any, Any]:
     """Aleatoric and epistemic uncertainty (LogTokU, Ma et al. 2025), floats or tensors [R].
 
     With evidence a_1..a_k of the k likeliest tokens and S their sum,

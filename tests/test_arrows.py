@@ -23,7 +23,7 @@ class Layer(NamedTuple):
 LAYERS = {
     "kernels": Layer("kernels.*"),
     "leaves": Layer(
-        "checks prefix named_pairs pair engine.limits engine.sampling engine.adjustment"
+        "checks names prefix named_pairs pair engine.limits engine.sampling engine.adjustment"
     ),
     "training of the embedded pair": Layer("pair.*", "leaves"),
     "call": Layer(
@@ -45,7 +45,7 @@ LAYERS = {
         "kernels leaves call profiles engine strategies",
     ),
     "generator": Layer(
-        "generator chat prompt_file exactness profiling.score profiling.random_router "
+        "generating generator chat prompt_file exactness profiling.score profiling.random_router "
         "profiling.routed profiling.calibrate profiling.sweep",
         "kernels leaves call profiles engine strategies recording",
     ),

@@ -181,6 +181,7 @@ def test_eos_ends_everything_at_the_same_index(
         stream=pieces.append,
     )
     assert result.tokens == expected
+    assert result.finish_reason == "eos"
     assert result.stats["total_tokens"] == len(expected)
     assert (
         "".join(pieces)
@@ -207,6 +208,7 @@ def test_a_stop_string_ends_everything_at_the_same_index(
     pieces: list[str] = []
     result = write(generator, **options, stop=["never written", stop], stream=pieces.append)
     assert result.text == free.text[: free.text.index(stop)] == "".join(pieces)
+    assert (result.finish_reason, free.finish_reason) == ("stop", "length")
     kept = len(result.tokens)
     assert result.tokens == free.tokens[:kept]
     assert stop in generator.tokenizer.decode(free.tokens[:kept])

@@ -88,6 +88,12 @@ def test_the_installed_metadata() -> None:
     assert set(about.get_all("Provides-Extra")) == {
         *("flash", "plot", "test", "bench", "peers", "dev", "real")
     }
+    tried = {name for name in about.get_all("Classifier") if ":: 3." in name or "Operating" in name}
+    assert tried == {
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+    }
+    assert about.get_all("License-File") == ["LICENSE"]
     (command,) = entry_points(group="console_scripts", name="hybridgen")
     assert command.value == "hybridgen.cli:main"
 

@@ -51,7 +51,9 @@ def test_the_result_unpacks_as_text_and_stats() -> None:
 
 
 def test_a_batch_of_one_becomes_a_single_result() -> None:
-    batch = GenerationResult(["b"], [[2]], {"rows": [{"seed": 1}]}, ["ab"])
+    rows = {"rows": [{"seed": 1}]}
+    batch = GenerationResult(["b"], [[2]], rows, ["ab"], finish_reason=["eos"])
+    assert batch.single().finish_reason == "eos"
     assert batch.single() == GenerationResult("b", [2], {"seed": 1}, "ab")
 
 
@@ -61,6 +63,26 @@ def test_a_strategys_own_lines_stay_with_the_result_and_are_not_compared() -> No
     assert "\nWindow: 3\n" in batch.single().summary
     assert batch.single() == GenerationResult("b", [2], stats, "ab")
     assert "Window:" not in repr(batch)
+
+
+def test_a_result_is_one_short_line() -> None:
+    text = "a\n" * 1000
+    one = GenerationResult(text, [7] * 2000, {"seed": 1}, text, finish_reason="length")
+    beginning = repr(text[:57] + "...")
+    assert repr(one) == f"GenerationResult({beginning}, 2000 tokens, length)"
+    assert repr([one, one]) == f"[{one}, {one}]"
+    short = GenerationResult("b", [2], {}, "ab")
+    assert repr(short) == "GenerationResult('b', 1 token)"
+
+
+def test_a_result_of_many_prompts_is_one_short_line_too() -> None:
+    texts, reasons = ["a" * 1000, "b", "", "d", "e"], ["length", "eos", "eos", "stop", "eos"]
+    tokens = [[1] * 500, [2], [0], [3, 4], [5]]
+    many = GenerationResult(texts, tokens, {}, texts, finish_reason=reasons)
+    first = repr("a" * 57 + "...")
+    assert repr(many) == (
+        f"GenerationResult([{first}, 'b', '', ... 2 more], 505 tokens, 1 length, 3 eos, 1 stop)"
+    )
 
 
 def test_the_block_of_speculation() -> None:

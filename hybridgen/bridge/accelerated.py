@@ -3,29 +3,46 @@
 import inspect
 from contextlib import suppress
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from hybridgen.bridge.decoding import decode
 from hybridgen.bridge.engines import check_model, engine_of
 from hybridgen.bridge.inputs import OPTIONS, choose
 from hybridgen.checks import quoted, shown
-from hybridgen.parameters import is_streamer
+from hybridgen.names import Auto, Evidence, StrategyName, Verification
+from hybridgen.parameters import Streamer, is_streamer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OWN = ("strategy", *(field.name for field in OPTIONS))
+
+
+class Options(TypedDict, total=False):
+    """A strategy by name and its options, see `HybridGenerator.generate`."""
+
+    strategy: StrategyName | None
+    num_drafts: int | Auto | None
+    verification: Verification | None
+    threshold: float | None
+    llm_fraction: float | None
+    llm_consecutive_tokens: int | None
+    evidence: Evidence | None
+    reuse: bool | None
 
 
 def accelerate(
     llm: PreTrainedModel,
     slm: PreTrainedModel | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     max_batch_size: int = 4,
     max_seq_len: int | None = None,
-    **options: Any,
+    **options: "Unpack[Options]",
 ) -> "Accelerated":
     """``llm`` with a faster `generate`: ``fast.generate(...)`` for ``llm.generate(...)``.
 
@@ -53,10 +70,10 @@ class Accelerated:
         self,
         llm: PreTrainedModel,
         slm: PreTrainedModel | None,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase | None,
         max_batch_size: int,
         max_seq_len: int | None,
-        options: dict[str, Any],
+        options: Options,
     ) -> None:
         own = vars(self)
         own["_llm"] = check_model("llm", llm)
@@ -102,8 +119,8 @@ class Accelerated:
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *args: Any,
-        streamer: Any = None,
-        tokenizer: Any = None,
+        streamer: Streamer | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         stop_strings: str | list[str] | None = None,
         seed: int | None = None,
         **kwargs: Any,

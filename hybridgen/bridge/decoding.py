@@ -14,6 +14,7 @@ from hybridgen.bridge.inputs import CACHES, asked_by_token, prompts_of, refuse, 
 from hybridgen.bridge.outputs import Following, Said, dictionary, scored, sequences
 from hybridgen.checks import check_int
 from hybridgen.engine.loop import Text
+from hybridgen.names import Auto, Evidence, StrategyName, Verification
 from hybridgen.parameters import SEEDS
 
 
@@ -25,13 +26,13 @@ def hybrid_generate(
     generation_config: GenerationConfig,
     synced_gpus: bool = False,
     slm: PreTrainedModel | None = None,
-    strategy: str | None = None,
-    num_drafts: int | str | None = None,
-    verification: str | None = None,
+    strategy: StrategyName | None = None,
+    num_drafts: int | Auto | None = None,
+    verification: Verification | None = None,
     threshold: float | None = None,
     llm_fraction: float | None = None,
     llm_consecutive_tokens: int | None = None,
-    evidence: str | None = None,
+    evidence: Evidence | None = None,
     reuse: bool | None = None,
     seed: int | None = None,
     max_batch_size: int = 4,

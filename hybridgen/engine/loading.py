@@ -29,6 +29,7 @@ from hybridgen.engine.dtypes import default_dtype
 from hybridgen.engine.families import FAMILIES, check, check_can_run, lacking
 from hybridgen.engine.keys import check_headers, check_keys
 from hybridgen.engine.placement import bytes_to_load, check_whole, final_device
+from hybridgen.engine.progress import bars_of_transformers
 from hybridgen.engine.room import Needs, explained, indexed
 from hybridgen.engine.rope import check_rope, context
 from hybridgen.engine.transformers_decoder import TransformersDecoder
@@ -38,6 +39,7 @@ from hybridgen.engine.transformers_probe import Facts, probe
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
 NAMES = ("slm_model_id", "llm_model_id")
+Source = str | PathLike[str] | PreTrainedModel
 
 
 def choose_sources(slm: Any, llm: Any) -> tuple[Any | None, Any]:
@@ -266,7 +268,7 @@ class _Plan:
 
     def build(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
         auto: Any = type(self.blueprint)
-        with ExitStack() as files:
+        with ExitStack() as files, bars_of_transformers():
             model, report = auto.from_pretrained(
                 None,
                 config=self.config,

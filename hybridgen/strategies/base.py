@@ -1,6 +1,5 @@
 """What a strategy is, and what the strategies that run as rounds share."""
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from hybridgen.engine.loop import Placed, Program, Text, Watcher, run
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.processing import adjusted
+from hybridgen.engine.progress import shows_progress
 from hybridgen.engine.reuse import Held
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Hook
@@ -130,6 +130,7 @@ class RoundStrategy(Strategy):
             stats=add_rates(stats, self.declaration.statistics),
             full_text=full_texts(tokenizer, request, written, tokens),
             lines=self.declaration.lines,
+            finish_reason=[stream.finish_reason for stream in streams],
         )
 
     def prepare(
@@ -242,8 +243,8 @@ class RoundStrategy(Strategy):
 
 @contextmanager
 def capturing(pair: Pair) -> Iterator[None]:
-    """Count the rounds that are compiled and captured meanwhile, on a terminal."""
-    if pair.graphs is None or not sys.stderr.isatty():
+    """Count the rounds that are compiled and captured meanwhile, where that can be seen."""
+    if pair.graphs is None or not shows_progress():
         yield
         return
     before = pair.graphs.captured
@@ -259,13 +260,13 @@ def capturing(pair: Pair) -> Iterator[None]:
 def watchers(streams: Sequence[TextStream], request: Request) -> Iterator[list[Watcher]]:
     """What sees the tokens as they come: the text, and a progress bar.
 
-    The bar is shown on a terminal where no text is streamed.
+    The bar is shown on a terminal and in a notebook, where no text is streamed.
     """
 
     def show(text: Text, new: Sequence[int]) -> bool:
         return streams[text.index].feed(new) is not None
 
-    if request.stream is not None or not sys.stderr.isatty():
+    if request.stream is not None or not shows_progress():
         yield [show]
         return
 

@@ -94,6 +94,7 @@ class Custom(Strategy):
             stats=self._complete(stats, tokens, request, perf_counter() - began, cut),
             full_text=full_texts(tokenizer, request, texts, tokens),
             lines=self.declaration.lines,
+            finish_reason=[stream.finish_reason for stream in streams],
         )
 
     def _call(self, pair: Pair, request: Request, tokenizer: Any) -> Any:

@@ -7,15 +7,19 @@ of `HybridGenerator.generate`, which a test compares). Nothing here imports torc
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from hybridgen.checks import check_int
 from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.fields import Check, Facts, Field, choice, integer, number, optional
+from hybridgen.names import Auto, Evidence, Verification
 from hybridgen.result import Fold, Rate, columns, mean, same, total
 
 MAX_CONSECUTIVE = 16
-THRESHOLDS = {"uncertainty": 0.5, "entropy": 2.5}  # where none is asked for, in the metric's unit
+THRESHOLDS = {
+    "uncertainty": 0.5,
+    "entropy": 2.5,
+}  # where none is asked for, in the metric's unit
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Declaration:
     lines: tuple[str, ...] = ()
 
 
-AUTO = "auto"
+AUTO: Auto = "auto"
 
 
 def check_num_drafts(name: str, value: Any, facts: Facts) -> Any:
@@ -60,7 +64,7 @@ NUM_DRAFTS = Field(
 VERIFICATION = Field(
     "verification",
     None,
-    optional(choice("rejection", "coupled")),
+    optional(choice(*get_args(Verification))),
     "rejection keeps the LLM's distribution, coupled writes the LLM's very tokens for the seed",
     unset="coupled with auto, else rejection",
 )
@@ -90,7 +94,7 @@ LLM_CONSECUTIVE_TOKENS = Field(
 EVIDENCE = Field(
     "evidence",
     "probs",
-    choice("probs", "logits"),
+    choice(*get_args(Evidence)),
     "measure the ten likeliest tokens by their probs, or by their logits as in the paper",
 )
 

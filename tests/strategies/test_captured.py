@@ -4,6 +4,7 @@ As on a GPU, but for the device: rounds are recorded once and replayed (`fake_gr
 arrive late. Prompts change between replays, in number, length, seed and sampling.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -149,7 +150,7 @@ def test_a_terminal_is_shown_how_many_rounds_are_ready(
     monkeypatch.setattr(base, "tqdm", Bar)
     captured.warmup(num_drafts=13, batch_sizes=[1])
     assert shown == []  # the tests' stderr is no terminal
-    monkeypatch.setattr(base.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     captured.warmup(num_drafts=13)  # four, two and one row: the last is there
     assert shown == [1, 1, 0]
 

@@ -113,6 +113,7 @@ def test_an_eos_ends_it(generator: HybridGenerator, form: str, offset: int) -> N
     eos = free[offset]
     found = write(generator, form, eos_token_id=eos)
     assert found.tokens == free[: free.index(eos) + 1]
+    assert found.finish_reason == "eos"
 
 
 def parts(text: str) -> list[str]:
@@ -239,6 +240,7 @@ def test_a_text_whose_tokens_nobody_knows_is_the_text(
     assert (found.text, found.full_text) == ("abcabc", "abcabcabc")
     assert found.tokens == generator.tokenizer("abcabc")["input_ids"]
     assert found.stats["total_tokens"] == 2
+    assert found.finish_reason == "end"
     assert "Strategy: parrot" in capsys.readouterr().out
     pieces: list[str] = []
     cut = write(generator, "parrot", "abc", times=2, stop="ca", stream=pieces.append)
@@ -247,6 +249,7 @@ def test_a_text_whose_tokens_nobody_knows_is_the_text(
     assert cut.stats["total_tokens"] == len(cut.tokens)
     short = write(generator, "parrot", "abc", times=9, max_new_tokens=2)
     assert len(short.tokens) == 2
+    assert (cut.finish_reason, short.finish_reason) == ("stop", "length")
     assert short.text != "abc" * 9 and ("abc" * 9).startswith(short.text)
 
 
