@@ -8,15 +8,12 @@ from hybridgen.names import StrategyName
 from hybridgen.prompts import of_chat
 from hybridgen.result import GenerationResult
 from hybridgen.strategies.custom import GenerationStrategy
+from hybridgen.text import Stopped
 
 if TYPE_CHECKING:
     from hybridgen.generator import HybridGenerator
 
 NEW_TOKENS = 1024  # of a reply; most end sooner, by themselves
-
-
-class Stopped(Exception):
-    """Raised by a reply's stream to end the reply there."""
 
 
 @dataclass
@@ -66,6 +63,7 @@ class Chat:
     ) -> GenerationResult[str, list[int]] | None:
         """Say ``text``, and what is answered, piece by piece, to ``stream``; None: it was stopped.
 
+        stream            called with each piece; it may raise `hybridgen.text.Stopped`
         max_new_tokens    fewer where the context ends sooner
         **options         the others of `generate`
 

@@ -159,7 +159,7 @@ def read_line() -> str:
 
 def answer(chat: Chat, message: str, keys: Interrupts, given: dict[str, Any], stats: str) -> None:
     """Write the reply as it comes; where it fails on a terminal, say why, and go on."""
-    from hybridgen.chat import Stopped
+    from hybridgen.text import Stopped
 
     last, keys.asked = "\n", False
 

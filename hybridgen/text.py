@@ -20,6 +20,10 @@ from hybridgen.parameters import is_streamer
 from hybridgen.request import Request
 
 
+class Stopped(Exception):
+    """Raised by a stream to end the call: what was read and written so far is left for reuse."""
+
+
 class StopMatcher:
     """Finds the first stop string in text that comes in pieces.
 

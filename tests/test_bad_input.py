@@ -11,7 +11,7 @@ import pytest
 import torch
 from bad_values import OUT_OF_RANGE, WRONG_TYPE
 from conftest import TinyPair
-from transformers import TextStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 from hybridgen import GenerationStrategy, HybridGenerator, verify_exactness
 
@@ -219,6 +219,63 @@ def test_pickled_weights_are_never_read(tiny_pair: TinyPair, tmp_path: Path) -> 
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch run'\ntR.")
     with pytest.raises(ValueError, match=r"^slm_model_id\b.*pickled"):
         make(tiny_pair, slm_model_id=folder)
+
+
+def test_what_is_said_of_pickled_weights_works(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = copy_of(tiny_pair.llm, tmp_path / "llm", "safetensors")
+    weights = AutoModelForCausalLM.from_pretrained(tiny_pair.llm).state_dict()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"from_pretrained\(folder\)\.save_pretrained\(another\)"):
+        make(tiny_pair, llm_model_id=folder)
+    another = tmp_path / "another"
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(another)
+    made = [make(tiny_pair, llm_model_id=name) for name in (tiny_pair.llm, another)]
+    texts = [generate(each, strategy="llm", temperature=0).tokens for each in made]
+    assert texts[0] == texts[1]
+
+
+FOREIGN = [
+    ("m.gguf", "GGUF ones: name the checkpoint in safetensors"),
+    ("model.onnx", "ONNX ones: name the checkpoint"),
+    ("onnx/model.onnx", "ONNX ones: name the checkpoint"),
+    ("model.ckpt", "pickled ones"),
+]
+
+
+@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize(("name", "told"), FOREIGN)
+def test_a_folder_of_another_format(
+    tiny_pair: TinyPair, tmp_path: Path, name: str, told: str, config: bool
+) -> None:
+    folder = tmp_path / "llm"
+    if config:
+        copy_of(tiny_pair.llm, folder, "safetensors")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=f"^llm_model_id: .*only safetensors .* only {told}"):
+        make(tiny_pair, llm_model_id=folder)
+
+
+def test_another_format_beside_safetensors_is_ignored(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = copy_of(tiny_pair.llm, tmp_path / "llm")
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    make(tiny_pair, llm_model_id=folder)
+
+
+def test_a_file_in_place_of_a_folder(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"^slm_model_id: .* only GGUF ones"):
+        make(tiny_pair, slm_model_id=file)
+    with pytest.raises(ValueError, match=r"^llm_model_id: .* is a file: name its folder"):
+        make(tiny_pair, llm_model_id=str(tiny_pair.llm / "model.safetensors"))
+
+
+def test_a_hub_id_of_gguf_files(tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridgen.engine.checkpoint.cached_file", lambda *_, **__: None)
+    with pytest.raises(ValueError, match=r"^llm_model_id: .* only GGUF ones"):
+        make(tiny_pair, llm_model_id="someone/Tiny-GGUF")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -8,8 +8,9 @@ import pytest
 from conftest import TinyPair
 
 from hybridgen import HybridGenerator
-from hybridgen.chat import Chat, Stopped
+from hybridgen.chat import Chat
 from hybridgen.pair import LLM_PATH
+from hybridgen.text import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,10 @@ def test_a_reply_that_is_stopped_counts_as_said_as_far_as_it_came(
     chat, pieces = Chat(generator), list[str]()
     assert chat.reply("one", stop, seed=1, ignore_eos=True) is None
     assert chat.messages[-1] == {"role": "assistant", "content": "".join(pieces)}
+    read = len(rendered(generator, chat.messages[:1]))
     after = chat.reply("two", nowhere, seed=1, max_new_tokens=5)
     assert after is not None
+    assert after.stats["reused_tokens"] >= read - 1
     whole = rendered(generator, chat.messages[:-1])
     fresh = generator.generate(whole, seed=1, max_new_tokens=5, print_stats=False)
     assert after.tokens == fresh.tokens
@@ -87,6 +90,17 @@ def test_an_error_leaves_nothing_said(generator: HybridGenerator) -> None:
     with pytest.raises(ValueError, match="top_p must"):
         chat.reply("one", nowhere, top_p=3)
     assert chat.messages == []
+
+
+def test_a_reply_that_fails_leaves_nothing_read(generator: HybridGenerator) -> None:
+    def fail(piece: str) -> None:
+        raise OSError("nobody listens")
+
+    chat = Chat(generator)
+    with pytest.raises(OSError, match="nobody listens"):
+        chat.reply("one", fail, seed=1)
+    again = chat.reply("one", nowhere, seed=1, max_new_tokens=5)
+    assert again is not None and again.stats["reused_tokens"] == 0
 
 
 def test_the_template_is_told_what_was_given(generator: HybridGenerator) -> None:

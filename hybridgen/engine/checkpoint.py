@@ -23,7 +23,17 @@ from hybridgen.checks import check_int, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Other formats: what their files are called, and what to do instead.
+FORMATS = {
+    "GGUF": (("*.gguf",), ": name the checkpoint in safetensors that they were made from"),
+    "ONNX": (("*.onnx", "onnx/*.onnx"), ": name the checkpoint that they were exported from"),
+    "pickled": (
+        ("*.bin", "*.pt", "*.pth", "*.ckpt"),
+        ", which can run code when read: where you trust them, let transformers convert them, "
+        "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another), and AutoTokenizer "
+        "likewise",
+    ),
+}
 # As long as these say are some lists that transformers makes of a config, whatever its weights.
 LENGTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_labels")
 LONGEST_LIST = 10_000
@@ -56,11 +66,18 @@ Fetch = Callable[[str], Path | None]
 def find(model: str | PathLike[str]) -> Fetch:
     """How to get a file of ``model`` by its name; it gives None for a file that is not there.
 
-    Raises ValueError for what is neither a folder nor a hub id; a hub id is not asked for yet.
+    Raises ValueError for what is neither a folder nor a hub id, and for a folder of another format;
+    a hub id is not asked for yet.
     """
     folder = Path(model)
     if os.path.isdir(model):  # unlike Path's, it answers for names that no file can have
+        if not (folder / "config.json").is_file() and _format(folder):
+            raise ValueError(_not_safetensors(_format(folder)))
         return lambda name: path if (path := folder / name).is_file() else None
+    if os.path.isfile(model):
+        if folder.suffix == ".gguf":
+            raise ValueError(_not_safetensors("GGUF"))
+        raise ValueError("it is a file: name its folder, with config.json and the tokenizer in it")
     hub_id = isinstance(model, str) and re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", model)
     if not hub_id or str(model).startswith("."):
         raise ValueError("there is no such folder")
@@ -69,6 +86,8 @@ def find(model: str | PathLike[str]) -> Fetch:
 
 def _download(hub_id: str, name: str) -> Path | None:
     path = cached_file(hub_id, name, _raise_exceptions_for_missing_entries=False)
+    if path is None and name == "config.json" and "gguf" in hub_id.lower():
+        raise ValueError(_not_safetensors("GGUF"))
     return None if path is None else Path(path)
 
 
@@ -185,7 +204,8 @@ def _weight_files(fetch: Fetch) -> list[Path]:
         return [single]
     index = fetch(INDEX)
     if index is None:
-        raise ValueError(f"only safetensors weights are loaded, and it has {_instead(fetch)}")
+        config = fetch("config.json")
+        raise ValueError(_not_safetensors(None if config is None else _format(config.parent)))
     paths, missing = [], []
     for name in _shards(index):
         path = fetch(name)
@@ -210,12 +230,17 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(names))
 
 
-def _instead(fetch: Fetch) -> str:
-    """What a checkpoint has in place of safetensors weights."""
-    config = fetch("config.json")
-    folder = Path() if config is None else config.parent
-    pickled = any(any(folder.glob(pattern)) for pattern in PICKLES)
-    return "only pickled ones, which can run code when read" if pickled else "none"
+def _format(folder: Path) -> str | None:
+    """The one of `FORMATS` that the files of a folder without safetensors weights are in."""
+    for name, (patterns, _) in FORMATS.items():
+        if any(any(folder.glob(pattern)) for pattern in patterns):
+            return name
+    return None
+
+
+def _not_safetensors(name: str | None) -> str:
+    found = "none" if name is None else f"only {name} ones{FORMATS[name][1]}"
+    return f"only safetensors weights are loaded, and it has {found}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

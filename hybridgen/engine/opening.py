@@ -7,6 +7,7 @@ import torch
 from hybridgen.checks import check_int
 from hybridgen.engine.cache import demand
 from hybridgen.engine.decoder import Decoder
+from hybridgen.engine.forks import begin_to_load
 from hybridgen.engine.loading import NAMES, Found, look
 from hybridgen.engine.pair import SLACK, Pair
 from hybridgen.engine.room import check_room
@@ -58,7 +59,11 @@ class Loaded(NamedTuple):
 
 
 def look_at(slm: Any, llm: Any, trust_remote_code: bool = False) -> Looked:
-    """Whether these can be run: hub ids, local folders or loaded models. See `loading.look`."""
+    """Whether these can be run: hub ids, local folders or loaded models. See `loading.look`.
+
+    Raises RuntimeError too, in a process that was forked so that loading would never end.
+    """
+    begin_to_load()
     small = None if slm is None else look(slm, NAMES[0], trust_remote_code)
     return Looked(small, look(llm, NAMES[1], trust_remote_code))
 

@@ -1,14 +1,16 @@
 """The models over one arena, and the state that their rounds run on."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, TypeVar, cast
 
 import torch
 
 from hybridgen.engine.cache import Arena, Footprint, demand
+from hybridgen.engine.forks import check_usable, is_forked
 from hybridgen.engine.graphs import Graphs
 from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.model import Model
@@ -76,7 +78,8 @@ class Pair:
         self.graphs: Graphs | None = Graphs(llm.device) if on_gpu else None
         self.reports: Reports = Pinned(max_rows) if on_gpu else Immediate()
         self._batches: dict[int, Batch] = {}
-        self._lock, self._busy = RLock(), False
+        self._locks: dict[int, Any] = {}  # by process: a fork may copy one that nobody releases
+        self._busy: int | None = None  # the thread that a call runs in
         self._written = 0, 0  # the rows and positions that the last call may have written
         self.held = self._left = nothing_held()
 
@@ -151,17 +154,20 @@ class Pair:
         """Hold the arena and the states for one call; others wait for its end.
 
         Raises RuntimeError in the thread that holds them already: a call from inside another, such
-        as from its stream callback, would overwrite what that one is reading.
+        as from its stream callback, would overwrite what that one is reading. Likewise in a process
+        that was forked from the pair's, where it could not work (see `forks`).
         """
-        with self._lock:
-            if self._busy:
+        if is_forked():
+            check_usable(model.device for model in self._models)
+        with self._locks.setdefault(os.getpid(), RLock()):
+            if self._busy == get_ident():
                 raise RuntimeError(
                     "generate() was called from inside another call of the same generator (from "
                     "its stream or a custom strategy): call it after that one has returned, or "
                     "make a second HybridGenerator from the same models"
                 )
             try:
-                self._busy = True
+                self._busy = get_ident()
                 with (
                     explained(self.demand),
                     nullcontext() if self.graphs is None else self.graphs.ours(),
@@ -172,7 +178,7 @@ class Pair:
                     self._left = nothing_held()
                     yield
             finally:
-                self._busy = False
+                self._busy = None
 
     def leave(self, held: Held) -> None:
         """Say what this turn's call leaves in the caches, as its last act."""

@@ -25,7 +25,7 @@ from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_LOOKUP, SOURCE_SLM
 from hybridgen.request import Request
 from hybridgen.result import GenerationResult, Stats, add_rates, fold
 from hybridgen.strategies.declarations import Declaration
-from hybridgen.text import TextStream, full_texts, open_streams
+from hybridgen.text import Stopped, TextStream, full_texts, open_streams
 
 
 class Strategy(ABC):
@@ -172,7 +172,12 @@ class RoundStrategy(Strategy):
         ]
         pair.will_write(batch.width, max(text.limit for text in texts))
         held = pair.held if request.reuse else None
-        run(batch, program, texts, partial(self.start, batch, request, held), watching, ended)
+        start = partial(self.start, batch, request, held)
+        try:
+            run(batch, program, texts, start, watching, ended)
+        except Stopped:
+            self.leave(pair, batch, request, texts, [len(text.tokens) for text in texts])
+            raise
         return texts
 
     def leave(
@@ -190,6 +195,7 @@ class RoundStrategy(Strategy):
         tokens: dict[int, Sequence[int]] = {
             text.row: [*text.prompt, *text.tokens[:count]]
             for text, count in zip(texts, kept, strict=True)
+            if text.row >= 0
         }
         pair.leave(Held(tokens, torch.stack(self.cached(batch, request))))
 

@@ -22,6 +22,7 @@ from hybridgen.request import Request, make_request
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy
 from hybridgen.strategies.declarations import BUILT_IN
+from hybridgen.text import Stopped
 
 VOCAB, ROWS, POSITIONS = 6, 2, 120
 ENTROPY = 1.2  # about every second token is the LLM's
@@ -218,6 +219,30 @@ def test_a_call_that_fails_leaves_nothing() -> None:
         pass
     with ours.turn():
         assert not ours.held.tokens
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
+def test_a_call_that_is_stopped_leaves_what_it_has_read(how: tuple[str, Options]) -> None:
+    """At every length, with a second text beside the one that stops, and a third that waits."""
+    for length in range(1, 12):
+        ours, turn = pair(), Turn(how, [0.0] * 3, [[1, 2], [3, 4, 5], [2]], 12, 100, 1.0, False)
+        request, name = asked(turn, [[]] * 3, reuse=False)
+        strategy, texts = strategies()[name], list[Text]()
+
+        def stop(text: Text, new: Any, length: int = length, texts: Any = texts) -> bool:
+            texts.append(text)
+            if text.index == 1 and len(text.tokens) >= length:
+                raise Stopped
+            return False
+
+        with pytest.raises(Stopped), ours.turn():
+            batch, program = strategy.prepare(ours, request)
+            strategy.write(ours, batch, program, request, [stop])
+        check_what_is_left(ours)
+        text = texts[-1]
+        assert set(ours._left.tokens) == {0, 1} and text.index == text.row == 1
+        assert list(ours._left.tokens[1]) == [*text.prompt, *text.tokens]
+        assert max(read[1] for read in ours._left.read.tolist()) >= text.length - 2
 
 
 def test_a_wiped_cache_holds_nothing() -> None:
