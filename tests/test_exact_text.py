@@ -65,17 +65,27 @@ def tokens(generator: HybridGenerator, prompt: object, strategy: str, **options:
     return generator.generate(prompt, strategy, **settings).tokens
 
 
+@pytest.fixture(scope="module")
+def embedded_alone(embedded: HybridGenerator) -> list:
+    return [tokens(embedded, prompt, "llm") for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def tiny_alone(tiny: HybridGenerator) -> list:
+    return tokens(tiny, PROMPTS, "llm")
+
+
 @pytest.mark.parametrize("num_drafts", range(1, 16))
-def test_greedy_on_the_embedded_pair(embedded: HybridGenerator, num_drafts: int) -> None:
-    for prompt in PROMPTS:
-        alone = tokens(embedded, prompt, "llm")
+def test_greedy_on_the_embedded_pair(
+    embedded: HybridGenerator, embedded_alone: list, num_drafts: int
+) -> None:
+    for prompt, alone in zip(PROMPTS, embedded_alone, strict=True):
         assert tokens(embedded, prompt, "speculative", num_drafts=num_drafts) == alone
 
 
 @pytest.mark.parametrize("num_drafts", range(1, 16))
-def test_greedy_on_a_random_pair(tiny: HybridGenerator, num_drafts: int) -> None:
-    alone = tokens(tiny, PROMPTS, "llm")
-    assert tokens(tiny, PROMPTS, "speculative", num_drafts=num_drafts) == alone
+def test_greedy_on_a_random_pair(tiny: HybridGenerator, tiny_alone: list, num_drafts: int) -> None:
+    assert tokens(tiny, PROMPTS, "speculative", num_drafts=num_drafts) == tiny_alone
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
