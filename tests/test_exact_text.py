@@ -129,20 +129,19 @@ def test_the_embedded_llm_alone_is_transformers_greedy() -> None:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_coupled_is_the_llm_with_that_seed(tiny: HybridGenerator, seed: int) -> None:
+    """Each number of drafts writes 100 texts: a fault in one text of 20 shows in 99 % of runs."""
     sampling = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "seed": seed, "max_new_tokens": 24}
     alone = [
         tokens(tiny, prompt, "llm", **{**sampling, "seed": seed + row})
         for row, prompt in enumerate(PROMPTS)
     ]
     coupled = {"verification": "coupled", **sampling}
-    for num_drafts in (1, 4, 9):
-        # Batch mates, ...
-        batch = tokens(tiny, PROMPTS, "speculative", num_drafts=num_drafts, **coupled)
-        assert batch == alone
-        # ... their order, ...
-        seeds = [seed + 2, seed + 1, seed]
-        options = {**coupled, "seed": seeds, "num_drafts": num_drafts}
-        assert tokens(tiny, PROMPTS[::-1], "speculative", **options) == alone[::-1]
+    first, then = ((1, 4, 9)[(seed + turn) % 3] for turn in (0, 1))
+    # Batch mates, ...
+    assert tokens(tiny, PROMPTS, "speculative", num_drafts=first, **coupled) == alone
+    # ... their order, ...
+    options = {**coupled, "seed": [seed + 2, seed + 1, seed], "num_drafts": then}
+    assert tokens(tiny, PROMPTS[::-1], "speculative", **options) == alone[::-1]
     # ... and their absence change nothing.
     assert tokens(tiny, PROMPTS[0], "speculative", num_drafts=5, **coupled) == alone[0]
 
