@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 from hypothesis import settings
+from warm import Warm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -123,6 +124,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n auto` starts one worker a core, but not more than memory is good for."""
     return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Runs Python programs that need not be started for real."""
+    if not hasattr(os, "fork"):
+        pytest.skip("there are no forks here")
+    started = Warm()
+    yield started
+    started.close()
 
 
 class TinyPair(NamedTuple):

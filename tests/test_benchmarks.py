@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TinyPair
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure(warm: Warm, program: str, *options: object) -> "subprocess.CompletedProcess[str]":
+    return warm.run(["-m", f"benchmarks.{program}", *map(str, options)], ROOT)
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
@@ -71,10 +76,10 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         harness.measure(case, not_reached, torch.device("cpu"), 1e9)
 
 
-def test_reading_prompts_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
+def test_reading_prompts_is_measured(warm: Warm, tiny_pair: TinyPair, tmp_path: Path) -> None:
     out = tmp_path / "prefill.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out]
-    finished = run("-m", "benchmarks.prefill", *options, "--lengths", "20,9", "--repeats", 2)
+    finished = measure(warm, "prefill", *options, "--lengths", "20,9", "--repeats", 2)
     assert finished.returncode == 0, finished.stderr
     models = json.loads(out.read_text())["models"]
     assert set(models) == {"slm", "llm"}
@@ -83,11 +88,13 @@ def test_reading_prompts_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> Non
         assert result["tokens_per_second"] > 0 and result["times_faster"] > 0
 
 
-def test_a_long_list_is_measured_against_its_batches(tiny_pair: TinyPair, tmp_path: Path) -> None:
+def test_a_long_list_is_measured_against_its_batches(
+    warm: Warm, tiny_pair: TinyPair, tmp_path: Path
+) -> None:
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
     few = ["--prompts", 5, "--rows", 2, "--new-tokens", 6, "--repeats", 2]
-    finished = run("-m", "benchmarks.many_prompts", *options, *few)
+    finished = measure(warm, "many_prompts", *options, *few)
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
     assert [len(runs) for runs in report["seconds"].values()] == [2, 2]
@@ -96,21 +103,23 @@ def test_a_long_list_is_measured_against_its_batches(tiny_pair: TinyPair, tmp_pa
     assert report["command"].startswith("python -m benchmarks.many_prompts ")
 
 
-def test_the_door_into_transformers_is_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
+def test_the_door_into_transformers_is_measured(
+    warm: Warm, tiny_pair: TinyPair, tmp_path: Path
+) -> None:
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
-    finished = run("-m", "benchmarks.bridge", *options, "--new-tokens", 6, "--repeats", 1)
+    finished = measure(warm, "bridge", *options, "--new-tokens", 6, "--repeats", 1)
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
     assert report["same_texts"] and report["accelerated / HybridGenerator"] > 0
     assert len(report["transformers / accelerated"]) == 3
 
 
-def test_turns_are_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
+def test_turns_are_measured(warm: Warm, tiny_pair: TinyPair, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
     few = ["--turns", 3, "--question", 9, "--new-tokens", 5, "--repeats", 1]
-    finished = run("-m", "benchmarks.turns", *options, *few)
+    finished = measure(warm, "turns", *options, *few)
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
     assert report["same_texts"]["ours"] and len(report["seconds"]) == 4

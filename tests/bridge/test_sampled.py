@@ -6,7 +6,6 @@ by 0.03; seeds are fixed, and a right sampler fails one case in 10,000.
 """
 
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
 import pytest
@@ -77,20 +76,22 @@ def law(large: PreTrainedModel, given: dict[str, Any]) -> dict[tuple[int, ...], 
         prepared.append(logits_processor)
         return input_ids
 
-    texts: dict[tuple[int, ...], float] = {}
-    for text in product(range(VOCAB), repeat=NEW):
-        end = text.index(EOS) + 1 if EOS in text else NEW
-        if text[:end] in texts:
-            continue
+    def following(text: tuple[int, ...]) -> list[float]:
+        """The probabilities of the token after ``text``, which is processed anew."""
         if not prepared or KEEPS_COUNT & set(given):
             large.generate(PROMPT, custom_generate=spy, **given)
-        processors, ids, probability = prepared[-1], PROMPT, 1.0
-        for token in text[:end]:
+        for count in range(0 if KEEPS_COUNT & set(given) else len(text), len(text) + 1):
+            ids = torch.cat([PROMPT, torch.tensor([text[:count]], dtype=torch.int64)], dim=1)
             with torch.no_grad():
-                scores = processors(ids, said(text[: ids.shape[1] - PROMPT.shape[1]]).clone())
-            probability *= float(scores.double().softmax(-1)[0, token])
-            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
-        texts[text[:end]] = probability
+                scores = prepared[-1](ids, said(text[:count]).clone())
+        return list(scores.double().softmax(-1)[0].tolist())
+
+    texts: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(NEW):
+        for text in [text for text in texts if EOS not in text]:
+            before = texts.pop(text)
+            for token, probability in enumerate(following(text)):
+                texts[(*text, token)] = before * probability
     return texts
 
 

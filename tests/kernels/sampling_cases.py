@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridgen.kernels.sampling import TAU, filter_logits
+from hybridgen.kernels.philox import TARGET
+from hybridgen.kernels.sampling import LOG_Z, TAU, filter_logits
 
 INF = float("inf")
 OFF = (1.0, 0, 1.0, 0.0)
@@ -43,3 +44,25 @@ def probabilities(logits: Tensor, sampling: Tensor) -> np.ndarray:
 def tau_of(logits: Tensor, sampling: Any) -> Tensor:
     """The lowest kept logit of each row, [R]."""
     return filter_logits(logits, params_of(sampling).expand(len(logits), -1))[:, TAU]
+
+
+def random_logits(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def arguments(logits: Tensor, params: Any, stream: int = TARGET) -> tuple:
+    """Of `sample`; ``params`` are cycled over the rows, which differ in seed and position."""
+    row = torch.arange(len(logits))
+    return logits, params_of(*params)[row % len(params)], 7 + row, 3 * row, stream
+
+
+def assert_same(actual: tuple, expected: tuple) -> None:
+    """Tokens exactly, and truncations as below."""
+    assert torch.equal(actual[0], expected[0])
+    assert_same_truncation(actual[1], expected[1])
+
+
+def assert_same_truncation(actual: Tensor, expected: Tensor) -> None:
+    """tau and max exactly; log_z to a bit: its logarithm is another library's."""
+    assert torch.equal(actual[:, :LOG_Z], expected[:, :LOG_Z])
+    np.testing.assert_allclose(actual[:, LOG_Z], expected[:, LOG_Z], rtol=2.0**-23, atol=2.0**-24)

@@ -5,7 +5,9 @@ are interpreted. What they take is held in `resources.json`.
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,9 +53,14 @@ def test_tiles_of_many_rows_add_up_a_row_as_tiles_of_few(card: int) -> None:
         assert set(orders["few"]["summed"]) <= {"2"}, name
 
 
+@lru_cache
+def planted(card: int) -> dict[str, Any]:
+    return resources.measured(card, Path(__file__).with_name("planted.py"))
+
+
 @pytest.mark.parametrize("card", CARDS)
 def test_planted_faults_are_found(card: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = resources.measured(card, Path(__file__).with_name("planted.py"))
+    rows = planted(card)
     harmless = {name: row for name, row in rows.items() if name.startswith("harmless(")}
     complaints = resources.complaints(rows, card)
     assert [text.split("(")[0] for text in complaints] == [
@@ -67,7 +74,7 @@ def test_planted_faults_are_found(card: int, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_launches_are_told_apart_as_triton_tells_them_apart() -> None:
     """By type, by alignment of addresses and integers, and the integer 1; in a group too."""
-    rows = resources.measured(80, Path(__file__).with_name("planted.py"))
+    rows = planted(80)
     options = " warps=4 stages=1"
     assert {name for name in rows if name.startswith("harmless(")} == {
         f"harmless({arguments}){options}"

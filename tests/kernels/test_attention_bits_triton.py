@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import (
-    DTYPES,
     EPS,
     NAN,
     Case,
@@ -24,15 +23,23 @@ from hybridgen.kernels.attention import attention
 from hybridgen.kernels.attention_plan import prepare
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (100, 0.7)])
-@pytest.mark.parametrize("dtype", DTYPES)
+# A dtype decides how many keys a chunk has, a window which of them count.
+@pytest.mark.parametrize(
+    ("dtype", "window", "softcap"),
+    [
+        (torch.float32, 0, 0.0),
+        (torch.float32, 100, 0.7),
+        (torch.bfloat16, 0, 0.0),
+        (torch.float16, 100, 0.7),
+    ],
+)
 def test_a_token_has_the_same_bits_alone(
     device: torch.device, dtype: torch.dtype, window: int, softcap: float
 ) -> None:
     """Whichever tile and row its queries are in, and however long its mates are."""
     c = make_case((120, 3), 16, dtype=dtype, window=window, softcap=softcap)
     output, cache = run(device, c)
-    for row in (0, 3, 7, 8, 15, 16, 25, 31):
+    for row in (0, 7, 8, 15, 16, 31):  # tiles of eight tokens, rows of sixteen
         ours, written = run(device, alone(c, row, cache))
         assert torch.equal(bits(ours[0]), bits(output[row])), row
         assert torch.equal(bits(written), bits(cache[:, :, row // 16 : row // 16 + 1])), row

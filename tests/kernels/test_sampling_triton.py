@@ -3,8 +3,6 @@
 Numbers in brackets are those of a list of faults that other samplers had.
 """
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from near_ties import settled
 from on_device import bits, launch
-from sampling_cases import GREEDY, INF, MIXED, OFF, QWEN, params_of, rows_of
+from sampling_cases import (
+    GREEDY,
+    INF,
+    MIXED,
+    OFF,
+    QWEN,
+    arguments,
+    assert_same,
+    assert_same_truncation,
+    params_of,
+    random_logits,
+    rows_of,
+)
 from sampling_oracle import ACCEPTABLE, HALVING, filtered, is_clear_cut, p_value, shares
 from torch import Tensor
 
@@ -36,20 +46,11 @@ samplings = st.tuples(
 )
 
 
-def random_logits(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> Tensor:
-    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
-
-
-def arguments(logits: Tensor, params: Any, stream: int = TARGET) -> tuple:
-    """Of `sample`; ``params`` are cycled over the rows, which differ in seed and position."""
-    row = torch.arange(len(logits))
-    return logits, params_of(*params)[row % len(params)], 7 + row, 3 * row, stream
-
-
-def assert_same(actual: tuple, expected: tuple) -> None:
-    """Tokens exactly, and truncations as below."""
-    assert torch.equal(actual[0], expected[0])
-    assert_same_truncation(actual[1], expected[1])
+@pytest.fixture
+def few_blocks(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes as long for a small block; no result depends on the cut (see below)."""
+    if device.type == "cpu":
+        monkeypatch.setattr(candidates_triton, "PROGRAMS", 1)
 
 
 def draw(device: torch.device, given: tuple) -> tuple:
@@ -58,12 +59,6 @@ def draw(device: torch.device, given: tuple) -> tuple:
     if device.type == "cuda":
         token = settled(token, sample(*given)[0], given)
     return token, truncation
-
-
-def assert_same_truncation(actual: Tensor, expected: Tensor) -> None:
-    """tau and max exactly; log_z to a bit: its logarithm is another library's."""
-    assert torch.equal(actual[:, :LOG_Z], expected[:, :LOG_Z])
-    np.testing.assert_allclose(actual[:, LOG_Z], expected[:, LOG_Z], rtol=2.0**-23, atol=2.0**-24)
 
 
 # Against the reference
@@ -116,11 +111,15 @@ def test_keeps_what_float64_keeps(device: torch.device, rows: list, params: list
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("params", [*MIXED, (1.2, 0, 0.6, 0.02)], ids=str)
+@pytest.mark.usefixtures("few_blocks")
 def test_a_large_vocabulary(device: torch.device, params: tuple, dtype: torch.dtype) -> None:
-    given = arguments(random_logits(1, 33003).to(dtype), [params])
+    """Its likely tokens are at its end, in the last of several blocks."""
+    logits = random_logits(1, 9003) + torch.linspace(0, 9, 9003)
+    given = arguments(logits.to(dtype), [params])
     assert_same(draw(device, given), sample(*given))
 
 
+@pytest.mark.usefixtures("few_blocks")
 def test_a_flat_row_of_262144_keeps_nine_tenths(device: torch.device) -> None:
     """[31] Sums of many equal numbers: the nucleus ends where float64 says."""
     logits = torch.linspace(0, 1e-3, 262144)[torch.randperm(262144)][None]
@@ -135,6 +134,7 @@ def test_a_flat_row_of_262144_keeps_nine_tenths(device: torch.device) -> None:
     np.testing.assert_allclose(log_z + largest, kept.logsumexp(0), atol=2.0**-21 + 2.0**-21)
 
 
+@pytest.mark.usefixtures("few_blocks")
 def test_the_longest_flat_row_adds_up(device: torch.device) -> None:
     truncation = launch(filter_logits, device, torch.zeros(1, MAX_VOCAB), params_of(OFF))
     np.testing.assert_allclose(truncation[:, LOG_Z], np.log(MAX_VOCAB), rtol=2.0**-22)
@@ -168,6 +168,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("params", "scale", "way"), WAYS, ids=str)
+@pytest.mark.usefixtures("few_blocks")
 def test_every_way_is_taken_and_right(
     device: torch.device, params: tuple, scale: float, way: str
 ) -> None:
@@ -197,6 +198,8 @@ def test_a_set_of_exactly_the_decimal_is_enough(
 ) -> None:
     """On every way: the double given decides, and no rounding of a product asks for more."""
     decimals = (0.07, 0.14, 0.28, 0.29, 0.55, 0.57, 0.8)
+    if tail:  # they are rounded the same way behind a tail
+        decimals = (0.07, 0.57)
     rows = []
     for share in decimals:
         part = round(100 * share)
@@ -238,48 +241,55 @@ def test_more_ties_than_candidates(device: torch.device, params: tuple) -> None:
 # Rows do not notice each other
 
 
-@pytest.mark.parametrize("vocab", [50, 2600])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# Bits and values of a dtype are read alike by short rows and long ones.
+@pytest.mark.parametrize(
+    ("vocab", "dtype"),
+    [(50, torch.bfloat16), (50, torch.float16), (2600, torch.float32)],
+    ids=str,
+)
 def test_a_row_keeps_its_bits_in_any_batch(
     device: torch.device, vocab: int, dtype: torch.dtype
 ) -> None:
-    """[19, 21, 27, 30] Permuted, alone, and among rows of NaN; each row has its own parameters."""
-    logits, sampling, seed, position, stream = arguments(random_logits(8, vocab).to(dtype), MIXED)
-    expected = launch(sample, device, logits, sampling, seed, position, stream)
-    order = torch.tensor([3, 0, 7, 5, 1, 6, 2, 4])
-    permuted = (x[order] for x in (logits, sampling, seed, position))
-    for got, want in zip(launch(sample, device, *permuted, stream), expected, strict=True):
-        assert torch.equal(bits(got), bits(want[order]))
+    """[19, 21, 27, 30] Permuted among rows of NaN, and alone; each row has its own parameters."""
+    logits, *rest, stream = arguments(random_logits(8, vocab).to(dtype), MIXED)
+    expected = launch(sample, device, logits, *rest, stream)
+    order = torch.tensor([0, 3, 0, 7, 5, 1, 0, 6, 2, 4, 0])
+    permuted = logits[order]
+    permuted[[0, 6]] = NAN  # and once more itself
+    whole = [1, 2, 3, 4, 5, 7, 8, 9, 10]
+    beside = launch(sample, device, permuted, *(x[order] for x in rest), stream)
+    for got, want in zip(beside, expected, strict=True):
+        assert torch.equal(bits(got[whole]), bits(want[order[whole]]))
     for i in (0, 4):
-        part = (x[i : i + 1] for x in (logits, sampling, seed, position))
+        part = (x[i : i + 1] for x in (logits, *rest))
         for got, want in zip(launch(sample, device, *part, stream), expected, strict=True):
             assert torch.equal(bits(got), bits(want[i : i + 1]))
-    logits = logits.clone()
-    logits[[0, 2, 5]] = NAN
-    whole = [1, 3, 4, 6, 7]
-    for got, want in zip(
-        launch(sample, device, logits, sampling, seed, position, stream), expected, strict=True
-    ):
-        assert torch.equal(bits(got[whole]), bits(want[whole]))
 
 
-@pytest.mark.parametrize("programs", [1, 64, 10**6])
+CUTS = {1: 4096, 15: 2048, 512: 1024}  # `PROGRAMS` and the block that 5 rows of 4500 get for it
+
+
 def test_the_cut_into_blocks_changes_nothing(
-    device: torch.device, programs: int, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """[18] Not a bit, although each cut adds up in another order."""
-    given = arguments(random_logits(5, 9000), [QWEN, OFF, (1.0, 0, 0.9, 0.0), GREEDY, MIXED[5]])
-    expected = launch(sample, device, *given)
-    monkeypatch.setattr(candidates_triton, "PROGRAMS", programs)
-    for got, want in zip(launch(sample, device, *given), expected, strict=True):
-        assert torch.equal(bits(got), bits(want))
+    given = arguments(random_logits(5, 4500), [QWEN, OFF, (1.0, 0, 0.9, 0.0), GREEDY, MIXED[5]])
+    results = []
+    for programs, block in CUTS.items():
+        monkeypatch.setattr(candidates_triton, "PROGRAMS", programs)
+        assert logits_of(given[0].unsqueeze(1)).block == block
+        results.append(launch(sample, device, *given))
+    for result in results[1:]:
+        for got, want in zip(result, results[0], strict=True):
+            assert torch.equal(bits(got), bits(want))
 
 
 def test_repeats_have_the_same_bits(device: torch.device) -> None:
     """[18] The order of the atomic additions may differ from run to run; no result does."""
-    given = arguments(random_logits(5, 9000), [QWEN, OFF, (1.0, 0, 0.9, 0.0), GREEDY, MIXED[5]])
+    repeats, vocab = (1, 2600) if device.type == "cpu" else (50, 9000)
+    given = arguments(random_logits(5, vocab), [QWEN, OFF, (1.0, 0, 0.9, 0.0), GREEDY, MIXED[5]])
     expected = launch(sample, device, *given)
-    for _ in range(1 if device.type == "cpu" else 50):
+    for _ in range(repeats):
         for got, want in zip(launch(sample, device, *given), expected, strict=True):
             assert torch.equal(bits(got), bits(want))
 
@@ -296,12 +306,12 @@ def test_noise_belongs_to_the_token_and_not_to_its_rank(device: torch.device) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_row_stride(device: torch.device, dtype: torch.dtype) -> None:
     """[22] Rows of a padded vocabulary, every second row, columns before logits, a transpose."""
-    plain = random_logits(6, 1500).to(dtype)
-    wide = torch.full((12, 1607), NAN, dtype=dtype)
-    wide[::2, 3:1503] = plain
+    plain = random_logits(3, 1100).to(dtype)
+    wide = torch.full((6, 1207), NAN, dtype=dtype)
+    wide[::2, 3:1103] = plain
     given = arguments(plain, MIXED)
     expected = launch(sample, device, *given)
-    for strided in (wide[::2, 3:1503], plain.t().contiguous().t()):
+    for strided in (wide[::2, 3:1103], plain.t().contiguous().t()):
         assert_same(launch(sample, device, strided, *given[1:]), expected)
 
 
@@ -345,12 +355,12 @@ def test_fewer_finite_logits_than_top_k(device: torch.device, params: tuple) -> 
 
 def test_extreme_logits_and_temperatures(device: torch.device) -> None:
     """[15, 23, 28] The search ends, and nothing overflows, at either end of float32."""
-    tiny = torch.tensor([1e-45, 2e-45, 0.0, -0.0, -1e-45, 1e-39] * 500)[None]
-    huge = torch.tensor([3.3e38, -3.4e38, 0.0, 3.2e38, -3e38, 1.0] * 500)[None]
-    near = (1 - torch.arange(12) * 2.0**-24).repeat(300)[None]
+    tiny = torch.tensor([1e-45, 2e-45, 0.0, -0.0, -1e-45, 1e-39] * 230)[None]
+    huge = torch.tensor([3.3e38, -3.4e38, 0.0, 3.2e38, -3e38, 1.0] * 230)[None]
+    near = (1 - torch.arange(12) * 2.0**-24).repeat(115)[None]
     for logits in (tiny, huge, huge / 2, near):
         for temperature in (1e-45, 1e-8, 1e-6, 1e4, 1e38):
-            filters = ((0, 1.0, 0.0), (0, 0.4, 0.0), (2000, 0.9, 0.01))
+            filters = ((0, 1.0, 0.0), (0, 0.4, 0.0), (1100, 0.9, 0.01))
             given = arguments(logits.repeat(3, 1), [(temperature, *each) for each in filters])
             result = draw(device, given)
             assert_same(result, sample(*given))
@@ -372,11 +382,18 @@ def test_top_p_of_0_keeps_one_and_of_1_all(device: torch.device, top_p: float) -
 
 @pytest.mark.parametrize("params", [OFF, (0.7, 4, 0.9, 0.0), (1.5, 0, 0.8, 0.05)], ids=str)
 def test_draws_follow_the_filtered_law(device: torch.device, params: tuple) -> None:
-    """[29] Their frequencies, not only the formula."""
-    count = 60 if device.type == "cpu" else 200_000
+    """[29] Their frequencies, not only the formula.
+
+    Few are interpreted: those are the reference's tokens, whose law `test_sampling` has.
+    """
+    count = 12 if device.type == "cpu" else 200_000
     row = random_logits(1, 8, 1.0, seed=4)
     sampling, position = params_of(params).expand(count, -1), torch.arange(count)
     logits, seed = row.expand(count, -1), torch.full((count,), 77)
-    token = launch(sample, device, logits, sampling, seed, position, DRAFT)[0]
+    given = logits, sampling, seed, position, DRAFT
+    token = launch(sample, device, *given)[0]
+    if device.type == "cpu":
+        assert torch.equal(token, sample(*given)[0])
+        return
     law = filtered(row[0].tolist(), *sampling[0].tolist())
     assert p_value(np.bincount(token.numpy(), minlength=8), law) > ACCEPTABLE

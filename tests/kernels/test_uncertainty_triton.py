@@ -27,7 +27,7 @@ INF, NAN = float("inf"), float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PARAMS = [(0.6, 20, 0.95, 0.0), (0.0, 0, 1.0, 0.0), (1.3, 0, 1.0, 0.0), (0.9, 0, 0.8, 0.05)]
 
-vocabularies = st.sampled_from([2, 5, 60, 1000, 1500, 2600])
+vocabularies = st.sampled_from([2, 5, 60, 1000, 1100, 2600])
 scales = st.sampled_from([0.0, 0.1, 1.0, 5.0, 30.0])
 
 
@@ -85,7 +85,7 @@ LOGTOKU_ERROR = {LOGITS: {"atol": 58 * 2.0**-22}, PROBS: {"atol": 16 * 2.0**-22}
 EPISTEMIC_ERROR = {"rtol": 2.0**-20}
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(vocabularies, scales, st.sampled_from(DTYPES), st.integers(0, 2**31))
 def test_entropy(
     device: torch.device, vocab: int, scale: float, dtype: torch.dtype, seed: int
@@ -123,7 +123,7 @@ def test_logtoku(
     evidence: int,
     seed: int,
 ) -> None:
-    logits = random_logits(2, vocab, scale, seed, dtype)
+    logits = random_logits(1, vocab, scale, seed, dtype)
     au, eu = launch(logtoku, device, logits, k, evidence)
     plain_au, plain_eu = plain_logtoku(logits, k, evidence)
     np.testing.assert_allclose(au, plain_au, **LOGTOKU_ERROR[evidence])
@@ -152,8 +152,11 @@ def test_doubt_is_between_0_and_1(device: torch.device, row: list[float], k: int
     assert 0 <= au.item() <= 1
 
 
-@pytest.mark.parametrize("vocab", [2, 10, 2600])
-@pytest.mark.parametrize("k", [1, 2, 7, 10, 40])
+# k about a short vocabulary, and where a long one is searched.
+@pytest.mark.parametrize(
+    ("vocab", "k"),
+    [*((vocab, k) for vocab in (2, 10) for k in (1, 2, 7, 10, 40)), (1100, 1), (1100, 10)],
+)
 def test_a_flat_row_is_all_doubt_and_a_one_hot_row_none(
     device: torch.device, vocab: int, k: int
 ) -> None:
@@ -171,7 +174,7 @@ def test_a_flat_row_is_all_doubt_and_a_one_hot_row_none(
 def test_the_tail_below_the_candidates_does_not_matter(device: torch.device) -> None:
     """Not a bit, in mass or in length."""
     row = torch.linspace(4, 1, 10)
-    tails = ([], [-INF] * 90, [0.5] * 90, [1.0] * 90, [0.9] * 2590)
+    tails = ([], [-INF] * 90, [0.5] * 90, [1.0] * 90, [0.9] * 1190)
     results = [
         launch(logtoku, device, torch.cat([row, torch.tensor(tail)])[None], 10, PROBS)[0]
         for tail in tails
@@ -192,9 +195,19 @@ def test_many_of_the_largest(device: torch.device, k: int) -> None:
         np.testing.assert_allclose(eu, plain_eu, rtol=2.0**-19)
 
 
-@pytest.mark.parametrize("k", [0, 10])
-@pytest.mark.parametrize("vocab", [60, 2600])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# What is read of a dtype's logits and what is measured of them have nothing to do with each other.
+@pytest.mark.parametrize(
+    ("dtype", "vocab", "k"),
+    [
+        (torch.float32, 60, 0),
+        (torch.float32, 2600, 10),
+        (torch.bfloat16, 60, 10),
+        (torch.bfloat16, 2600, 0),
+        (torch.float16, 60, 10),
+        (torch.float16, 2600, 10),
+    ],
+    ids=str,
+)
 def test_a_measured_draw_is_the_draw_and_its_measures(
     device: torch.device, dtype: torch.dtype, vocab: int, k: int
 ) -> None:
@@ -240,24 +253,21 @@ def test_the_reference_measures_the_same() -> None:
     assert measures[1, LOGPROB] == 0 and measures[3].isnan().all()
 
 
-@pytest.mark.parametrize("bad", [[NAN], [INF], [INF, NAN], None], ids=str)
 @pytest.mark.parametrize("vocab", [60, 2600])
-def test_a_broken_row_is_nan_and_alone(
-    device: torch.device, vocab: int, bad: list[float] | None
-) -> None:
-    logits = random_logits(3, vocab, 3.0, 3, torch.float32)
-    expected = (
-        launch(entropy, device, logits, torch.ones(3)),
-        *launch(logtoku, device, logits, 10, 0),
-    )
-    if bad is None:
-        logits[1] = -INF
-    else:
-        logits[1, 3 : 3 + len(bad)] = torch.tensor(bad)
-    actual = launch(entropy, device, logits, torch.ones(3)), *launch(logtoku, device, logits, 10, 0)
-    for got, want in zip(actual, expected, strict=True):
-        assert got[1].isnan()
-        assert torch.equal(bits(got[[0, 2]]), bits(want[[0, 2]]))
+def test_a_broken_row_is_nan_and_alone(device: torch.device, vocab: int) -> None:
+    """Each of four kinds, between rows that are whole."""
+    whole = random_logits(2, vocab, 3.0, 3, torch.float32)
+    logits = whole[[0, 0, 1, 0, 0, 1]]
+    for row, bad in ((0, [NAN]), (1, [INF]), (3, [INF, NAN])):
+        logits[row, 3 : 3 + len(bad)] = torch.tensor(bad)
+    logits[4] = -INF
+    results = []
+    for rows in (whole, logits):
+        h = launch(entropy, device, rows, torch.ones(len(rows)))
+        results.append((h, *launch(logtoku, device, rows, 10, PROBS)))
+    for want, got in zip(*results, strict=True):
+        assert got[[0, 1, 3, 4]].isnan().all()
+        assert torch.equal(bits(got[[2, 5]]), bits(want[[1, 1]]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,8 +1,10 @@
 """Verification and commit by Triton: the reference's verdict, its law, whatever the batch.
 
-Numbers in brackets are those of a list of faults that other verifiers had.
+Numbers in brackets are those of a list of faults that other verifiers had. The interpreter takes
+about as long for each column of logits, so blocks are no larger than what they show.
 """
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,12 +115,12 @@ def assert_ids(tokens: Tensor, vocab: int) -> None:
 # Against the reference
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
-    st.integers(1, 4),
-    st.integers(0, 5),
-    st.sampled_from([(30, 30), (30, 24), (30, 37), (1500, 1400)]),
-    st.lists(st.sampled_from(MIXED), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.integers(0, 4),
+    st.sampled_from([(30, 30), (30, 24), (30, 37), (1100, 1040)]),
+    st.lists(st.sampled_from(MIXED), min_size=1, max_size=3),
     st.sampled_from(DTYPES),
     st.sampled_from([0.1, 1.0, 3.0]),
     st.integers(0, 2**31),
@@ -142,27 +144,28 @@ def test_judges_as_the_reference_does_at_every_temperature(
     device: torch.device, temperature: float
 ) -> None:
     """Of equals, of logits an ulp apart, and of those whose differences are beyond float32."""
-    b = block(6, 3, 20, 20, [(temperature, 0, 1.0, 0.0)], distance=0.7)
-    for level, step in ((0, 1), (1, 2.0**-23), (-3e4, 0.5), (0, 3e37)):
-        target, draft = (level + logits.round() * step for logits in (b.target, b.draft))
-        case = drawn(target, draft, b.sampling, b.seed, b.length)
-        result = launch(verify_rejection, device, *case)
-        assert_same(result, verify_rejection(*case))
-        assert not result[2].any()
+    b = block(8, 2, 20, 20, [(temperature, 0, 1.0, 0.0)], distance=0.7)
+    levels = torch.tensor([0, 1, -3e4, 0]).repeat(2)[:, None, None]
+    steps = torch.tensor([1, 2.0**-23, 0.5, 3e37]).repeat(2)[:, None, None]
+    target, draft = (levels + logits.round() * steps for logits in (b.target, b.draft))
+    case = drawn(target, draft, b.sampling, b.seed, b.length)
+    result = launch(verify_rejection, device, *case)
+    assert_same(result, verify_rejection(*case))
+    assert not result[2].any()
 
 
 def test_all_numbers_of_accepted_drafts_occur(device: torch.device) -> None:
     """So that the comparison above is one of every branch."""
-    b = block(24, 3, 40, 40, [QWEN, OFF], distance=0.7, seed=3)
+    b = block(8, 3, 40, 40, [QWEN, OFF], distance=0.7, seed=2)
     result = launch(verify_rejection, device, *b)
     assert_same(result, verify_rejection(*b))
     assert set(result[1].tolist()) == {1, 2, 3, 4}
 
 
 def test_greedy_accepts_the_argmax_and_nothing_else(device: torch.device) -> None:
-    b = block(12, 3, 40, 40, [GREEDY], distance=1.0)
+    b = block(6, 2, 40, 40, [GREEDY], distance=1.0)
     tokens, count, _ = launch(verify_rejection, device, *b)
-    assert_same((tokens, count, torch.zeros(12, dtype=torch.bool)), verify_rejection(*b))
+    assert_same((tokens, count, torch.zeros(6, dtype=torch.bool)), verify_rejection(*b))
     assert len(set(count.tolist())) > 2
     chosen = b.target.argmax(2)
     for row, n in enumerate(count.tolist()):
@@ -171,17 +174,17 @@ def test_greedy_accepts_the_argmax_and_nothing_else(device: torch.device) -> Non
 
 @pytest.mark.parametrize("params", [QWEN, OFF, (1.0, 0, 0.9, 0.0), GREEDY], ids=str)
 def test_rows_whose_draw_needs_the_whole_vocabulary(device: torch.device, params: tuple) -> None:
-    b = block(2, 2, 5000, 5000, [params], distance=0.3)
+    b = block(2, 1, 2100, 2100, [params], distance=0.3)
     assert_judged(device, b)
 
 
 @pytest.mark.parametrize("params", [QWEN, OFF, GREEDY], ids=str)
 def test_either_tells_what_made_the_rows_distributions(device: torch.device, params: tuple) -> None:
     """As `filter_logits` does, by the kernels and by the reference; the verdict stays."""
-    b = block(3, 4, 300, 280, [params], distance=0.7)
-    plain = filter_logits(b.target.flatten(0, 1), b.sampling.repeat_interleave(5, 0))
+    b = block(2, 2, 300, 280, [params], distance=0.7)
+    plain = filter_logits(b.target.flatten(0, 1), b.sampling.repeat_interleave(3, 0))
     for op, case in ((verify_rejection, b), (verify_coupled, b.coupled)):
-        told, kept = torch.full((3, 5, 3), NAN), move(torch.full((3, 5, 3), NAN), device)
+        told, kept = torch.full((2, 3, 3), NAN), move(torch.full((2, 3, 3), NAN), device)
         expected = op(*case, told)
         moved = [move(argument, device) for argument in case]
         found = op.launcher()(*moved, kept) if device.type == "cpu" else op(*moved, kept)
@@ -226,13 +229,13 @@ def storage(tensor: Tensor) -> int:
 
 def test_views_of_larger_buffers_are_read_where_they_are(device: torch.device) -> None:
     """[22] Buffers for more drafts than there are; no copy is made, and nothing beyond is read."""
-    b = Block(*(t.contiguous() for t in block(6, 2, 16, 14, [OFF, QWEN], distance=1.5, seed=1)))
+    b = Block(*(t.contiguous() for t in block(3, 2, 16, 14, [OFF, QWEN], distance=1.5, seed=1)))
     most = 6
-    drafts = torch.full((6, most + 1), 2**40)
+    drafts = torch.full((3, most + 1), 2**40)
     drafts[:, 1:3] = b.drafts
-    draft = torch.full((most, 6, 21), NAN)
+    draft = torch.full((most, 3, 21), NAN)
     draft[:2, :, :14] = b.draft.transpose(0, 1)
-    truncation = torch.full((6, most, 3), NAN)
+    truncation = torch.full((3, most, 3), NAN)
     truncation[:, :2] = b.truncation
     views = b._replace(
         drafts=drafts[:, 1:3],
@@ -250,20 +253,20 @@ def test_views_of_larger_buffers_are_read_where_they_are(device: torch.device) -
 
 
 def test_a_row_keeps_its_verdict_in_any_batch(device: torch.device) -> None:
-    """[14, 19, 30] Permuted, alone, and beside a row of NaN."""
-    b = block(6, 3, 60, 60, MIXED, distance=0.5)
+    """[14, 19, 30] Permuted, beside rows of NaN, and alone."""
+    b = block(6, 2, 60, 60, MIXED, distance=0.5)
     tokens, count, _ = launch(verify_rejection, device, *b)
-    order = torch.tensor([4, 2, 0, 5, 1, 3])
-    moved = launch(verify_rejection, device, *(x[order] for x in b))
-    assert torch.equal(moved[0], tokens[order]) and torch.equal(moved[1], count[order])
-    alone = launch(verify_rejection, device, *(x[2:3] for x in b))
-    assert torch.equal(alone[0], tokens[2:3]) and torch.equal(alone[1], count[2:3])
-    target = b.target.clone()
-    target[[1, 4]] = NAN
-    beside = launch(verify_rejection, device, *b._replace(target=target))
-    whole = [0, 2, 3, 5]
-    assert torch.equal(beside[0][whole], tokens[whole])
-    assert beside[2].tolist() == [False, True, False, False, True, False]
+    order = torch.tensor([0, 4, 2, 0, 5, 1, 3, 0])
+    moved = b._replace(**{name: x[order] for name, x in b._asdict().items()})
+    moved.target[[0, 3, 7]] = NAN
+    beside = launch(verify_rejection, device, *moved)
+    whole = [1, 2, 4, 5, 6]
+    assert torch.equal(beside[0][whole], tokens[order[whole]])
+    assert torch.equal(beside[1][whole], count[order[whole]])
+    assert beside[2].tolist() == [row in (0, 3, 7) for row in range(8)]
+    for row in (0, 3):
+        alone = launch(verify_rejection, device, *(x[row : row + 1] for x in b))
+        assert torch.equal(alone[0], tokens[row : row + 1]) and alone[1] == count[row]
 
 
 # Faults
@@ -271,7 +274,7 @@ def test_a_row_keeps_its_verdict_in_any_batch(device: torch.device) -> None:
 
 def test_a_rejected_draft_is_not_emitted_when_q_is_nan(device: torch.device) -> None:
     """[6] The token comes from p instead, from all of it: not only from what q never drew."""
-    b = block(16, 1, 12, 12, [OFF, (1.0, 5, 1.0, 0.0)])
+    b = block(10, 1, 12, 12, [OFF, (1.0, 5, 1.0, 0.0)])
     b.truncation[..., LOG_Z] = NAN
     result = launch(verify_rejection, device, *b)
     assert_same(result, verify_rejection(*b))
@@ -280,14 +283,14 @@ def test_a_rejected_draft_is_not_emitted_when_q_is_nan(device: torch.device) -> 
 
 def test_a_draft_of_probability_0_is_never_accepted(device: torch.device) -> None:
     """[7, 8, 12] Whatever u is; and what p does not keep is not drawn in its place either."""
-    b = block(64, 1, 12, 12, [(1.0, 3, 1.0, 0.0)], distance=4.0)
+    b = block(16, 1, 12, 12, [(1.0, 3, 1.0, 0.0)], distance=4.0)
     target = b.target.clone()
-    target[torch.arange(64), 0, b.drafts[:, 0]] = -INF
+    target[torch.arange(16), 0, b.drafts[:, 0]] = -INF
     result = launch(verify_rejection, device, *b._replace(target=target))
     assert_same(result, verify_rejection(*b._replace(target=target)))
     assert (result[1] == 1).all()
     kept = target[:, 0] >= target[:, 0].sort(descending=True).values[:, 2:3]
-    assert kept[torch.arange(64), result[0][:, 0]].all()
+    assert kept[torch.arange(16), result[0][:, 0]].all()
 
 
 def test_a_draft_of_tiny_probability_is_compared_and_not_divided_by(device: torch.device) -> None:
@@ -310,37 +313,43 @@ def test_a_draft_of_tiny_probability_is_compared_and_not_divided_by(device: torc
 
 def test_equal_distributions_accept_everything_and_leave_no_residual(device: torch.device) -> None:
     """Where p = q the residual has no mass, and rounding must not make one."""
-    b = block(12, 3, 50, 50, MIXED, distance=0.0)
+    b = block(6, 2, 50, 50, MIXED, distance=0.0)
     result = launch(verify_rejection, device, *b)
     assert_same(result, verify_rejection(*b))
-    assert (result[1] == 4).all()
+    assert (result[1] == 3).all()
 
 
-@pytest.mark.parametrize("column", [0, 1, 2])
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_a_broken_row_counts_only_where_it_is_read(
-    device: torch.device, value: float, column: int
-) -> None:
-    """[5, 27] And every id stays one of the vocabulary."""
-    b = block(6, 2, 20, 20, MIXED, distance=0.5)
-    b.target[3, column] = value
+def test_a_broken_row_counts_only_where_it_is_read(device: torch.device) -> None:
+    """[5, 27] And every id stays one of the vocabulary. A column of each row is broken."""
+    faults = [*product((NAN, INF, -INF), (0, 1, 2)), (0.0, 0)]
+    b = block(len(faults), 2, 20, 20, MIXED, distance=0.2, seed=15)
+    for row, (value, column) in enumerate(faults[:-1]):
+        b.target[row, column] = value
     for op, arguments in ((verify_rejection, b), (verify_coupled, b.coupled)):
         result = launch(op, device, *arguments)
         assert_same(result, op(*arguments))
         assert_ids(result[0], 20)
+        found = {column for (_, column), broken in zip(faults, result[2], strict=True) if broken}
+        assert found == {0, 1, 2} and not result[2][-1]
 
 
 def test_emitted_tokens_follow_the_target(device: torch.device) -> None:
-    """[1, 2, 3, 29] The law of the first token, one draft drawn anew each time: chi-square."""
-    count = 120 if device.type == "cpu" else 100_000
+    """[1, 2, 3, 29] The law of the first token, one draft drawn anew each time: chi-square.
+
+    Few are interpreted: those are the reference's tokens, whose law `test_verify_rejection` has.
+    """
+    count = 24 if device.type == "cpu" else 100_000
     generator = torch.Generator().manual_seed(5)
     target = torch.randn(1, 2, 6, generator=generator).expand(count, -1, -1)
     draft = torch.randn(1, 1, 6, generator=generator).expand(count, -1, -1)
     sampling = torch.tensor([(0.8, 4, 0.95, 0.0)], dtype=torch.float64).expand(count, -1)
     b = drawn(target, draft, sampling, torch.full((count,), 3), torch.arange(count) * 2)
-    tokens, _, _ = launch(verify_rejection, device, *b)
+    result = launch(verify_rejection, device, *b)
+    if device.type == "cpu":
+        assert_same(result, verify_rejection(*b))
+        return
     law = filtered(target[0, 0].tolist(), *sampling[0].tolist())
-    assert p_value(np.bincount(tokens[:, 0].numpy(), minlength=6), law) > ACCEPTABLE
+    assert p_value(np.bincount(result[0][:, 0].numpy(), minlength=6), law) > ACCEPTABLE
 
 
 # Commit

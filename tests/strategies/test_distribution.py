@@ -3,6 +3,8 @@
 Each run writes 20,000 rows with different seeds. The seeds are fixed, so a run is deterministic;
 with a bound of 1e-4 on the p-value, a correct loop that drew its seeds anew would fail one run in
 ten thousand, and a bias of two per cent in one token fails for certain.
+
+Coupled, there is nothing to count: the tokens are those of the LLM alone, whose law is held here.
 """
 
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from hybridgen.strategies.drafts import SlmDrafts, speculative_round
 from hybridgen.strategies.single import single_round
 
 ROWS = 20_000
+COUPLED_ROWS = 2_000  # each token is compared
 PROMPT = [1, 0, 1]
 DEPTH = 3
 BOUND = 1e-4
@@ -53,75 +56,95 @@ def decoders(vocab: int, noise: float = 0.6) -> tuple[TableDecoder, TableDecoder
     return TableDecoder(draft), TableDecoder(target)
 
 
-def start(pair: tuple[TableDecoder, TableDecoder], sampling: tuple, depth: int = DEPTH) -> Batch:
-    """ROWS rows of the same prompt, each with its own seed, ending after ``depth`` tokens."""
-    return loaded(*pair, [PROMPT] * ROWS, depth, sampling)
+def start(
+    pair: tuple[TableDecoder, TableDecoder],
+    sampling: tuple,
+    depth: int = DEPTH,
+    rows: int = ROWS,
+) -> Batch:
+    """Rows of the same prompt, each with its own seed, ending after ``depth`` tokens."""
+    return loaded(*pair, [PROMPT] * rows, depth, sampling)
 
 
 def speculation(batch: Batch, num_drafts: int, rejection: bool) -> Program:
     return Repeat(batch.round(speculative_round, SlmDrafts(), num_drafts, rejection))
 
 
-def speculative_p_value(
-    num_drafts: int, rejection: bool, sampling: tuple, vocab: int = 5, depth: int = DEPTH
+def alone(batch: Batch) -> Program:
+    return Repeat(batch.round(single_round, SOURCE_LLM))
+
+
+def rejection_p_value(
+    num_drafts: int, sampling: tuple, pair: tuple[TableDecoder, TableDecoder], depth: int = DEPTH
 ) -> float:
-    pair = decoders(vocab)
     batch = start(pair, sampling, depth)
-    program = speculation(batch, num_drafts, rejection)
-    observed = sample_law(batch, program, PROMPT, depth, vocab)
+    program = speculation(batch, num_drafts, rejection=True)
+    observed = sample_law(batch, program, PROMPT, depth, pair[1].vocab_size)
     return p_value(observed, enumerate_law(pair[1].table, PROMPT, depth, sampling))
 
 
-@pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
+def alone_p_value(sampling: tuple, pair: tuple[TableDecoder, TableDecoder]) -> float:
+    batch = start(pair, sampling)
+    observed = sample_law(batch, alone(batch), PROMPT, DEPTH, pair[1].vocab_size)
+    return p_value(observed, enumerate_law(pair[1].table, PROMPT, DEPTH, sampling))
+
+
+def assert_coupled_is_alone(
+    num_drafts: int,
+    sampling: tuple,
+    pair: tuple[TableDecoder, TableDecoder],
+    depth: int = 8,
+    rows: int = COUPLED_ROWS,
+) -> None:
+    texts = []
+    for coupled in (False, True):
+        batch = start(pair, sampling, depth, rows)
+        write(batch, speculation(batch, num_drafts, False) if coupled else alone(batch))
+        texts.append(batch.rows.tokens[:, : len(PROMPT) + depth].clone())
+    assert torch.equal(*texts)
+
+
 @pytest.mark.parametrize("num_drafts", [1, 2, 3, 4, 5])
-def test_every_draft_length_writes_the_llms_law(num_drafts: int, rejection: bool) -> None:
-    assert speculative_p_value(num_drafts, rejection, PLAIN) > BOUND
+def test_every_draft_length_writes_the_llms_law(num_drafts: int) -> None:
+    assert rejection_p_value(num_drafts, PLAIN, decoders(5)) > BOUND
+    assert_coupled_is_alone(num_drafts, PLAIN, decoders(5))
 
 
-@pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
-def test_every_filter_writes_the_llms_law(sampling: tuple, rejection: bool) -> None:
-    assert speculative_p_value(3, rejection, sampling) > BOUND
+def test_every_filter_writes_the_llms_law(sampling: tuple) -> None:
+    assert rejection_p_value(3, sampling, decoders(5)) > BOUND
+    assert_coupled_is_alone(3, sampling, decoders(5))
+    assert alone_p_value(sampling, decoders(5)) > BOUND
 
 
-@pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
 @pytest.mark.parametrize("temperature", [1e-8, 1e-7, 1e-5, 1e4])
-def test_every_temperature_writes_the_llms_law(temperature: float, rejection: bool) -> None:
+def test_every_temperature_writes_the_llms_law(temperature: float) -> None:
     """Of two to five equals at the top, and of logits an ulp apart."""
     for level, step in ((30.0, 1.0), (1.0, 2.0**-23)):
         pair = decoders(5)
         for decoder in pair:
             decoder.table = level + decoder.table.round().clamp_max(1) * step
         sampling = (temperature, 0, 1.0, 0.0)
-        batch = start(pair, sampling)
-        observed = sample_law(batch, speculation(batch, 3, rejection), PROMPT, DEPTH, 5)
-        assert p_value(observed, enumerate_law(pair[1].table, PROMPT, DEPTH, sampling)) > BOUND
+        assert rejection_p_value(3, sampling, pair) > BOUND
+        assert_coupled_is_alone(3, sampling, pair)
+    assert alone_p_value(sampling, pair) > BOUND  # of the last pair, which has equals too
 
 
 @pytest.mark.parametrize("vocab, depth", [(2, 6), (3, 4), (8, 3)])
 def test_every_vocabulary_writes_the_llms_law(vocab: int, depth: int) -> None:
-    assert speculative_p_value(4, True, PLAIN, vocab, depth) > BOUND
-
-
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
-def test_the_llm_alone_writes_its_law(sampling: tuple) -> None:
-    pair = decoders(5)
-    batch = start(pair, sampling)
-    program = Repeat(batch.round(single_round, SOURCE_LLM))
-    observed = sample_law(batch, program, PROMPT, DEPTH, 5)
-    assert p_value(observed, enumerate_law(pair[1].table, PROMPT, DEPTH, sampling)) > BOUND
+    assert rejection_p_value(4, PLAIN, decoders(vocab), depth) > BOUND
 
 
 def test_a_stream_shared_by_draft_and_residual_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafts, "DRAFT", philox.RESIDUAL)
-    assert speculative_p_value(3, True, PLAIN) < BOUND
+    assert rejection_p_value(3, PLAIN, decoders(5)) < BOUND
 
 
 def test_a_stream_shared_by_draft_and_acceptance_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(drafts, "DRAFT", philox.ACCEPT)
-    assert speculative_p_value(3, True, PLAIN) < BOUND
+    assert rejection_p_value(3, PLAIN, decoders(5)) < BOUND
 
 
 def test_a_draft_that_is_always_right_is_always_accepted() -> None:
@@ -144,13 +167,9 @@ def mixture(batch: Batch, counts: Sequence[int], rejection: bool) -> Program:
 
 def test_coupled_writes_the_llms_own_tokens_for_the_seed() -> None:
     texts = []
-    for counts in ((), (1,), (2,), (5,), (5, 1, 3), (1, 15)):
-        batch = start(decoders(5), PLAIN, depth=8)
-        program = (
-            mixture(batch, counts, False)
-            if counts
-            else Repeat(batch.round(single_round, SOURCE_LLM))
-        )
+    for counts in ((), (5, 1, 3), (1, 15)):
+        batch = start(decoders(5), PLAIN, depth=8, rows=COUPLED_ROWS)
+        program = mixture(batch, counts, False) if counts else alone(batch)
         write(batch, program)
         texts.append(batch.rows.tokens[:, : len(PROMPT) + 8].clone())
     assert all(torch.equal(text, texts[0]) for text in texts[1:])
@@ -186,8 +205,8 @@ class ShiftDecoder(TableDecoder):
 
 
 @pytest.mark.parametrize("sampling", [(0.9, 50, 0.95, 0.01), (0.3, 0, 0.9, 0.0)], ids=str)
-@pytest.mark.parametrize("rejection", [True, False], ids=["rejection", "coupled"])
-def test_a_vocabulary_of_4096_writes_the_llms_law(sampling: tuple, rejection: bool) -> None:
+def test_a_vocabulary_of_4096_writes_the_llms_law(sampling: tuple) -> None:
+    """The law of the LLM's own draws from as many is in the tests of `sample`."""
     vocab, rows, runs = 4096, 1000, 3
     generator = torch.Generator().manual_seed(0)
     target = 2.0 * torch.randn(vocab, generator=generator)
@@ -198,9 +217,10 @@ def test_a_vocabulary_of_4096_writes_the_llms_law(sampling: tuple, rejection: bo
     for i in range(runs):
         seeds = range(i * rows, (i + 1) * rows)
         batch.rows.load([PROMPT] * rows, [len(PROMPT) + 2] * rows, seeds, sampling, [])
-        write(batch, speculation(batch, 3, rejection))
+        write(batch, speculation(batch, 3, rejection=True))
         for column in (0, 1):
             new = batch.rows.tokens[:, len(PROMPT) + column].numpy()
             counts[column] += np.bincount(new, minlength=vocab)
     for observed, law in zip(counts, llm.law(sampling), strict=True):
         assert p_value(observed, law) > BOUND
+    assert_coupled_is_alone(3, sampling, (slm, llm), depth=4, rows=100)
