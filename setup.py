@@ -71,6 +71,7 @@ setup(
             "setuptools>=77",
             "matplotlib>=3.8",
             "pandas>=2",
+            "pdoc>=15",
         ],
         "real": ["accelerate>=1", "gguf>=0.10"],
         "dev": ["ruff>=0.12", "mypy>=1.15"],

@@ -122,6 +122,7 @@ def _plan(
 
 @lru_cache(maxsize=64)
 def arange(count: int, step: int = 1) -> Tensor:
+    """int64 [count] on the CPU, the same tensor every time: 0, step, 2 step, ..."""
     return torch.arange(0, count * step, step, dtype=torch.int64, device="cpu")
 
 
