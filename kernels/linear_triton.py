@@ -145,11 +145,11 @@ def _linear(
     if norm_ptr is not None:
         gain = tl.load(norm_ptr + k, mask=k < depth, other=0.0)
     for start in range(0, depth, QUARTERS * BLOCK_K):
-        mask_a, mask = in_rows[None, :, None], in_columns[None, None, :]
+        mask = in_rows[None, :, None]
         if not WHOLE:
             inside = start + k < depth
-            mask_a, mask = mask_a & inside[:, None, :], mask & inside[:, :, None]
-        a = tl.load(x_ptr + start, mask=mask_a, other=0.0)
+            mask = mask & inside[:, None, :]
+        a = tl.load(x_ptr + start, mask=mask, other=0.0)
         if norm_ptr is not None:
             # Two bytes a thread are too little for cp.async: loaded a tile ahead.
             ahead = start + QUARTERS * BLOCK_K + k
@@ -158,6 +158,9 @@ def _linear(
             squares += wide * wide
             a = _product(a, gain[:, None, :], INTERPRETED)
             gain = next_gain
+        mask = in_columns[None, None, :]
+        if not WHOLE:
+            mask = mask & inside[:, :, None]
         w = tl.load(weight_ptr + start, mask=mask, other=0.0, eviction_policy="evict_first")
         sums = _dot(a, w, sums, INTERPRETED)
         if GATED:
