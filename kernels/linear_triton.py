@@ -81,6 +81,7 @@ def _linear(
     x_ptr,  # [rows, depth], rows stride_x apart
     norm_ptr,  # [depth] or None
     weight_ptr,  # [columns, depth]; GATED: [2 columns, depth], gate over up
+    scale_ptr,  # float32 [columns] or [2 columns], the weight int8, or None
     bias_ptr,  # [columns] or [2 columns], or None
     residual_ptr,  # [rows, columns], rows stride_residual apart, or None
     output_ptr,  # [rows, columns]
@@ -144,8 +145,13 @@ def _linear(
 
     y, up = _quarters(sums), _quarters(sums_up)
     if norm_ptr is not None:
-        scale = tl.rsqrt(_quarters(tl.sum(squares, 2)) / depth + eps)[:, None]
-        y, up = y * scale, up * scale
+        rms = tl.rsqrt(_quarters(tl.sum(squares, 2)) / depth + eps)[:, None]
+        y, up = y * rms, up * rms
+    if scale_ptr is not None:
+        y *= tl.load(scale_ptr + o, mask=in_columns, other=0.0)[None, :]
+        if GATED:
+            scale_ptr += columns
+            up *= tl.load(scale_ptr + o, mask=in_columns, other=0.0)[None, :]
     if bias_ptr is not None:
         y += tl.load(bias_ptr + o, mask=in_columns, other=0.0).to(tl.float32)[None, :]
         if GATED:
@@ -205,9 +211,10 @@ def _quarters(parts):
 
 @triton.jit
 def _dot(a, b, sums, INTERPRETED: tl.constexpr):
-    """sums + a @ b; the interpreter's bfloat16 products are wrong."""
+    """sums + a @ b, b of a's dtype or int8; the interpreter's bfloat16 products are wrong."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
+    b = b.to(a.dtype)
     return tl.dot(a, b, sums, input_precision="ieee")
 
 
@@ -252,6 +259,7 @@ def _launch(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
+    scale: Tensor | None,
     gated: bool,
 ) -> Tensor:
     """Any of the three ops, in any dtype that the norm does not overflow in."""
@@ -264,6 +272,7 @@ def _launch(
         x,
         norm,
         weight,
+        scale,
         bias,
         residual,
         output,
@@ -289,35 +298,55 @@ def _launch(
 
 
 def _norm_launch(
-    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, gated: bool
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    gated: bool,
 ) -> Tensor:
     """`_launch` with a norm, which in float16 is a launch of its own."""
     if x.dtype == torch.float16:
-        return _launch(rms_norm(x, norm, eps), None, eps, weight, bias, None, gated)
-    return _launch(x, norm, eps, weight, bias, None, gated)
+        return _launch(rms_norm(x, norm, eps), None, eps, weight, bias, None, scale, gated)
+    return _launch(x, norm, eps, weight, bias, None, scale, gated)
 
 
-def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+def norm_linear(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None = None,
+) -> Tensor:
     """See `hybridgen.kernels.linear.norm_linear_reference`.
 
-    ``norm``, ``weight`` and ``bias`` are contiguous.
+    ``norm``, ``weight``, ``bias`` and ``scale`` are contiguous.
     """
-    return _norm_launch(x, norm, eps, weight, bias, gated=False)
+    return _norm_launch(x, norm, eps, weight, bias, scale, gated=False)
 
 
 def norm_gated_linear(
-    x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """See `hybridgen.kernels.linear.norm_gated_linear_reference`.
 
-    ``norm``, ``weight`` and ``bias`` are contiguous.
+    ``norm``, ``weight``, ``bias`` and ``scale`` are contiguous.
     """
-    return _norm_launch(x, norm, eps, weight, bias, gated=True)
+    return _norm_launch(x, norm, eps, weight, bias, scale, gated=True)
 
 
-def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, scale: Tensor | None = None
+) -> Tensor:
     """See `hybridgen.kernels.linear.linear_residual_reference`.
 
-    ``weight`` and ``bias`` are contiguous.
+    ``weight``, ``bias`` and ``scale`` are contiguous.
     """
-    return _launch(x, None, 0.0, weight, bias, residual, gated=False)
+    return _launch(x, None, 0.0, weight, bias, residual, scale, gated=False)

@@ -13,6 +13,7 @@ from hybridgen.kernels.linear import (
     pack,
     product,
 )
+from hybridgen.kernels.quantise import dequantise, quantise
 
 EPS = 1e-5
 # Relative to the largest output: float32 sums of 96 terms, bfloat16 with 8 bits of mantissa and
@@ -21,7 +22,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def close(ours: Tensor, truth: Tensor) -> bool:
-    limit = TOLERANCE[ours.dtype] * truth.abs().max()
+    limit = TOLERANCE.get(ours.dtype, 4e-3) * truth.abs().max()
     return bool((ours.double() - truth).abs().max() <= limit)
 
 
@@ -95,14 +96,53 @@ def test_schemas_and_fake_shapes_hold(dtype: torch.dtype, with_bias: bool) -> No
     x, norm = random(3, 96, dtype=dtype), random(96, dtype=dtype)
     weight = random(80, 96, dtype=dtype)
     bias = random(80, dtype=dtype) if with_bias else None
-    ops = torch.ops.hybridgen
+    q, scale = quantise(weight)
+    ops, residual = torch.ops.hybridgen, random(3, 80, dtype=dtype)
     for op, arguments in (
         (ops.norm_linear, (x, norm, EPS, weight, bias)),
+        (ops.norm_linear, (x, norm, EPS, q, bias, scale)),
         (ops.norm_gated_linear, (x, norm, EPS, weight, bias)),
-        (ops.linear_residual, (x, weight, bias, random(3, 80, dtype=dtype))),
+        (ops.norm_gated_linear, (x, norm, EPS, q, bias, scale)),
+        (ops.linear_residual, (x, weight, bias, residual)),
+        (ops.linear_residual, (x, q, bias, residual, scale)),
     ):
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(op.default, arguments, test_utils=tests)
+
+
+# --- int8 weights ---
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.float16], ids=str)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("op", ["norm", "gated", "residual"])
+def test_int8_weights_with_their_scales(dtype: torch.dtype, with_bias: bool, op: str) -> None:
+    x, norm = 3 * random(5, 96, dtype=dtype), random(96, dtype=dtype, seed=1)
+    q, scale = quantise(random(80, 96, dtype=dtype, seed=2) / 10)
+    bias = random(80, dtype=dtype, seed=3) if with_bias else None
+    residual = random(5, 80, dtype=dtype, seed=4)
+    weight = dequantise(q, scale)
+    if op == "residual":
+        ours = linear_residual(x, q, bias, residual, scale)
+        truth = linear64(x, weight, bias) + residual
+    elif op == "norm":
+        ours, truth = (
+            norm_linear(x, norm, EPS, q, bias, scale),
+            linear64(rms(x, norm), weight, bias),
+        )
+    else:
+        gate, up = linear64(rms(x, norm), weight, bias).chunk(2, -1)
+        ours, truth = norm_gated_linear(x, norm, EPS, q, bias, scale), F.silu(gate) * up
+    assert ours.dtype == dtype
+    assert close(ours, truth)
+
+
+def test_int8_sums_that_float16_cannot_hold() -> None:
+    """Before the scale a sum may be 127 times its terms' number: here 1.3 million."""
+    x, q = torch.ones(2, 1000, dtype=torch.float16), torch.full((3, 1000), 127, dtype=torch.int8)
+    scale = torch.full((3,), 0.01)
+    residual = torch.zeros(2, 3, dtype=torch.float16)
+    assert (linear_residual(10 * x, q, None, residual, scale) - 12700).abs().max() <= 4
 
 
 # --- packed weights ---
