@@ -17,8 +17,9 @@ third).
 
 With a ``scale`` [O], float32, the weight is int8, as `quantise` makes it, and stands for
 scale[o] * weight[o, k]: half the bytes of bfloat16. x and its norm are the same as without; weights
-are converted to x's dtype, which is exact, and the scale multiplies the sum, before the bias. The
-results have no more roundings than without a scale on a GPU, and one more in bfloat16 on a CPU.
+are converted to x's dtype, which is exact, and the scale multiplies the sum, before the bias. On a
+GPU a result is rounded where it is without a scale; on a CPU bfloat16 sums once more, ahead of the
+scale, and the weight is converted anew in every product, which saves memory and no time.
 """
 
 import torch

@@ -36,6 +36,16 @@ tiles instead: of 64, 32 and 16 outputs a program, the first that leaves `FEWEST
 memory is at most 99 KB, what a block may have on sm_120. Launched ahead of time (`launch.py`), a
 program asks for its first weights before it waits for x.
 
+**int8** weights come by the same copies, of 16 a thread, and become x's dtype in registers; the
+scale of an output multiplies its sum. Tiles are as deep and more of them are under way, 32 to 56 KB
+of a program. What is scarce is instructions. In sm_90's code two numbers become bfloat16 by four (a
+permutation, two of logic, a subtraction, all exact), a float16 by a conversion each, and the loops
+take 4.7 to 5.4 a weight, where bfloat16 weights take 2.8 to 3.6. At 92 % of the bandwidth that is
+one of every two cycles of a scheduler, not one of six: where it has a single warp, as in output and
+down below, this may cost more than the bytes do, which nobody has measured. So a depth of whole
+tiles has no masks (`WHOLE`: 4.7 for 5.8). A thread takes four neighbours of the depth to a product,
+hence other sums than with the same numbers in bfloat16, but the same for any R.
+
 Predicted, bfloat16, R = 1 to 9 rows: bytes at 92 % of 3.35 TB/s, and 2 us for the launch, the first
 tile and the last; 3 us where a multiprocessor has one program, and none to overlap these with:
 
@@ -49,6 +59,12 @@ tile and the last; 3 us where a multiprocessor has one program, and none to over
                   down            4096 (32) x 12288    101 MB    128    36 us
                   head          151936 (64) x  4096   1245 MB   2374   406 us
     Qwen2.5-0.5B  down             896 (16) x  4864      9 MB     56     6 us
+    of int8:
+    Qwen3-1.7B    QKV             4096 (32) x  2048      8 MB    128     6 us
+                  output          2048 (16) x  2048      4 MB    128     4 us
+                  gate and up    12288 (64) x  2048     25 MB    192    10 us
+                  down            2048 (16) x  6144     13 MB    128     7 us
+                  head          151936 (64) x  2048    311 MB   2374   103 us
 """
 
 from typing import NamedTuple
@@ -73,6 +89,7 @@ REGISTERS, MANY_REGISTERS = 168, 255
 # Outputs of a program -> what a warp takes of a tile's depth, and the stages of the pipeline (one
 # more than the tiles in shared memory) with `ROWS` and with `MANY_ROWS`.
 TILES = {64: (32, 5, 4), 32: (64, 5, 4), 16: (64, 7, 5)}
+INT8_STAGES = {64: (8, 6), 32: (7, 5), 16: (9, 5)}  # for half precision, in tiles as deep
 FLOAT32_TILES = {32: (16, 8), 16: (16, 11)}  # these have no tensor cores, but need registers
 
 
@@ -97,10 +114,12 @@ def _linear(
     BLOCK_O: tl.constexpr,
     QUARTERS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WHOLE: tl.constexpr,
     PDL: tl.constexpr = False,
 ):
     """BLOCK_R rows of BLOCK_O outputs, with all that is fused to them.
 
+    WHOLE: no tile reaches over the depth's end, so none is masked along it.
     Grid: blocks of rows, blocks of outputs. Reads its rows of x whole, its rows of the weight, and
     its outputs' bias and residual; writes its outputs.
     """
@@ -126,8 +145,11 @@ def _linear(
     if norm_ptr is not None:
         gain = tl.load(norm_ptr + k, mask=k < depth, other=0.0)
     for start in range(0, depth, QUARTERS * BLOCK_K):
-        inside = start + k < depth
-        a = tl.load(x_ptr + start, mask=in_rows[None, :, None] & inside[:, None, :], other=0.0)
+        mask_a, mask = in_rows[None, :, None], in_columns[None, None, :]
+        if not WHOLE:
+            inside = start + k < depth
+            mask_a, mask = mask_a & inside[:, None, :], mask & inside[:, :, None]
+        a = tl.load(x_ptr + start, mask=mask_a, other=0.0)
         if norm_ptr is not None:
             # Two bytes a thread are too little for cp.async: loaded a tile ahead.
             ahead = start + QUARTERS * BLOCK_K + k
@@ -136,7 +158,6 @@ def _linear(
             squares += wide * wide
             a = _product(a, gain[:, None, :], INTERPRETED)
             gain = next_gain
-        mask = in_columns[None, None, :] & inside[:, :, None]
         w = tl.load(weight_ptr + start, mask=mask, other=0.0, eviction_policy="evict_first")
         sums = _dot(a, w, sums, INTERPRETED)
         if GATED:
@@ -213,9 +234,8 @@ def _quarters(parts):
 def _dot(a, b, sums, INTERPRETED: tl.constexpr):
     """sums + a @ b, b of a's dtype or int8; the interpreter's bfloat16 products are wrong."""
     if INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    b = b.to(a.dtype)
-    return tl.dot(a, b, sums, input_precision="ieee")
+        a = a.to(tl.float32)
+    return tl.dot(a, b.to(a.dtype), sums, input_precision="ieee")
 
 
 class Tile(NamedTuple):
@@ -229,12 +249,18 @@ class Tile(NamedTuple):
 
 
 def tile(
-    columns: int, gated: bool, dtype: torch.dtype, rows: int = 1, aligned: bool = True
+    columns: int,
+    gated: bool,
+    dtype: torch.dtype,
+    rows: int = 1,
+    aligned: bool = True,
+    int8: bool = False,
 ) -> Tile:
     """The tile of a product of ``rows`` rows with ``columns`` outputs.
 
     aligned  the depth is a multiple of 16, so that all rows begin at a multiple of 16 bytes: others
              come number by number through registers, of which wide tiles would take too many
+    int8     ``dtype`` is that of x, and weights are int8
     """
     tiles = FLOAT32_TILES if dtype == torch.float32 else TILES
     fitting = [n for n in tiles if blocks(columns, n) >= FEWEST_PROGRAMS]
@@ -242,6 +268,8 @@ def tile(
     if not aligned:
         outputs = min(n for n in tiles if n > 16 or not gated)
     depth, *stages = tiles[outputs]
+    if int8 and dtype != torch.float32:
+        stages = list(INT8_STAGES[outputs])
     many = aligned and rows > ROWS and len(stages) > 1
     return Tile(
         MANY_ROWS if many else ROWS,
@@ -266,7 +294,7 @@ def _launch(
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if gated else 1)
     output = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    block = tile(columns, gated, x.dtype, rows, depth % 16 == 0)
+    block = tile(columns, gated, x.dtype, rows, depth % 16 == 0, scale is not None)
     # The row tiles of the same outputs are neighbours: all but the first read weights from L2.
     _linear[(blocks(rows, block.rows), blocks(columns, block.outputs))](
         x,
@@ -288,6 +316,7 @@ def _launch(
         BLOCK_O=block.outputs,
         QUARTERS=WARPS,
         BLOCK_K=block.depth,
+        WHOLE=scale is not None and depth % (WARPS * block.depth) == 0,
         num_warps=WARPS,
         num_stages=block.stages,
         maxnreg=block.registers,

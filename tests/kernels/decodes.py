@@ -165,8 +165,36 @@ def every_decode() -> None:
     for dtype in others:
         decode("embedded", 1, device, dtype)
         decode("Qwen3", 4, device, dtype)
+    for model in SHAPES:
+        for rows in (1, 32):
+            int8_products(model, rows, device, torch.bfloat16)
     for dtype in (torch.bfloat16, *others):
+        int8_products("Qwen3-1.7B", 1, device, dtype)
         unusual(device, dtype)
+
+
+def int8_products(model: str, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Those of a layer, and the head's."""
+    shape = SHAPES[model]
+    queries, hidden = shape.heads * shape.head_dim, shape.hidden
+
+    def empty(*size: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(size, dtype=kind, device=device)
+
+    def int8(outputs: int, depth: int) -> tuple[Tensor, Tensor]:
+        return empty(outputs, depth, kind=torch.int8), empty(outputs, kind=torch.float32)
+
+    x, norm = empty(rows, hidden), empty(hidden)
+    weight, scale = int8(queries + 2 * shape.kv_heads * shape.head_dim, hidden)
+    bias = empty(len(weight)) if shape.config is Qwen2Config else None
+    norm_linear(x, norm, 1e-6, weight, bias, scale)
+    weight, scale = int8(shape.vocab, hidden)
+    norm_linear(x, norm, 1e-6, weight, None, scale)
+    weight, scale = int8(2 * shape.intermediate, hidden)
+    norm_gated_linear(x, norm, 1e-6, weight, None, scale)
+    for depth in (queries, shape.intermediate):
+        weight, scale = int8(hidden, depth)
+        linear_residual(empty(rows, depth), weight, None, x, scale)
 
 
 def unusual(device: torch.device, dtype: torch.dtype) -> None:
@@ -184,6 +212,10 @@ def unusual(device: torch.device, dtype: torch.dtype) -> None:
     norm_linear(x, norm, 1e-6, weight, None)
     norm_gated_linear(x, norm, 1e-6, weight, None)
     linear_residual(x, weight, None, empty(20, 2 * columns))
+    q, scale = empty(2 * columns, depth, kind=torch.int8), empty(2 * columns, kind=torch.float32)
+    norm_linear(x, norm, 1e-6, q, None, scale)
+    norm_gated_linear(x, norm, 1e-6, q, None, scale)
+    linear_residual(x, q, None, empty(20, 2 * columns), scale)
     angles = empty(5, 1, dim, kind=torch.float32)
     start = empty(1, kind=torch.int64)
     cache = empty(2, 4, 1, positions, dim)

@@ -1,9 +1,10 @@
 """In what order products add up a row: `sum_orders.py --card N` prints it for few and many rows.
 
-For each op and width of tile, of 5 rows and of 20: what the compiler's own code (TTGIR) says of all
-that an order of summation depends on.
+For each op and width of tile, of bfloat16 and of int8 weights, of 5 rows and of 20: what the
+compiler's own code (TTGIR) says of all that an order of summation depends on.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -41,28 +42,30 @@ def order(code: str) -> dict[str, Any]:
     }
 
 
-def tensor(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
+def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")
 
 
-def call(op: str, rows: int, columns: int) -> None:
-    x, norm = tensor(rows, DEPTH), tensor(DEPTH)
+def call(op: str, rows: int, columns: int, int8: bool) -> None:
+    x, norm, outputs = tensor(rows, DEPTH), tensor(DEPTH), columns * (2 if "gated" in op else 1)
+    weight = tensor(outputs, DEPTH, dtype=torch.int8 if int8 else torch.bfloat16)
+    scale = tensor(outputs, dtype=torch.float32) if int8 else None
     if op == "norm_linear":
-        norm_linear(x, norm, 1e-6, tensor(columns, DEPTH), None)
+        norm_linear(x, norm, 1e-6, weight, None, scale)
     elif op == "norm_gated_linear":
-        norm_gated_linear(x, norm, 1e-6, tensor(2 * columns, DEPTH), None)
+        norm_gated_linear(x, norm, 1e-6, weight, None, scale)
     else:
-        linear_residual(x, tensor(columns, DEPTH), None, tensor(rows, columns))
+        linear_residual(x, weight, None, tensor(rows, columns), scale)
 
 
 if __name__ == "__main__":
     found: dict[str, dict[str, Any]] = {}
     for op in ("norm_linear", "norm_gated_linear", "linear_residual"):
-        for columns in (1536, 3072, 6144):
-            orders = found.setdefault(f"{op} {columns}", {})
+        for columns, int8 in itertools.product((1536, 3072, 6144), (False, True)):
+            orders = found.setdefault(f"{op} {columns}{' int8' if int8 else ''}", {})
             for name, rows in (("few", 5), ("many", 20)):
                 with recording(int(sys.argv[2])) as launches:
-                    call(op, rows, columns)
+                    call(op, rows, columns, int8)
                 (kernel,) = launches.kernels.values()
                 orders[name] = order(kernel.asm["ttgir"])
     print(json.dumps(found))

@@ -94,6 +94,23 @@ def test_products_read_their_weight_once() -> None:
     )
 
 
+def test_int8_weights_are_half_of_it() -> None:
+    rows, depth, columns = 5, 64, 96
+    x, norm, q = meta(rows, depth), meta(depth), meta(columns, depth, dtype=torch.int8)
+    scale = meta(columns, dtype=torch.float32)
+    flops = 2 * rows * depth * columns
+    read = 2 * rows * depth + columns * depth + 4 * columns
+    assert cost_of("linear_residual", x, q, None, meta(rows, columns), scale) == Cost(
+        read + 2 * rows * columns, 2 * rows * columns, flops
+    )
+    assert cost_of("norm_linear", x, norm, 1e-6, q, None, scale) == Cost(
+        read + 2 * depth, 2 * rows * columns, flops
+    )
+    assert cost_of("norm_gated_linear", x, norm, 1e-6, q, None, scale) == Cost(
+        read + 2 * depth, rows * columns, flops
+    )
+
+
 @pytest.mark.parametrize(("window", "before"), [(0, 100), (32, 31), (500, 100)])
 def test_attention_reads_the_keys_that_are_seen(window: int, before: int) -> None:
     rows, tokens, q_heads, kv_heads, dim = 3, 2, 4, 2, 32

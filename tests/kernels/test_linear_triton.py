@@ -1,5 +1,6 @@
 """The products' kernel against float64, and row by row the same bits."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hybridgen.kernels import linear_triton
 from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear
+from hybridgen.kernels.quantise import quantise
 from hybridgen.kernels.registry import Op
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -28,8 +30,10 @@ def rounding(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def surrounded(values: Tensor, before: int = 0, after: int = 0) -> Tensor:
-    """``values`` with each row between as many NaN, so that a read beside it would show."""
-    wide = torch.full((*values.shape[:-1], before + values.shape[-1] + after), torch.nan)
+    """``values`` with each row between as many NaN, so that a read beside it would show; int8
+    between 127."""
+    beside = torch.nan if values.is_floating_point() else 127
+    wide = torch.full((*values.shape[:-1], before + values.shape[-1] + after), beside)
     view = wide.to(values.dtype)[..., before : before + values.shape[-1]]
     return view.copy_(values)
 
@@ -48,6 +52,7 @@ class Case:
     scale: float = 1.0
     apart: tuple[int, int] = (0, 0)  # NaN before and after each row of x and of the residual
     seed: int = 0
+    int8: bool = False
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -59,6 +64,10 @@ class Case:
         self.x = surrounded(random(self.rows, self.depth) * self.scale, *self.apart)
         self.norm = random(self.depth)
         weight = random(outputs * self.depth) / self.depth**0.5
+        self.of_output = None
+        if self.int8:
+            q, of_output = quantise(weight.view(outputs, self.depth))
+            weight, self.of_output = q.view(-1), surrounded(of_output, 16, 80)
         self.weight = surrounded(weight, 16, 80).view(outputs, self.depth)
         self.offset = surrounded(random(outputs), 16, 80) if self.bias else None
         self.residual = surrounded(random(self.rows, self.columns), *self.apart)
@@ -66,8 +75,13 @@ class Case:
     def arguments(self, rows: Tensor | slice = slice(None)) -> tuple[Any, ...]:
         x = self.x[rows]
         if self.op == "residual":
-            return x, self.weight, self.offset, self.residual[rows]
-        return x, self.norm, self.eps, self.weight, self.offset
+            return x, self.weight, self.offset, self.residual[rows], self.of_output
+        return x, self.norm, self.eps, self.weight, self.offset, self.of_output
+
+    def weight64(self) -> Tensor:
+        """What the weight stands for."""
+        weight = self.weight.double()
+        return weight if self.of_output is None else weight * self.of_output.double().unsqueeze(1)
 
     def run(self, device: torch.device, rows: Tensor | slice = slice(None)) -> Tensor:
         result: Tensor = launch(OPS[self.op], device, *self.arguments(rows))
@@ -80,9 +94,10 @@ def linear64(case: Case, unit: float) -> tuple[Tensor, Tensor]:
     A float32 sum of n terms in any order is off by n roundings of the sum of their magnitudes at
     most, twice that where tensor cores cut instead of rounding; the sum of squares likewise, and
     rsqrt by two more. The normed row is rounded, by ``unit``, before the product: once, or twice in
-    float16, where each term may also be cut off at the least subnormal, 2**-24.
+    float16, where each term may also be cut off at the least subnormal, 2**-24. A scale costs one
+    rounding.
     """
-    weight, x, relative = case.weight.double(), case.x.double(), (2 * case.depth + 8) * 2.0**-23
+    weight, x, relative = case.weight64(), case.x.double(), (2 * case.depth + 9) * 2.0**-23
     cut = 0.0
     if case.op != "residual":
         x = x / (x.square().mean(-1, keepdim=True) + case.eps).sqrt() * case.norm.double()
@@ -126,29 +141,30 @@ cases = st.builds(
     dtype=st.sampled_from(DTYPES),
     rows=st.integers(1, 20),
     columns=st.integers(1, 70),
-    depth=st.one_of(st.integers(1, 300), st.sampled_from([16, 64, 256, 512])),
+    depth=st.one_of(st.integers(1, 300), st.sampled_from([16, 64, 128, 256, 512])),
     bias=st.booleans(),
     eps=st.sampled_from([1e-6, 1e-2]),
     scale=st.sampled_from([1e-3, 1.0, 30.0]),
     apart=st.tuples(st.integers(0, 20), st.integers(0, 20)),
     seed=st.integers(0, 100),
+    int8=st.booleans(),
 )
 
 
 @given(case=cases, fewest=st.sampled_from([1, 2, 96]))
-@settings(max_examples=100)
+@settings(max_examples=150)
 def test_the_formula(device: torch.device, case: Case, fewest: int) -> None:
     """Any shape, rows of any stride, beside NaN everywhere, in tiles of any size."""
     with patch.object(linear_triton, "FEWEST_PROGRAMS", fewest):
         check(case, device)
 
 
-@pytest.mark.parametrize("op", ["norm", "residual"])
+@pytest.mark.parametrize(("op", "int8"), [("norm", False), ("residual", False), ("residual", True)])
 @pytest.mark.parametrize("columns", [16 * 95, 32 * 95 + 1, 64 * 95 + 1])
 def test_each_tile_at_the_widths_that_choose_it(
-    device: torch.device, op: str, columns: int
+    device: torch.device, op: str, columns: int, int8: bool
 ) -> None:
-    check(Case(op, torch.bfloat16, 2, columns, 40), device)
+    check(Case(op, torch.bfloat16, 2, columns, 40, int8=int8), device)
 
 
 def test_tiles_keep_every_multiprocessor_busy() -> None:
@@ -162,39 +178,94 @@ def test_tiles_keep_every_multiprocessor_busy() -> None:
     assert [programs(n, gated=True) for n in (4864, 6144, 12288)] == [152, 192, 384]
 
 
+def test_tiles_fit_into_the_shared_memory_of_every_card() -> None:
+    """99 KB, with what an epilogue takes: of gate and up, 8 KB; int8 has as much under way."""
+    for gated, columns, rows, int8 in itertools.product(
+        (False, True), (2048, 4096, 151936), (1, 32), (False, True)
+    ):
+        block = linear_triton.tile(columns, gated, torch.bfloat16, rows, int8=int8)
+        weights = linear_triton.WARPS * block.depth * block.outputs * (2 if gated else 1)
+        weights *= 1 if int8 else 2
+        x = 2 * linear_triton.WARPS * block.depth * block.rows
+        buffers = block.stages - 1
+        assert buffers * (weights + x) + (8192 if gated else 512) <= 99 * 1024
+        assert buffers * weights >= (16 if rows > 16 else 32) * 1024
+
+
+# --- int8 weights ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", ["norm", "residual"])
+def test_every_int8_number_is_taken_as_it_is(
+    device: torch.device, op: str, dtype: torch.dtype
+) -> None:
+    """Rows of x with a single 1, of a depth with every number: each product is one of them."""
+    x = torch.eye(256, dtype=dtype)
+    weight = (torch.arange(256).unsqueeze(0) + 7 * torch.arange(40).unsqueeze(1)) % 256 - 128
+    scale, expected = torch.full((40,), 0.5), 0.5 * weight.T
+    if op == "norm":  # of a 1 among 256 the mean is 1 / 256: normalised, it is 16
+        ones = torch.ones(256, dtype=dtype)
+        result = launch(norm_linear, device, x, ones, 0.0, weight.to(torch.int8), None, scale / 16)
+    else:
+        nothing = torch.zeros(256, 40, dtype=dtype)
+        result = launch(linear_residual, device, x, weight.to(torch.int8), None, nothing, scale)
+    assert torch.equal(result.float(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # numpy's, in the interpreter
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("depth", [96, 1024])
+def test_scales_far_apart(device: torch.device, op: str, dtype: torch.dtype, depth: int) -> None:
+    """Neighbouring outputs of 2^10 and 2^-20: each has its own."""
+    case = Case(op, dtype, 5, 33, depth, bias=True, int8=True)
+    assert case.of_output is not None
+    case.of_output[::2] *= 2.0**10
+    case.of_output[1::2] *= 2.0**-20
+    check(case, device)
+
+
 # --- a row's bits ---
 
 
-def cancelling(op: str, dtype: torch.dtype, rows: int = 33) -> Case:
+def cancelling(op: str, dtype: torch.dtype, rows: int = 33, int8: bool = False) -> Case:
     """Products (of a gate alone) whose second half is minus the first: what they add up to is the
     rounding of the float32 sums, so that another order of summing shows in half precision too."""
-    case = Case(op, dtype, rows, columns=20, depth=144)
-    case.x[:, 72:] = -case.x[:, :72]
-    case.norm[72:] = case.norm[:72]
-    case.weight[:20, 72:] = case.weight[:20, :72]
+    half = 128 if int8 else 72  # int8 in whole tiles
+    case = Case(op, dtype, rows, columns=20, depth=2 * half, int8=int8)
+    second = torch.arange(half)
+    if int8:
+        second = second.flip(0)  # else two quarters of a tile would be each other's opposite
+        case.x *= 2.0 ** (torch.arange(2 * half) % 10)  # else sums of so short numbers are exact
+    case.x[:, half:] = -case.x[:, second]
+    case.norm[half:] = case.norm[second]
+    case.weight[:20, half:] = case.weight[:20, second]
     case.residual.zero_()
     return case
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_rows_do_not_depend_on_their_number(
-    device: torch.device, op: str, dtype: torch.dtype
+    device: torch.device, op: str, dtype: torch.dtype, int8: bool
 ) -> None:
-    case = cancelling(op, dtype)
+    case = cancelling(op, dtype, int8=int8)
     together = bits(case.run(device))
     assert together.any(0).all()  # they do round
     for rows in range(1, case.rows):
         assert torch.equal(bits(case.run(device, slice(rows))), together[:rows])
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_rows_do_not_depend_on_their_place(
-    device: torch.device, op: str, dtype: torch.dtype
+    device: torch.device, op: str, dtype: torch.dtype, int8: bool
 ) -> None:
     """Trap 19: row i is unchanged under permutation of the batch."""
-    case = cancelling(op, dtype)
+    case = cancelling(op, dtype, int8=int8)
     together = bits(case.run(device))
     order = torch.randperm(case.rows, generator=torch.Generator().manual_seed(1))
     assert torch.equal(bits(case.run(device, order)), together[order])
@@ -203,14 +274,15 @@ def test_rows_do_not_depend_on_their_place(
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # numpy's, in the interpreter
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_broken_rows_stay_alone(
-    device: torch.device, op: str, dtype: torch.dtype, value: float
+    device: torch.device, op: str, dtype: torch.dtype, value: float, int8: bool
 ) -> None:
     """Trap 27: NaN in a row must not reach the others of its tile."""
-    case = cancelling(op, dtype, rows=18)
+    case = cancelling(op, dtype, rows=18, int8=int8)
     together = bits(case.run(device))
     broken = torch.tensor([0, 3, 17])
     case.x[broken] = value
@@ -220,29 +292,32 @@ def test_broken_rows_stay_alone(
     assert not result[broken].isfinite().any()
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("op", OPS)
-def test_a_second_run_has_the_same_bits(device: torch.device, op: str) -> None:
+def test_a_second_run_has_the_same_bits(device: torch.device, op: str, int8: bool) -> None:
     """Trap 18: sums in the order of arrival differ from run to run."""
-    case = Case(op, torch.bfloat16, 5, columns=100, depth=600)
+    case = Case(op, torch.bfloat16, 5, columns=100, depth=600, int8=int8)
     assert torch.equal(bits(case.run(device)), bits(case.run(device)))
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("op", OPS)
-def test_rows_do_not_depend_on_their_stride(device: torch.device, op: str) -> None:
+def test_rows_do_not_depend_on_their_stride(device: torch.device, op: str, int8: bool) -> None:
     """Trap 22: rows further apart than they are long."""
-    packed, apart = (Case(op, torch.bfloat16, 5, 20, 64, apart=(n, n)) for n in (0, 32))
+    packed, apart = (Case(op, torch.bfloat16, 5, 20, 64, apart=(n, n), int8=int8) for n in (0, 32))
     assert torch.equal(bits(packed.run(device)), bits(apart.run(device)))
 
 
 # --- extreme numbers ---
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ["norm", "gated"])
 def test_large_activations_do_not_overflow_before_they_are_scaled(
-    device: torch.device, op: str, dtype: torch.dtype
+    device: torch.device, op: str, dtype: torch.dtype, int8: bool
 ) -> None:
-    case = Case(op, dtype, 3, 20, 70, scale=10_000.0)
+    case = Case(op, dtype, 3, 20, 70, scale=10_000.0, int8=int8)
     case.norm.mul_(16)
     assert (case.x.float() * case.norm.float()).abs().max() > torch.finfo(torch.float16).max
     check(case, device)
