@@ -65,7 +65,7 @@ def _embed(given: Given, results: int, context: int) -> Cost:
 
 
 def _product(given: Given, results: int, context: int) -> Cost:
-    """Each row of x meets every number of the weight."""
+    """Each row of x meets every number of the weight, which takes one byte as int8."""
     flops = 2 * given["x"].shape[0] * given["weight"].numel()
     return Cost(nbytes(given.values()), results, flops)
 

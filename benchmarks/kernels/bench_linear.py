@@ -1,4 +1,7 @@
-"""The products of a layer, 1, 5 and 9 rows, against the same product by ``F.linear`` alone."""
+"""The products of a layer, 1, 5 and 9 rows, against the same product by ``F.linear`` alone.
+
+Those of int8 weights are against the op itself with the weights in bfloat16.
+"""
 
 from typing import Any
 
@@ -11,6 +14,7 @@ from shapes import MODELS, VOCAB, Model, normal
 from torch import Tensor
 
 from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear
+from hybridgen.kernels.quantise import dequantise, quantise
 
 EPS = 1e-6
 LARGE = 16_000_000  # elements of a weight from which the target holds
@@ -82,5 +86,48 @@ def bench_linear(run: Run, device: torch.device, model: str, product: str, rows:
             agree=close,
             baselines={"F.linear": product_alone, "torch": composition},
             target=Target(bandwidth=0.9) if outputs * depth >= LARGE else None,
+        )
+    )
+
+
+INT8_CASES = [
+    ("embedded LLM", "QKV", 1),
+    *(
+        ("Qwen3-1.7B", product, rows)
+        for product in products(MODELS["Qwen3-1.7B"])
+        for rows in (1, 5)
+    ),
+]
+
+
+@pytest.mark.parametrize("model, product, rows", INT8_CASES)
+def bench_int8_linear(run: Run, device: torch.device, model: str, product: str, rows: int) -> None:
+    op, outputs, depth = products(MODELS[model])[product]
+
+    def make(seed: int) -> tuple[Any, ...]:
+        x = normal(seed, rows, depth, device=device)
+        q, scale = quantise(normal(seed + 1000, outputs, depth, device=device) * depth**-0.5)
+        if op is linear_residual:
+            return x, q, None, normal(seed + 2000, rows, outputs, device=device), scale
+        return x, torch.ones(depth, dtype=x.dtype, device=device), EPS, q, None, scale
+
+    def in_bfloat16(given: tuple[Any, ...]) -> tuple[Any, ...]:
+        *others, scale = given
+        at = 1 if op is linear_residual else 3
+        others[at] = dequantise(others[at], scale).bfloat16()
+        return tuple(others)
+
+    inputs = copies(make, device)
+    plain = [in_bfloat16(given) for given in inputs]
+    columns = outputs // 2 if op is norm_gated_linear else outputs
+    activations = rows * (depth + columns * (2 if op is linear_residual else 1))
+    run(
+        Case(
+            f"{model} {product}, {outputs} x {depth} of int8, rows: {rows}",
+            op,
+            inputs,
+            nbytes=outputs * (depth + 4) + 2 * activations,
+            agree=close,
+            baselines={"bfloat16": lambda i: op(*plain[i])},
         )
     )
