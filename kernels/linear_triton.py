@@ -89,7 +89,7 @@ REGISTERS, MANY_REGISTERS = 168, 255
 # Outputs of a program -> what a warp takes of a tile's depth, and the stages of the pipeline (one
 # more than the tiles in shared memory) with `ROWS` and with `MANY_ROWS`.
 TILES = {64: (32, 5, 4), 32: (64, 5, 4), 16: (64, 7, 5)}
-INT8_STAGES = {64: (8, 6), 32: (7, 5), 16: (9, 5)}  # for half precision, in tiles as deep
+INT8_STAGES = {64: (8, 6), 32: (7, 5), 16: (9, 5)}  # of half precision x, in tiles as deep
 FLOAT32_TILES = {32: (16, 8), 16: (16, 11)}  # these have no tensor cores, but need registers
 
 
@@ -271,12 +271,13 @@ def tile(
     if int8 and dtype != torch.float32:
         stages = list(INT8_STAGES[outputs])
     many = aligned and rows > ROWS and len(stages) > 1
+    roomy = many or not aligned or (int8 and dtype == torch.float32)
     return Tile(
         MANY_ROWS if many else ROWS,
         outputs // 2 if gated else outputs,
         depth,
         stages[many],
-        MANY_REGISTERS if many or not aligned else REGISTERS,
+        MANY_REGISTERS if roomy else REGISTERS,
     )
 
 
