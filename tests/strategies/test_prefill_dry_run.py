@@ -20,7 +20,7 @@ def test_prompts_are_read_without_the_host(
     lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Fakes have no bits to compare.
-    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes: [sizes])
+    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes, dtype: [sizes])
     decoder = Decoder.from_model(random_model(384, 2, 64, seed=2))
     with FakeTensorMode(), torch.inference_mode():
         fake = fake_decoder(decoder, 4)
