@@ -3,7 +3,7 @@
     y[r, o] = scale[o] * sum_k x[r, k] * q[o, k]        x, y and scale bfloat16, q int8
 
 The kernel keeps sums in float32 and rounds once, after the scale, which it takes in bfloat16: an
-error of at most 2^-9 of an output, as its own rounding. It reads the weight again for every four
+error of at most 2^-8 of an output, as its own rounding. It reads the weight again for every four
 rows: one to four cost what their bytes do, sixteen more than a product in bfloat16, and many are
 better taken with the weight as bfloat16 for once (`linear.scaled_product`). A row's bits do not
 depend on its company below `ROWS`, as `row_tile` finds out.

@@ -80,6 +80,11 @@ class Decoder:
         generation_config = getattr(model, "generation_config", None)
         return cls(model.config, fuse(model, family), generation_config, batch_invariant)
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        weights = f", {self.quantised} weights" if self.quantised else ""
+        return f"Decoder({self.config.model_type}, {dtype}{weights}, {self.device})"
+
     def pack(self) -> None:
         """Lay the weights out for CPU products, layer by layer, so that no second copy is held.
 
@@ -129,6 +134,11 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         return self.weights.embedding.dtype
+
+    @property
+    def quantised(self) -> str | None:
+        """The format of the products' weights, "int8"; None where it is the dtype."""
+        return None if self.weights.head.scale is None else "int8"
 
     @property
     def weight_bytes(self) -> int:
