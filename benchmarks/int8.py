@@ -2,6 +2,7 @@
 
     python -m benchmarks.int8 --out int8.json                       the embedded pair
     python -m benchmarks.int8 --slm FOLDER --llm FOLDER --prompts spec-bench
+    python -m benchmarks.int8 --table "the embedded pair=int8.json" ...        of docs/models.md
 
 Three generators of one pair: plain, with an int8 SLM, and with both models int8. Of each model the
 held-out loss on this package's sources, which no model was trained on, fed in steps of 16 tokens;
@@ -11,6 +12,7 @@ step reads. Of each generator the rounds of K = 4, greedy and drawn with rejecti
 """
 
 import argparse
+import json
 import math
 from pathlib import Path
 from statistics import median
@@ -41,6 +43,9 @@ POSITIONS = 1024
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if arguments.table:
+        print(table(dict(one.split("=", 1) for one in arguments.table)))
+        return
     torch.set_num_threads(arguments.threads)
     generators = {name: opened(arguments, *weights) for name, weights in WEIGHTS.items()}
     models: dict[str, dict[str, Any]] = {
@@ -75,6 +80,7 @@ def opened(
 
 def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = pair_options(__doc__)
+    parser.add_argument("--table", nargs="+", metavar="PAIR=FILE", help="of results, in markdown")
     parser.add_argument("--prompts", default="code", help="see `hybridgen bench`")
     parser.add_argument("--count", type=int, default=8, help="prompts, written at once")
     parser.add_argument("--new-tokens", type=int, default=100)
@@ -146,6 +152,28 @@ def rounds(generator: HybridGenerator, arguments: argparse.Namespace) -> dict[st
             "acceptance_rate": stats["acceptance_rate"],
         }
     return told
+
+
+def table(files: dict[str, str]) -> str:
+    """Of results, by the names of their pairs."""
+    heads = ["pair, weights", "bits a token", "1 token, ms", "5 tokens, ms", "MB a step"]
+    heads += ["greedy: tokens a round", "accepted", "drawn: tokens a round", "accepted"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for pair, file in files.items():
+        report = json.loads(Path(file).read_text(encoding="utf-8"))
+        of = {"slm": ("plain", "int8 SLM"), "llm": ("plain", "int8 both")}
+        for role, generators in of.items():
+            for (weights, told), name in zip(
+                report["models"][role].items(), generators, strict=True
+            ):
+                cells = [f"{pair}, {role.upper()}, {weights}", f"{told['bits_a_token']:.3f}"]
+                cells += [f"{told['milliseconds'][str(count)]:.2f}" for count in STEPS]
+                cells.append(f"{told['bytes_a_step'] / 1e6:.1f}")
+                for drawn in report["rounds"][name].values():
+                    cells.append(f"{drawn['tokens_a_round']:.2f}")
+                    cells.append(f"{drawn['acceptance_rate']:.1%}")
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
