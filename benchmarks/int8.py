@@ -5,15 +5,16 @@
     python -m benchmarks.int8 --table "the embedded pair=int8.json" ...        of docs/models.md
 
 Three generators of one pair: plain, with an int8 SLM, and with both models int8. Of each model the
-held-out loss on this package's sources, which no model was trained on, fed in steps of 16 tokens;
-the processor's time of a step of 1 and of 5 tokens behind 256, interleaved; and the bytes that a
-step reads. Of each generator the rounds of K = 4, greedy and drawn with rejection at temperature
-0.8, all rows of the prompts at once. bfloat16 on a CPU, where times are those of the process.
+held-out loss on this package's sources, fed in steps of 16 tokens; the processor's time of a step
+of 1 and of 5 tokens behind a quarter of the positions, interleaved; and the bytes that a step
+reads. Of each generator the rounds of K = 4, greedy and drawn with rejection at temperature 0.8,
+all rows of the prompts at once. bfloat16 on a CPU, where times are those of the process.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from time import process_time
@@ -38,8 +39,7 @@ DRAFTS = {
     "drawn": {"temperature": 0.8, "verification": "rejection"},
 }
 STEPS = (1, 5)
-BEHIND, FED = 256, 16
-POSITIONS = 1024
+FED = 16
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
     }
     text = held_out(generators["plain"].tokenizer, arguments.tokens)
     with torch.inference_mode():
-        of_models = {role: compare(both, text, arguments.repeats) for role, both in models.items()}
+        of_models = {role: compare(both, text, arguments) for role, both in models.items()}
     report = {
         **conditions("int8 weights", "int8", arguments, torch.device("cpu")),
         "models": of_models,
@@ -74,7 +74,7 @@ def opened(
         slm_weights=slm_weights,
         llm_weights=llm_weights,
         max_batch_size=arguments.count,
-        max_seq_len=POSITIONS,
+        max_seq_len=arguments.positions,
     )
 
 
@@ -85,6 +85,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=8, help="prompts, written at once")
     parser.add_argument("--new-tokens", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=2048, help="of the held-out text")
+    parser.add_argument("--positions", type=int, default=1024, help="of the caches")
     parser.add_argument("--repeats", type=int, default=30)
     return parser.parse_args(given)
 
@@ -97,21 +98,22 @@ def held_out(tokenizer: Any, count: int) -> Tensor:
     return torch.tensor([ids], dtype=torch.int64)
 
 
-def compare(models: dict[str, Any], text: Tensor, repeats: int) -> dict[str, Any]:
+def compare(models: dict[str, Any], text: Tensor, arguments: argparse.Namespace) -> dict[str, Any]:
     """Of the same model with these weights."""
     times: dict[str, dict[int, list[float]]] = {
         name: {count: [] for count in STEPS} for name in models
     }
-    for repeat in range(-1, repeats):
+    behind = torch.tensor([arguments.positions // 4])
+    for repeat in range(-1, arguments.repeats):
         for count in STEPS:
             for name, model in models.items():
                 began = process_time()
-                model(text[:, :count], torch.tensor([BEHIND]))
+                model(text[:, :count], behind)
                 if repeat >= 0:
                     times[name][count].append(process_time() - began)
     return {
         name: {
-            "bits_a_token": bits(model, text),
+            "bits_a_token": bits(model, text.split(arguments.positions // 2, 1)),
             "milliseconds": {str(n): 1e3 * median(values) for n, values in times[name].items()},
             "bytes_a_step": model.weight_bytes,
         }
@@ -119,10 +121,10 @@ def compare(models: dict[str, Any], text: Tensor, repeats: int) -> dict[str, Any
     }
 
 
-def bits(model: Any, text: Tensor) -> float:
-    """Mean of -log2 p of each token, in windows of half the positions."""
+def bits(model: Any, windows: Sequence[Tensor]) -> float:
+    """Mean of -log2 p of each token of the windows [1, T], but for their first."""
     total, counted = 0.0, 0
-    for window in text.split(POSITIONS // 2, 1):
+    for window in windows:
         for first in range(0, window.shape[1] - 1, FED):
             tokens = window[:, first : first + FED]
             following = window[0, first + 1 : first + FED + 1]

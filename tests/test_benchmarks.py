@@ -128,7 +128,7 @@ def test_turns_are_measured(warm: Warm, tiny_pair: TinyPair, tmp_path: Path) -> 
 def test_int8_weights_are_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
-    few = ["--count", 2, "--new-tokens", 6, "--tokens", 40, "--repeats", 2]
+    few = ["--count", 2, "--new-tokens", 6, "--tokens", 40, "--repeats", 2, "--positions", 256]
     finished = run("-m", "benchmarks.int8", *options, *few)
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())

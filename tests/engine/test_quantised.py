@@ -55,6 +55,19 @@ def test_a_tokens_logits_have_their_bits_in_any_company(dtype: torch.dtype) -> N
         assert torch.equal(torch.cat(parts, 1), together)
 
 
+def test_on_a_cpu_a_step_is_computed_by_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, kernel = [], torch._weight_int8pack_mm
+
+    def counted(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return kernel(x, *rest)
+
+    decoder = int8(random_model("qwen3", torch.bfloat16), batch_invariant=False)
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", counted)
+    decoder(random_tokens(1, 2), at(0))
+    assert calls == [2] * (2 * 4 + 1)
+
+
 def test_a_tied_head_is_a_copy() -> None:
     model = random_model("llama", tie_word_embeddings=True)
     before = model.lm_head.weight.detach().clone()
@@ -104,8 +117,10 @@ def test_no_more_is_held_while_weights_are_made_int8_than_of_plain_ones(
     assert live_bytes() - before == pytest.approx(expected, rel=0.02)
 
 
-def test_what_copies_beside_a_loaded_model_take_is_told() -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 512}
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_copies_beside_a_loaded_model_take_is_told(tied: bool) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": tied}
+    sizes |= {"vocab_size": 2000}
     found = look(random_model("qwen3", torch.bfloat16, **sizes), "slm_model_id")
     assert found.footprint(CPU).weights == 0
     decoder = found.as_int8("slm_weights").load(CPU)
