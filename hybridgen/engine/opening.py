@@ -68,9 +68,9 @@ def look_at(
 ) -> Looked:
     """Whether these can be run: hub ids, local folders or loaded models. See `loading.look`.
 
-    Raises RuntimeError too, in a process that was forked so that loading would never end.
-
     slm_weights, llm_weights    "int8", see `Found.as_int8`; None: as they are
+
+    Raises RuntimeError too, in a process that was forked so that loading would never end.
     """
     begin_to_load()
     small = None if slm is None else look(slm, NAMES[0], trust_remote_code)
