@@ -1,8 +1,8 @@
 """What a round on a GPU is predicted to launch, to move and to take: `python -m benchmarks.budget`.
 
 Every kind of round runs on fake CUDA tensors of the shapes of Qwen3-1.7B (SLM) and Qwen3-8B (LLM),
-bfloat16, and is written down launch by launch (meter.py): no card is needed, and nothing here is
-measured. For a round of L launches and B bytes:
+bfloat16, some with int8 weights of the SLM too, and is written down launch by launch (meter.py): no
+card is needed, and nothing here is measured. For a round of L launches and B bytes:
 
     floor      B / bandwidth
     replayed   B / (share * bandwidth) + L * launch          in a CUDA graph
@@ -42,6 +42,7 @@ from hybridgen.engine.limits import MAX_DRAFTS
 from hybridgen.engine.pair import SLACK
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
+from hybridgen.engine.weights import Linear
 from hybridgen.kernels.uncertainty import PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.strategies.drafts import SlmDrafts, speculative_round
@@ -66,10 +67,14 @@ class Prices:
 
 
 class Kind(NamedTuple):
-    """A kind of round: ``run(batch)`` is one, which writes at most ``tokens`` tokens a row."""
+    """A kind of round: ``run(batch)`` is one, which writes at most ``tokens`` tokens a row.
+
+    int8    the SLM's weights are
+    """
 
     run: Callable[[Batch], None]
     tokens: int = 1
+    int8: bool = False
 
 
 def kinds() -> dict[str, Kind]:
@@ -83,10 +88,15 @@ def kinds() -> dict[str, Kind]:
         for count in DRAFTS
     }
     routed = partial(slm_round, evidence=PROBS, count=1)
+    smaller = {
+        f"{name}, int8 SLM": drafted[name]._replace(int8=True)
+        for name in ("rejection, K = 4", "coupled, K = 4")
+    }
     return {
         "llm step": Kind(partial(single_round, source=SOURCE_LLM)),
         "slm step": Kind(partial(single_round, source=SOURCE_SLM)),
         **drafted,
+        **smaller,
         "entropy step": Kind(partial(routed, metric="entropy", moving=False)),
         "uncertainty step": Kind(partial(routed, metric="uncertainty", moving=False)),
         "uncertainty step, moving": Kind(partial(routed, metric="uncertainty", moving=True)),
@@ -150,13 +160,20 @@ def measured(rows: int, context: int, of: dict[str, Kind]) -> dict[str, list[Cal
 
     with FakeTensorMode(), torch.inference_mode():
         slm, llm = (Decoder(one.config, one.weights.map(on_cuda)) for one in made)
-        batch = batch_of(slm, llm, rows)
+        smaller = Decoder(slm.config, slm.weights.map(on_cuda).change_products(as_int8))
+        batches = {int8: batch_of(smaller if int8 else slm, llm, rows) for int8 in (False, True)}
         calls = {}
         for name, kind in of.items():
             with Meter(context) as meter:
-                kind.run(batch)
+                kind.run(batches[kind.int8])
             calls[name] = meter.calls
     return calls
+
+
+def as_int8(linear: Linear) -> Linear:
+    """The shapes and dtypes of what it is quantised to."""
+    scale = torch.empty(len(linear.weight), dtype=torch.float32, device=linear.weight.device)
+    return Linear(linear.weight.to(torch.int8), linear.bias, scale)
 
 
 @dataclass(frozen=True)

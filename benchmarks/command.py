@@ -76,6 +76,8 @@ def build_parser(declarations: Sequence[Any] | None = None) -> argparse.Argument
     add = parser.add_argument_group("where").add_argument
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", choices=get_args(DtypeName), help="(default: by device)")
+    add("--slm-weights", choices=("int8",), help="of our SLM; what it writes by itself is left out "
+        "(default: as in its dtype)")  # fmt: skip
     add("--threads", metavar="N", type=int, help="of the CPU (default: torch's)")
     add("--scratch", metavar="DIR", type=Path, default=SCRATCH, help="where pairs are built and "
         "checkpoints converted, to be used again (default: %(default)s)")  # fmt: skip
@@ -101,7 +103,12 @@ def run(arguments: argparse.Namespace, own: Mapping[str, Any]) -> int:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    place = Place(str(choose_device(arguments.device)), arguments.dtype, torch.get_num_threads())
+    place = Place(
+        str(choose_device(arguments.device)),
+        arguments.dtype,
+        torch.get_num_threads(),
+        slm_weights=arguments.slm_weights,
+    )
     minutes = float("inf") if arguments.minutes is None else arguments.minutes
     settled = Run(
         suite=arguments.suite,

@@ -25,12 +25,14 @@ class Place(NamedTuple):
 
     device            "cpu", "cuda" or "cuda:0"
     dtype, slm_dtype  a torch dtype's name for the LLM, for the SLM; None: our default
+    slm_weights       of our SLM: "int8", or None for those of its dtype; peers have those
     """
 
     device: str
     dtype: str | None
     threads: int
     slm_dtype: str | None = None
+    slm_weights: str | None = None
 
 
 class Work(NamedTuple):

@@ -19,7 +19,7 @@ class Line:
     setting     what all contenders of a comparison share: {"experiment": "drafts", "prompts":
                 "code", "num_prompts": 6, "new_tokens": 128, "batch": 1, "sampling":
                 {"temperature": 0.0}, "dtypes": {"slm": "float32", "llm": "bfloat16"}, "device":
-                "cpu", "threads": 2}
+                "cpu", "threads": 2}, and "weights": {"slm_weights": "int8"} where they are int8
     options     the contender's own: {"num_drafts": 4}, {"llm_fraction": 0.2}, {"threshold": ...}
     facts       of the pair: {"agreement": 0.8}
     text        "right", "sampled" (drawn, as far as that can be told), or why it is wrong; if wrong

@@ -8,7 +8,7 @@ from typing import Any, cast
 from hybridgen import HybridGenerator
 from hybridgen.benchmarks.contender import Pair, Place, Work, Written
 from hybridgen.kernels.launch import programmatic_dependent_launch
-from hybridgen.names import DtypeName
+from hybridgen.names import DtypeName, WeightsName
 from hybridgen.profiling.random_router import RandomRouting
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.speculative import Speculative
@@ -94,8 +94,14 @@ class Ours:
 def open_generator(pair: Pair, place: Place, batch: int) -> HybridGenerator:
     """The pair, with room for ``batch`` rows; it can also look drafts up, and route at random."""
     dtype = cast("DtypeName | None", place.dtype)
+    weights = cast("WeightsName | None", place.slm_weights)
     generator = HybridGenerator(
-        pair.slm, pair.llm, device=place.device, dtype=dtype, max_batch_size=batch
+        pair.slm,
+        pair.llm,
+        device=place.device,
+        dtype=dtype,
+        slm_weights=weights,
+        max_batch_size=batch,
     )
     own = {"lookup": Speculative(NgramDrafts()), "random": RandomRouting()}
     generator.strategies.update(own)
@@ -103,9 +109,15 @@ def open_generator(pair: Pair, place: Place, batch: int) -> HybridGenerator:
 
 
 def contenders(generator: HybridGenerator, ways: Sequence[Way], pdl: bool = False) -> list[Ours]:
-    """Those of ``ways`` that the pair can run."""
+    """Those of ``ways`` that the pair can run, and whose texts can be judged.
+
+    The judge has the checkpoint's weights: what an int8 SLM writes by itself is left out.
+    """
+    unjudged = {"slm"} if "slm_weights" in generator.pair.quantised else set()
     return [
-        Ours(generator, way, pdl) for way in ways if generator.slm is not None or not way.needs_slm
+        Ours(generator, way, pdl)
+        for way in ways
+        if (generator.slm is not None or not way.needs_slm) and not unjudged & {*way.writers}
     ]
 
 

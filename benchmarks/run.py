@@ -120,6 +120,7 @@ class Opened:
             "batch": experiment.batch,
             "sampling": dict(experiment.sampling),
             "dtypes": self.dtypes,
+            **({"weights": weights} if (weights := self.generator.pair.quantised) else {}),
             "device": self.run.place.device,
             "threads": self.run.place.threads,
         }

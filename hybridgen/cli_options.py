@@ -12,7 +12,7 @@ import warnings
 from typing import get_args
 
 from hybridgen.cli_terminal import notice
-from hybridgen.names import DtypeName
+from hybridgen.names import DtypeName, WeightsName
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ OPTIONS = {
     "llm_model_id": "--llm",
     "max_batch_size": "--batch-size",
     "max_seq_len": "--max-seq-len",
+    "slm_weights": "--slm-weights",
+    "llm_weights": "--llm-weights",
     **{name: f"--{name}" for name in ("strategy", "pair", "device", "dtype")},
 }
 LARGEST = 2**31 - 1
@@ -44,6 +46,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     add("--pair", metavar="NAME", help="both, by a name that `hybridgen pairs` lists")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--dtype", choices=get_args(DtypeName), help="(default: by device)")
+    for model in ("slm", "llm"):
+        add(
+            f"--{model}-weights",
+            choices=get_args(WeightsName),
+            help=f"a byte a weight for the {model.upper()} (default: those of its dtype)",
+        )
     add(
         "--max-seq-len",
         type=int,
@@ -217,6 +225,8 @@ def load(arguments: argparse.Namespace, own: Mapping[str, Any]) -> HybridGenerat
             "pair": arguments.pair,
             "max_seq_len": arguments.max_seq_len,
             "max_batch_size": getattr(arguments, "batch_size", None),
+            "slm_weights": arguments.slm_weights,
+            "llm_weights": arguments.llm_weights,
         }
         generator = HybridGenerator(
             arguments.slm,

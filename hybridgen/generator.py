@@ -9,13 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hybridgen.checks import check_bool, check_int, exact_list, shown
 from hybridgen.engine.loading import Source, choose_sources
-from hybridgen.engine.opening import LARGEST, check_sizes, look_at
+from hybridgen.engine.opening import LARGEST, check_sizes, check_weights, look_at
 from hybridgen.engine.pair import one_at_a_time
 from hybridgen.engine.placement import choose_device, choose_dtype
 from hybridgen.engine.tokenizers import choose_tokenizer
 from hybridgen.generating import Generating
 from hybridgen.named_pairs import advised, models_of
-from hybridgen.names import DtypeName, PairName, RoutingMetric, StrategyName
+from hybridgen.names import DtypeName, PairName, RoutingMetric, StrategyName, WeightsName
 from hybridgen.parameters import FIELDS
 from hybridgen.prompts import AnyPrompt, EncodedPrompt, OnePrompt
 from hybridgen.strategies import built_in_strategies
@@ -41,6 +41,8 @@ class HybridGenerator(Generating):
                                   card stays there unless a number is given, so that the SLM and
                                   the LLM may be on two
     dtype                         None: bfloat16 on cuda; on cpu, for each model, what is fastest
+    slm_weights, llm_weights      "int8": a byte a weight, and a scale an output; None: as in dtype.
+                                  The SLM's changes no promise, see docs/exactness.md
     trust_remote_code             run code that a checkpoint brings; off unless you turn it on
     max_batch_size, max_seq_len   what the KV cache is allocated for, once; max_seq_len counts the
                                   prompt too and is at most the LLM's context (None: that, or
@@ -64,16 +66,19 @@ class HybridGenerator(Generating):
         tokenizer: PreTrainedTokenizerBase | None = None,
         device: str | torch.device | None = None,
         dtype: DtypeName | torch.dtype | None = None,
+        slm_weights: WeightsName | None = None,
+        llm_weights: WeightsName | None = None,
         trust_remote_code: bool = False,
         max_batch_size: int = 4,
         max_seq_len: int | None = None,
     ) -> None:
         check_sizes(max_batch_size, max_seq_len)
+        check_weights(slm_weights, llm_weights)
         check_bool("trust_remote_code", trust_remote_code)
         self.device, chosen_dtype = choose_device(device), choose_dtype(dtype)
         sources = choose_sources(*models_of(pair, slm_model_id, llm_model_id))
         with advised(pair):
-            looked = look_at(*sources, trust_remote_code)
+            looked = look_at(*sources, trust_remote_code, slm_weights, llm_weights)
             self.tokenizer = choose_tokenizer(*sources, tokenizer, trust_remote_code)
         loaded = looked.load(self.device, chosen_dtype, int(max_batch_size), max_seq_len)
         self.slm, self.llm, self.pair = loaded

@@ -8,6 +8,7 @@ Evidence = Literal["probs", "logits"]
 Auto = Literal["auto"]
 RoutingMetric = Literal["uncertainty", "entropy"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+WeightsName = Literal["int8"]
 PairName = Literal[
     "smollm2-1.7b",
     "qwen2.5-7b",

@@ -6,8 +6,9 @@ declares beside these (see `hybridgen.strategies.declarations`). Speculation add
 draft_accepted, acceptance_rate, accepted_per_position (how often the i-th draft of a round was
 accepted), num_drafts, verification, and lookup_tokens where drafts are looked up in the text: those
 that were accepted. A call with ``reuse`` reports reused_tokens, those of its prompts that no model
-had to read. Routing adds threshold, llm_consecutive_tokens and slm_usage. Rates are
-fractions of 1. All numbers are finite: the dict is JSON.
+had to read. Routing adds threshold, llm_consecutive_tokens and slm_usage. Where a model has int8
+weights, slm_weights or llm_weights say so. Rates are fractions of 1. All numbers are finite: the
+dict is JSON.
 
 How a statistic of a batch comes from those of its rows is a fold: a function of the rows' values,
 or a `Rate`, which is computed from the folded counts.
@@ -84,6 +85,8 @@ COMMON: Mapping[str, Fold] = {
     "prompt_tokens": total,
     "reused_tokens": total,
     "seed": each,
+    "slm_weights": same,
+    "llm_weights": same,
     "elapsed_time": longest,
     "tokens_per_second": Rate("total_tokens", "elapsed_time"),
 }
@@ -194,6 +197,8 @@ def format_stats(stats: Stats, lines: Sequence[str] = ()) -> str:
         "Total tokens generated: {total_tokens}",
         "Speed: {tokens_per_second:.2f} tok/s",
         "Decode steps: {decode_steps}",
+        "SLM weights: {slm_weights}",
+        "LLM weights: {llm_weights}",
         "Prompt tokens: {prompt_tokens}, Not read again: {reused_tokens}",
         *lines,
         "SLM tokens: {slm_tokens}, LLM tokens: {llm_tokens}",

@@ -13,27 +13,29 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from hybridgen.kernels.linear import pack, product
-from hybridgen.kernels.row_tile import TRIED, Kind, cancelling, kind
+from hybridgen.kernels.int8_cpu import product
+from hybridgen.kernels.row_tile import TRIED, Kind, Layer, cancelling, kind, tried
 
 
 def size_classes(
-    layers: Iterable[tuple[Tensor, Tensor | None]], sizes: Sequence[int]
+    layers: Iterable[Layer], sizes: Sequence[int], dtype: torch.dtype | None = None
 ) -> list[tuple[int, ...]]:
     """Those of ``sizes`` that a block may have, those whose rows have equal bits together.
 
-    layers  the weights [O, H], packed or not, with their biases [O]; one of each kind is tried, on
-            its device and the current number of threads, with values of its own
+    layers  the weights [O, H], packed or not, with their biases [O], int8 ones with their scales
+            [O] too; one of each kind is tried, on its device and the current number of threads,
+            with values of its own
     sizes   numbers of rows, ascending, all of them divisors of the last
+    dtype   of x where weights are int8
 
     A size is left out where a row's bits depend on its place. Sizes ascend in a class, and classes
     by their largest one; there may be none.
     """
     threads = torch.get_num_threads()
-    kinds = {(kind(weight, bias), weight.device) for weight, bias in layers}
-    tried = [_labels(*one, tuple(sizes), threads) for one in kinds]
+    kinds = {(kind(layer, dtype), layer[0].device) for layer in layers}
+    found = [_labels(*one, tuple(sizes), threads) for one in kinds]
     classes: dict[tuple[int, ...], list[int]] = {}
-    for size, labels in zip(sizes, zip(*tried, strict=True), strict=True):
+    for size, labels in zip(sizes, zip(*found, strict=True), strict=True):
         if min(labels) > 0:
             classes.setdefault(labels, []).append(size)
     return sorted((tuple(members) for members in classes.values()), key=max)
@@ -46,15 +48,14 @@ def _labels(
     """For each size the first one whose rows have its bits, 0 where those depend on the place."""
     outputs, depth = one.shape
     rows = -(-max(sizes[-1], -(-TRIED // outputs)) // sizes[-1]) * sizes[-1]
-    x, weight = (t.to(device) for t in cancelling(rows, outputs, depth, one.dtype))
-    bias = weight.new_zeros(outputs) if one.bias else None
-    weight = pack(weight) if one.packed else weight
+    x, plain = (t.to(device) for t in cancelling(rows, outputs, depth, one.dtype))
+    layer = tried(one, plain)
     shuffle = torch.Generator(device="cpu").manual_seed(1)
     order = torch.randperm(rows, generator=shuffle, dtype=torch.int64, device="cpu").to(device)
     elsewhere = x[order]
 
     def products(x: Tensor, size: int) -> Tensor:
-        return torch.cat([product(part, weight, bias) for part in x.split(size)])
+        return torch.cat([product(part, *layer) for part in x.split(size)])
 
     labels, distinct = [], dict[int, Tensor]()
     for size in sizes:

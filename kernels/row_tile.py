@@ -18,7 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridgen.kernels.linear import pack, product
+from hybridgen.kernels.int8_cpu import product
+from hybridgen.kernels.linear import pack
+from hybridgen.kernels.quantise import quantise
 
 MAX_ROWS = 64
 REFERENCE_ROWS = 8
@@ -28,27 +30,36 @@ DISTINCT_OUTPUTS = 512
 MOST_TRIED_ROWS = 8192  # of products with a few outputs, such as a router's
 
 
+Layer = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]
+"""Weight [O, H], bias [O] or None, and, where the weight is int8, its scale [O]."""
+
+
 class Kind(NamedTuple):
-    """What a library may choose a product's kernel by, beside the number of rows."""
+    """What a library may choose a product's kernel by, beside the number of rows.
+
+    scale   the dtype of an int8 weight's; ``dtype`` is that of x
+    """
 
     shape: torch.Size
     dtype: torch.dtype
     packed: bool
     transposed: bool
     bias: bool
+    scale: torch.dtype | None = None
 
 
-def row_tile(layers: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
+def row_tile(layers: Iterable[Layer], dtype: torch.dtype | None = None) -> tuple[int, int]:
     """Row counts at which a product's rows have the same bits, whatever their number and place.
 
     layers  the weights [O, H], packed or not, or transposed views of [H, O], with their biases [O];
-            one of each kind is tried, on the current number of threads, with values of its own
+            one of each kind is tried, on the current number of threads, with values of its own;
+            int8 ones with their scales [O] too
+    dtype   of x where weights are int8
 
     Returns ``(tile, block)``: pad to a multiple of ``tile`` rows and never go beyond ``block``. The
     last resort is (1, 1), a row at a time.
     """
-    kinds = {kind(weight, bias): (weight, bias) for weight, bias in layers}
-    trials = [_Trial(weight, bias) for weight, bias in kinds.values()]
+    trials = [_Trial(one) for one in {kind(layer, dtype) for layer in layers}]
     for tile in (1, 2, 4, REFERENCE_ROWS):
         for block in (MAX_ROWS, 32, 16, REFERENCE_ROWS):
             counts = range(tile, block + 1, tile)
@@ -57,31 +68,41 @@ def row_tile(layers: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
     return 1, 1
 
 
-def kind(weight: Tensor, bias: Tensor | None) -> Kind:
-    """Of the products with ``weight`` [O, H], packed or not, and ``bias`` [O]."""
+def kind(layer: Layer, dtype: torch.dtype | None = None) -> Kind:
+    """Of a product with such a weight, of ``dtype`` where that is int8."""
+    weight, bias, scale = layer if len(layer) == 3 else (*layer, None)
     return Kind(
-        weight.shape, weight.dtype, weight.is_mkldnn, _is_transposed(weight), bias is not None
+        weight.shape,
+        weight.dtype if scale is None or dtype is None else dtype,
+        weight.is_mkldnn,
+        not weight.is_mkldnn and not weight.is_contiguous(),
+        bias is not None,
+        None if scale is None else scale.dtype,
     )
 
 
-def _is_transposed(weight: Tensor) -> bool:
-    return not weight.is_mkldnn and not weight.is_contiguous()
+def tried(one: Kind, plain: Tensor) -> Layer:
+    """A layer of that kind, made of ``plain`` [O, H], with a bias of zeros; on its device."""
+    bias = plain.new_zeros(one.shape[0]) if one.bias else None
+    if one.scale is not None:
+        weight, scale = quantise(plain)
+        return weight, bias, scale.to(one.scale)
+    if one.transposed:
+        plain = plain.t().contiguous().t()
+    return pack(plain) if one.packed else plain, bias
 
 
 class _Trial:
     """Products with one kind of weight, each number of rows tried at most once."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        outputs = weight.shape[0]
+    def __init__(self, one: Kind) -> None:
+        outputs = one.shape[0]
         least = max(min(-(-TRIED // outputs), MOST_TRIED_ROWS), MAX_ROWS) + REFERENCE_ROWS
         rows = -(-least // REFERENCE_ROWS) * REFERENCE_ROWS
-        self.x, plain = cancelling(rows, outputs, weight.shape[1], weight.dtype)
-        if _is_transposed(weight):
-            plain = plain.t().contiguous().t()
-        self.weight = pack(plain) if weight.is_mkldnn else plain
-        self.bias = None if bias is None else torch.zeros_like(bias)
+        self.x, plain = cancelling(rows, outputs, one.shape[1], one.dtype)
+        self.outputs, self.layer = outputs, tried(one, plain)
         parts = self.x.split(REFERENCE_ROWS)
-        self.expected = torch.cat([product(part, self.weight, self.bias) for part in parts])
+        self.expected = torch.cat([product(part, *self.layer) for part in parts])
         self._agrees: dict[int, bool] = {}
 
     def agrees(self, rows: int) -> bool:
@@ -91,10 +112,10 @@ class _Trial:
         return self._agrees[rows]
 
     def _try(self, rows: int) -> bool:
-        wanted = -(-TRIED // len(self.weight))
+        wanted = -(-TRIED // self.outputs)
         for first in range(SHIFT, min(SHIFT + wanted, len(self.x) - rows + 1), rows):
             part = slice(first, first + rows)
-            found = product(self.x[part], self.weight, self.bias)
+            found = product(self.x[part], *self.layer)
             if not torch.equal(found, self.expected[part]):
                 return False
         return True

@@ -82,6 +82,8 @@ CONSTRUCTOR: list[tuple[str, object, type[Exception]]] = [
     *(("max_seq_len", value, TypeError) for value in [*NOT_INT, 1.5]),
     *(("max_seq_len", value, ValueError) for value in [0, 1, -1, 2**31, 10**400]),
     *(("trust_remote_code", value, TypeError) for value in [1, "yes"]),
+    *(("slm_weights", value, TypeError) for value in [8, True, ["int8"], torch.int8]),
+    *(("llm_weights", value, ValueError) for value in ["int4", "", "INT8", "x" * 10**6]),
     *(("dtype", value, ValueError) for value in ["int4", "Tensor", "", "x" * 10**6]),
     *(("dtype", value, ValueError) for value in [torch.int8, torch.float64, 32, [], float]),
     *(("dtype", value, ValueError) for value in [np.zeros(2), torch.zeros(2)]),

@@ -123,3 +123,19 @@ def test_turns_are_measured(warm: Warm, tiny_pair: TinyPair, tmp_path: Path) -> 
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
     assert report["same_texts"]["ours"] and len(report["seconds"]) == 4
+
+
+def test_int8_weights_are_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
+    few = ["--count", 2, "--new-tokens", 6, "--tokens", 40, "--repeats", 2, "--positions", 256]
+    finished = run("-m", "benchmarks.int8", *options, *few)
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(out.read_text())
+    for role in ("slm", "llm"):
+        plain, int8 = report["models"][role]["plain"], report["models"][role]["int8"]
+        assert int8["bytes_a_step"] < 0.6 * plain["bytes_a_step"]
+        assert abs(int8["bits_a_token"] - plain["bits_a_token"]) < 0.5
+        assert set(int8["milliseconds"]) == {"1", "5"}
+    assert set(report["rounds"]) == {"plain", "int8 SLM", "int8 both"}
+    assert report["rounds"]["plain"]["greedy"]["tokens_a_round"] >= 1

@@ -47,6 +47,18 @@ def test_layers_are_what_the_design_counts(budget: ModuleType) -> None:
     assert read == pytest.approx(weights + 2 * 151936 * 4096, rel=0.01)
 
 
+def test_an_int8_slm_halves_what_drafts_read(budget: ModuleType) -> None:
+    """And a round is predicted to take no more than 9.6 ms, on an H100."""
+    kinds, name = budget.kinds(), "rejection, K = 4"
+    names = (name, f"{name}, int8 SLM")
+    calls = budget.measured(1, budget.CONTEXT, {each: kinds[each] for each in names})
+    plain, int8 = (budget.Budget(each, 1, 5, calls[each]) for each in names)
+    assert int8.launches == plain.launches
+    products = 4 * (3.44e9 - 0.6e6)  # of four drafts, in bytes
+    assert plain.bytes - int8.bytes == pytest.approx(products / 2, rel=0.01)
+    assert int8.replayed(budget.Prices()) < 9.6e-3 < plain.replayed(budget.Prices())
+
+
 def test_times_follow_the_stated_model(budget: ModuleType) -> None:
     from hybridgen.benchmarks import meter
 

@@ -13,7 +13,7 @@ from hybridgen.bridge.decoding import decode
 from hybridgen.bridge.engines import check_model, engine_of
 from hybridgen.bridge.inputs import OPTIONS, choose
 from hybridgen.checks import quoted, shown
-from hybridgen.names import Auto, Evidence, StrategyName, Verification
+from hybridgen.names import Auto, Evidence, StrategyName, Verification, WeightsName
 from hybridgen.parameters import Streamer, is_streamer
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def accelerate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_batch_size: int = 4,
     max_seq_len: int | None = None,
+    slm_weights: WeightsName | None = None,
+    llm_weights: WeightsName | None = None,
     **options: "Unpack[Options]",
 ) -> "Accelerated":
     """``llm`` with a faster `generate`: ``fast.generate(...)`` for ``llm.generate(...)``.
@@ -52,12 +54,15 @@ def accelerate(
     max_batch_size   rows that are written at once; a call may have more
     max_seq_len      most tokens of a row, prompt included; None: the LLM's context, or 4,096 where
                      it is longer. The cache is allocated for these, once for a pair
+    slm_weights,     "int8": the products' weights are copied at a byte each, for speed; the models
+    llm_weights      keep their own, and what changes in them afterwards is not seen
     **options        defaults of the calls: ``strategy`` and its options, see
                      `HybridGenerator.generate`
 
     Raises ValueError or TypeError, naming the argument.
     """
-    return Accelerated(llm, slm, tokenizer, max_batch_size, max_seq_len, options)
+    room = max_batch_size, max_seq_len, slm_weights, llm_weights
+    return Accelerated(llm, slm, tokenizer, *room, options)
 
 
 class Accelerated:
@@ -73,14 +78,17 @@ class Accelerated:
         tokenizer: PreTrainedTokenizerBase | None,
         max_batch_size: int,
         max_seq_len: int | None,
+        slm_weights: WeightsName | None,
+        llm_weights: WeightsName | None,
         options: Options,
     ) -> None:
         own = vars(self)
         own["_llm"] = check_model("llm", llm)
         own["_slm"] = None if slm is None else check_model("slm", slm)
-        own["_tokenizer"], own["_room"] = tokenizer, (max_batch_size, max_seq_len)
+        room = max_batch_size, max_seq_len, slm_weights, llm_weights
+        own["_tokenizer"], own["_room"] = tokenizer, room
         own["_options"] = options
-        choose(engine_of(llm, slm, max_batch_size, max_seq_len), options)
+        choose(engine_of(llm, slm, *room), options)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(vars(self)["_llm"], name)

@@ -14,7 +14,7 @@ from hybridgen.bridge.inputs import CACHES, asked_by_token, prompts_of, refuse, 
 from hybridgen.bridge.outputs import Following, Said, dictionary, scored, sequences
 from hybridgen.checks import check_int
 from hybridgen.engine.loop import Text
-from hybridgen.names import Auto, Evidence, StrategyName, Verification
+from hybridgen.names import Auto, Evidence, StrategyName, Verification, WeightsName
 from hybridgen.parameters import SEEDS
 
 
@@ -37,6 +37,8 @@ def hybrid_generate(
     seed: int | None = None,
     max_batch_size: int = 4,
     max_seq_len: int | None = None,
+    slm_weights: WeightsName | None = None,
+    llm_weights: WeightsName | None = None,
     **model_kwargs: Any,
 ) -> Any:
     """A decoding method for transformers: ``llm.generate(..., custom_generate=hybrid_generate)``.
@@ -48,6 +50,7 @@ def hybrid_generate(
     seed                           row r is drawn with seed + r; None: from torch's generator, so
                                    that `torch.manual_seed` repeats a call
     max_batch_size, max_seq_len    what the cache is made for, see `HybridGenerator`
+    slm_weights, llm_weights       "int8": copies of the weights at a byte each, see `accelerate`
 
     transformers keeps a streamer and the tokenizer, and so stop strings, to itself in such a call:
     `accelerate` has them. Raises ValueError or TypeError, naming the argument, for what is not
@@ -66,7 +69,7 @@ def hybrid_generate(
         "reuse": reuse,
     }
     return decode(
-        engine_of(llm, small, max_batch_size, max_seq_len),
+        engine_of(llm, small, max_batch_size, max_seq_len, slm_weights, llm_weights),
         input_ids,
         logits_processor,
         stopping_criteria,

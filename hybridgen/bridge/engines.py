@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hybridgen.checks import shown
-from hybridgen.engine.opening import check_sizes, look_at
+from hybridgen.engine.opening import check_sizes, check_weights, look_at
 from hybridgen.engine.pair import Pair
 from hybridgen.strategies import built_in_strategies
 from hybridgen.strategies.base import RoundStrategy
@@ -45,16 +45,23 @@ def check_model(name: str, model: Any) -> PreTrainedModel:
 
 
 def engine_of(
-    llm: PreTrainedModel, slm: PreTrainedModel | None, max_batch_size: int, max_seq_len: int | None
+    llm: PreTrainedModel,
+    slm: PreTrainedModel | None,
+    max_batch_size: int,
+    max_seq_len: int | None,
+    slm_weights: str | None = None,
+    llm_weights: str | None = None,
 ) -> Engine:
     """The engine of these models: that of the last call, unless their weights have been moved."""
     check_sizes(max_batch_size, max_seq_len)
+    check_weights(slm_weights, llm_weights)
     engines: Engines = vars(llm).setdefault(ATTRIBUTE, Engines())
-    key = id(slm), max_batch_size, max_seq_len
+    weights = slm_weights, llm_weights
+    key = id(slm), max_batch_size, max_seq_len, weights
     engine = engines.get(key)
     if engine is None or engine.weights != places(llm, slm):
         engines.pop(key, None)  # its memory is needed
-        engines[key] = _make(llm, slm, max_batch_size, max_seq_len)
+        engines[key] = _make(llm, slm, max_batch_size, max_seq_len, weights)
         if engine is None and slm is not None:
             weakref.finalize(slm, forget, weakref.ref(engines), key)
     return engines[key]
@@ -68,10 +75,14 @@ def forget(engines: "weakref.ref[Engines]", key: Any) -> None:
 
 
 def _make(
-    llm: PreTrainedModel, slm: PreTrainedModel | None, rows: int, max_seq_len: int | None
+    llm: PreTrainedModel,
+    slm: PreTrainedModel | None,
+    rows: int,
+    max_seq_len: int | None,
+    weights: tuple[str | None, str | None],
 ) -> Engine:
     training = [(model, model.training) for model in (llm, slm) if model is not None]
-    pair = look_at(slm, llm).load(llm.device, None, rows, max_seq_len).pair
+    pair = look_at(slm, llm, False, *weights).load(llm.device, None, rows, max_seq_len).pair
     for model, was in training:
         model.train(was)
     strategies = {

@@ -7,8 +7,9 @@ up to its own: rolling back is forgetting, the next call overwrites. One layer i
     [RMSNorm + gate-up + SiLU * mul] [down + residual]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +21,14 @@ from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Family, multipliers
 from hybridgen.engine.prefill import PromptReader
 from hybridgen.engine.rope import context, head_dim, rope_table, rotations
-from hybridgen.engine.weights import Weights, fuse
+from hybridgen.engine.weights import Linear, Weights, fuse
+from hybridgen.kernels import int8_cpu, linear
 from hybridgen.kernels.attention import attention
 from hybridgen.kernels.attention_plan import prepare
+from hybridgen.kernels.int8_cpu import quantise_for_cpu
 from hybridgen.kernels.layers import embed
-from hybridgen.kernels.linear import (
-    can_pack,
-    linear_residual,
-    norm_gated_linear,
-    norm_linear,
-    pack,
-)
+from hybridgen.kernels.linear import can_pack, pack
+from hybridgen.kernels.quantise import quantise
 from hybridgen.kernels.query_tile import query_tile
 from hybridgen.kernels.row_tile import row_tile
 
@@ -60,8 +58,8 @@ class Decoder:
         self.config = config
         self.generation_config = generation_config
         self.batch_invariant = batch_invariant
-        self.weights = weights
-        self.vocab_size = weights.head.shape[0]
+        self._use(weights)
+        self.vocab_size = weights.head.weight.shape[0]
         self.head_dim = head_dim(config)
         self.group = config.num_attention_heads // config.num_key_value_heads
         times = multipliers(config)
@@ -70,7 +68,6 @@ class Decoder:
         self.eps = float(config.rms_norm_eps) / times.residual**2
         self.windows = tuple(sorted({layer.window for layer in weights.layers}))
         self._rotates = tuple(layer.rotates for layer in weights.layers)
-        self._threads = 0  # for which the row counts were found
 
     @classmethod
     def from_model(
@@ -83,6 +80,11 @@ class Decoder:
         generation_config = getattr(model, "generation_config", None)
         return cls(model.config, fuse(model, family), generation_config, batch_invariant)
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        weights = f", {self.quantised} weights" if self.quantised else ""
+        return f"Decoder({self.config.model_type}, {dtype}{weights}, {self.device})"
+
     def pack(self) -> None:
         """Lay the weights out for CPU products, layer by layer, so that no second copy is held.
 
@@ -92,17 +94,38 @@ class Decoder:
         few = self.dtype == torch.float32 and not self.batch_invariant
         if self.device.type != "cpu" or few or not can_pack(self.dtype):
             return
-        layers = self.weights.layers
-        for i, layer in enumerate(layers):
-            layers[i] = replace(
-                layer,
-                qkv=pack(layer.qkv),
-                output=pack(layer.output),
-                gate_up=pack(layer.gate_up),
-                down=pack(layer.down),
-            )
-        self.weights = replace(self.weights, head=pack(self.weights.head))
-        self._threads = 0
+        self._change_products(lambda linear: linear._replace(weight=pack(linear.weight)))
+
+    def quantise(self, device: torch.device | None = None) -> None:
+        """Make the products' weights int8, one by one, and move everything to ``device``.
+
+        The embedding's rows, norms and biases stay as they are; a head that was tied is a copy. As
+        with `pack`, only what nothing else uses is freed. Raises ValueError for NaN and infinity.
+        """
+        place, dtype = device or self.device, self.dtype
+        change = quantise_for_cpu if place.type == "cpu" else quantise
+
+        def quantised(linear: Linear) -> Linear:
+            weight, scale = change(linear.weight.to(place))
+            return Linear(weight, linear.bias, scale)
+
+        self._change_products(quantised)
+        weights = self.weights.map(lambda tensor: tensor.to(place))
+        if place.type != "cpu":  # a CPU keeps it in float32
+            for i, layer in enumerate(weights.layers):
+                if layer.qk_norm is not None:
+                    weights.layers[i] = replace(layer, qk_norm=layer.qk_norm.to(dtype))
+        self._use(weights)
+
+    def _change_products(self, change: Callable[[Linear], Linear]) -> None:
+        self._use(self.weights.change_products(change))
+
+    def _use(self, weights: Weights) -> None:
+        """Compute with these from now on; for no number of threads are the row counts known."""
+        self.weights, self._threads = weights, 0
+        on_cpu = weights.head.scale is not None and weights.embedding.is_cpu
+        of: Any = int8_cpu if on_cpu else linear
+        self._products = of.norm_linear, of.norm_gated_linear, of.linear_residual
 
     @property
     def device(self) -> torch.device:
@@ -113,11 +136,16 @@ class Decoder:
         return self.weights.embedding.dtype
 
     @property
+    def quantised(self) -> str | None:
+        """The format of the products' weights, "int8"; None where it is the dtype."""
+        return None if self.weights.head.scale is None else "int8"
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that a forward reads whole: of the embedding it takes rows."""
         weights = self.weights
         return sum(t.nbytes for t in weights.tensors() if t is not weights.embedding) + (
-            weights.head.nbytes if weights.head is weights.embedding else 0
+            weights.embedding.nbytes if weights.is_tied else 0
         )
 
     @property
@@ -174,7 +202,8 @@ class Decoder:
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x = self._hidden(tokens, start, cache)
         weights = self.weights
-        logits: Tensor = norm_linear(x, weights.norm, self.eps, weights.head, None)
+        norm_linear, _, _ = self._products
+        logits: Tensor = norm_linear(x, weights.norm, self.eps, *weights.head)
         batch, count = tokens.shape
         return logits[: batch * count].view(batch, count, -1)
 
@@ -182,8 +211,9 @@ class Decoder:
         """The residual stream [rows padded to the tile, hidden] after the last layer."""
         x, cos, sin = self._embed(tokens, start)
         eps, turns = self.eps, rotations(self._rotates, cos, sin)
+        norm_linear, norm_gated_linear, linear_residual = self._products
         for layer, layer_cache, (cos, sin) in zip(self.weights.layers, cache, turns, strict=True):
-            qkv = norm_linear(x, layer.input_norm, eps, layer.qkv, layer.qkv_bias)
+            qkv = norm_linear(x, layer.input_norm, eps, *layer.qkv)
             seen = attention(
                 qkv,
                 layer_cache,
@@ -195,9 +225,11 @@ class Decoder:
                 layer.window,
                 0.0,  # no family here caps its scores
             )
-            x = linear_residual(seen, layer.output, layer.output_bias, x)
-            inner = norm_gated_linear(x, layer.mlp_norm, eps, layer.gate_up, layer.gate_up_bias)
-            x = linear_residual(inner, layer.down, layer.down_bias, x)
+            weight, bias, scale = layer.output
+            x = linear_residual(seen, weight, bias, x, scale)
+            inner = norm_gated_linear(x, layer.mlp_norm, eps, *layer.gate_up)
+            weight, bias, scale = layer.down
+            x = linear_residual(inner, weight, bias, x, scale)
         return x
 
     def _embed(self, tokens: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,13 +263,5 @@ class Decoder:
         query_tile(self.head_dim, threads)  # remembered, for the first forward
         if not self.batch_invariant:
             return
-        layer, head = self.weights.layers[0], self.weights.head
-        self._tile, self._block = row_tile(
-            [
-                (layer.qkv, layer.qkv_bias),
-                (layer.output, layer.output_bias),
-                (layer.gate_up, layer.gate_up_bias),
-                (layer.down, layer.down_bias),
-                (head, None),
-            ]
-        )
+        products = [*self.weights.layers[0].products, self.weights.head]
+        self._tile, self._block = row_tile(products, self.dtype)

@@ -20,6 +20,11 @@ def default_dtype(parameters: int, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if parameters > SMALL_MODEL else torch.float32
 
 
+def int8_dtype(device: torch.device) -> torch.dtype:
+    """What a model with int8 weights computes in: on CPU its products have a kernel in bfloat16."""
+    return torch.bfloat16 if device.type == "cuda" or cpu_has_bfloat16() else torch.float32
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU has bfloat16 products (AVX512_BF16 or AMX)."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -25,10 +25,10 @@ from hybridgen.checks import shown
 from hybridgen.engine import checkpoint
 from hybridgen.engine.cache import CacheLayout, Footprint
 from hybridgen.engine.decoder import Decoder, cache_layout
-from hybridgen.engine.dtypes import default_dtype
+from hybridgen.engine.dtypes import default_dtype, int8_dtype
 from hybridgen.engine.families import FAMILIES, check, check_can_run, lacking
 from hybridgen.engine.keys import check_headers, check_keys
-from hybridgen.engine.placement import bytes_to_load, check_whole, final_device
+from hybridgen.engine.placement import bytes_as_int8, bytes_to_load, check_whole, final_device
 from hybridgen.engine.progress import bars_of_transformers
 from hybridgen.engine.room import Needs, explained, indexed
 from hybridgen.engine.rope import check_rope, context
@@ -68,6 +68,7 @@ class Found:
     facts      what the probe found; None for a model that the native decoder runs
     dtype      what it is loaded in on a device if the caller names none
     module     the loaded model, or the checkpoint's on the meta device
+    int8       the caller's argument that asks for int8 weights ("slm_weights"); None: none does
     """
 
     argument: str
@@ -78,6 +79,40 @@ class Found:
     dtype: Callable[[torch.device], torch.dtype]
     module: PreTrainedModel
     _build: Callable[[torch.device, torch.dtype], tuple[PreTrainedModel, bool]]
+    int8: str | None = None
+
+    def as_int8(self, argument: str) -> "Found":
+        """The same, whose products are to have int8 weights, as ``argument`` says.
+
+        A loaded model keeps its own: the int8 ones are copies. Raises ValueError for a model that
+        the native decoder does not run.
+        """
+        if self.reason is not None:
+            raise ValueError(
+                f"{argument}='int8' takes a model that the native decoder runs, which "
+                f"{shown(self.name)} is not: {self.reason}"
+            )
+        dtype = int8_dtype if self._is_checkpoint else self.dtype
+        return replace(self, int8=argument, dtype=dtype)
+
+    @property
+    def _is_checkpoint(self) -> bool:
+        return next(self.module.parameters()).is_meta
+
+    def _chosen(self, device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+        """``dtype``, or the model's own choice. ValueError where int8 does not go with it."""
+        chosen = dtype or self.dtype(device)
+        on_cpu = final_device(self.module, device).type == "cpu"
+        if self.int8 and on_cpu and chosen != torch.bfloat16:
+            raise ValueError(
+                f"{self.int8}='int8' takes dtype='bfloat16' on a CPU, where products with int8 "
+                f"weights are slower in any other, got {str(chosen).removeprefix('torch.')}"
+            )
+        return chosen
+
+    def _bytes_to_load(self, device: torch.device, dtype: torch.dtype) -> int:
+        count = bytes_as_int8 if self.int8 else bytes_to_load
+        return count(self.module, device, dtype)
 
     @property
     def max_positions(self) -> int:
@@ -86,18 +121,18 @@ class Found:
 
     def cache_layout(self, device: torch.device, dtype: torch.dtype | None = None) -> CacheLayout:
         """What the model will keep per position when it is loaded so."""
-        chosen = dtype or self.dtype(device)
+        chosen = self._chosen(device, dtype)
         if self.facts is None:
             return cache_layout(self.config, device, chosen)
         return foreign_layout(self.facts, device, chosen)
 
     def footprint(self, device: torch.device, dtype: torch.dtype | None = None) -> Footprint:
         """What the model will take, beyond what it takes now, when it is loaded so."""
-        chosen = dtype or self.dtype(device)
+        chosen = self._chosen(device, dtype)
         place = final_device(self.module, device)
         return Footprint.of(
             replace(self.cache_layout(device, chosen), device=place),
-            bytes_to_load(self.module, device, chosen),
+            self._bytes_to_load(device, chosen),
             self.config.get_text_config().vocab_size,
             chosen,
         )
@@ -110,17 +145,19 @@ class Found:
     ) -> Decoder | TransformersDecoder:
         """The decoder, native where there is one for the model's type.
 
+        A checkpoint's weights are made int8 one by one, as they go from the host to ``device``.
         Raises ValueError, naming the argument, where that fails.
         """
         place = torch.device(device)
-        chosen = dtype or self.dtype(place)
+        chosen = self._chosen(place, dtype)
 
         def needed() -> dict[torch.device, Needs]:
             final = indexed(final_device(self.module, place))
-            return {final: Needs(weights=bytes_to_load(self.module, place, chosen))}
+            return {final: Needs(weights=self._bytes_to_load(place, chosen))}
 
         with named(self.argument, self.name), explained(needed):
-            model, is_ours = self._build(place, chosen)
+            on_host = self.int8 and self._is_checkpoint
+            model, is_ours = self._build(torch.device("cpu") if on_host else place, chosen)
             if self.facts is not None:
                 return TransformersDecoder(model, batch_invariant, self.facts)
             family = FAMILIES[self.config.model_type]
@@ -129,6 +166,9 @@ class Found:
                 raise ValueError("its final norm is all zeros: every logit would be 0")
             if is_ours:
                 del model
+            if self.int8:
+                decoder.quantise(place if is_ours else decoder.device)
+            elif is_ours:
                 decoder.pack()
         return decoder
 

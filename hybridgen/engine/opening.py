@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hybridgen.checks import check_int
+from hybridgen.checks import check_choice, check_int
 from hybridgen.engine.cache import demand
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.forks import begin_to_load
@@ -13,6 +13,7 @@ from hybridgen.engine.pair import SLACK, Pair
 from hybridgen.engine.room import check_room
 from hybridgen.engine.transformers_decoder import TransformersDecoder
 
+WEIGHTS = ("int8",)
 DEFAULT_MAX_SEQ_LEN = 4096
 LARGEST = 2**31 - 1
 
@@ -58,14 +59,35 @@ class Loaded(NamedTuple):
     pair: Pair
 
 
-def look_at(slm: Any, llm: Any, trust_remote_code: bool = False) -> Looked:
+def look_at(
+    slm: Any,
+    llm: Any,
+    trust_remote_code: bool = False,
+    slm_weights: str | None = None,
+    llm_weights: str | None = None,
+) -> Looked:
     """Whether these can be run: hub ids, local folders or loaded models. See `loading.look`.
+
+    slm_weights, llm_weights    "int8", see `Found.as_int8`; None: as they are
 
     Raises RuntimeError too, in a process that was forked so that loading would never end.
     """
     begin_to_load()
     small = None if slm is None else look(slm, NAMES[0], trust_remote_code)
-    return Looked(small, look(llm, NAMES[1], trust_remote_code))
+    large = look(llm, NAMES[1], trust_remote_code)
+    if slm_weights is not None and small is None:
+        raise ValueError("slm_weights='int8' asks for an SLM, and none is given")
+    return Looked(
+        small if small is None or slm_weights is None else small.as_int8("slm_weights"),
+        large if llm_weights is None else large.as_int8("llm_weights"),
+    )
+
+
+def check_weights(slm_weights: Any, llm_weights: Any) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless each is "int8" or None."""
+    for name, value in (("slm_weights", slm_weights), ("llm_weights", llm_weights)):
+        if value is not None:
+            check_choice(name, value, WEIGHTS)
 
 
 def check_sizes(max_batch_size: Any, max_seq_len: Any) -> None:

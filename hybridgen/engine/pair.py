@@ -87,6 +87,15 @@ class Pair:
     def _models(self) -> list[Model]:
         return [self.llm] if self.slm is None else [self.slm, self.llm]
 
+    @property
+    def quantised(self) -> dict[str, str]:
+        """The format of the models' weights where it is not the dtype: slm_weights, llm_weights."""
+        formats = {
+            name: getattr(model, "quantised", None)
+            for name, model in (("slm_weights", self.slm), ("llm_weights", self.llm))
+        }
+        return {name: weights for name, weights in formats.items() if weights is not None}
+
     def context(self, reads_slm: bool = True, reads_llm: bool = True) -> int:
         """Most positions of a text that these of the models read."""
         reads = zip((self.slm, self.llm), (reads_slm, reads_llm), strict=True)

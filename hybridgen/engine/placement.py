@@ -54,6 +54,22 @@ def bytes_to_load(model: PreTrainedModel, device: torch.device, dtype: torch.dty
     return sum(parameter.numel() for parameter in parameters) * dtype.itemsize
 
 
+def bytes_as_int8(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> int:
+    """`bytes_to_load` of a native model whose products are to have int8 weights.
+
+    They are copies: beside those of a loaded model, and apart from an embedding that is the head.
+    """
+    module: Any = model
+    embedding, head = module.get_input_embeddings().weight, module.get_output_embeddings().weight
+    products = {id(p): p for p in model.parameters() if p.dim() == 2 and p is not embedding}
+    products[id(head)] = head
+    copies: int = sum(p.numel() + torch.float32.itemsize * len(p) for p in products.values())
+    if not head.is_meta:
+        return bytes_to_load(model, device, dtype) + copies
+    others: int = sum(p.numel() for p in model.parameters() if p.dim() == 1) + embedding.numel()
+    return copies + others * dtype.itemsize
+
+
 def choose_device(device: Any) -> torch.device:
     """``device``, or cuda where there is one."""
     if device is None:

@@ -22,8 +22,9 @@ from hybridgen.engine.rope import rotations
 from hybridgen.engine.weights import Weights
 from hybridgen.kernels.block_sizes import size_classes
 from hybridgen.kernels.cache_write import cache_write
+from hybridgen.kernels.int8_cpu import product
 from hybridgen.kernels.layers import embed, normalize
-from hybridgen.kernels.linear import gated, product
+from hybridgen.kernels.linear import gated
 from hybridgen.kernels.prompt_attention import Masks, prompt_attention
 
 Classes = Sequence[tuple[int, ...]]
@@ -151,14 +152,8 @@ class PromptReader:
     def find_classes(self) -> Classes:
         """Which blocks keep a row's bits, tried out in the first call."""
         if self._classes is None:
-            layer = self.weights.layers[0]
-            products = [
-                (layer.qkv, layer.qkv_bias),
-                (layer.output, layer.output_bias),
-                (layer.gate_up, layer.gate_up_bias),
-                (layer.down, layer.down_bias),
-            ]
-            self._classes = size_classes(products, self.sizes.blocks)
+            products = self.weights.layers[0].products
+            self._classes = size_classes(products, self.sizes.blocks, self.weights.embedding.dtype)
         return self._classes
 
     def read(
@@ -177,7 +172,7 @@ class PromptReader:
         rope    float32 [2, positions, 1, D], see `rope.rope_table`
         """
         heads, dim = caches[0].shape[1], caches[0].shape[4]
-        group = self.weights.layers[0].output.shape[1] // (heads * dim)
+        group = self.weights.layers[0].output.weight.shape[1] // (heads * dim)
         masks = Masks(max(lengths, default=0), self.sizes.piece, group, self.dtype, tokens.device)
         for block in plan(lengths, rows, starts, self.find_classes(), *self.sizes[1:]):
             self._read_block(block, tokens, caches, rope, masks)
@@ -190,7 +185,7 @@ class PromptReader:
         seen = None
         turns = rotations([layer.rotates for layer in layers], cos, sin)
         for layer, cache, (cos, sin) in zip(layers, caches, turns, strict=True):
-            qkv = product(normalize(x, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+            qkv = product(normalize(x, layer.input_norm, eps), *layer.qkv)
             if seen is None:
                 width = qkv.shape[1] - 2 * cache.shape[1] * cache.shape[4]
                 seen = qkv.new_zeros(len(qkv), width)  # padding stays zero
@@ -206,9 +201,9 @@ class PromptReader:
                     seen[part].view(output.shape).copy_(output)
             if layer is layers[-1]:
                 return
-            x = product(seen, layer.output, layer.output_bias).add_(x)
-            both = product(normalize(x, layer.mlp_norm, eps), layer.gate_up, layer.gate_up_bias)
-            x = product(gated(both), layer.down, layer.down_bias).add_(x)
+            x = product(seen, *layer.output).add_(x)
+            both = product(normalize(x, layer.mlp_norm, eps), *layer.gate_up)
+            x = product(gated(both), *layer.down).add_(x)
 
     def _embed(self, block: Block, tokens: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream [rows, H] before the first layer, and the tokens' rotary rows."""

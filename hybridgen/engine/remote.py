@@ -33,6 +33,11 @@ class Remote:
         return self.model.dtype
 
     @property
+    def quantised(self) -> str | None:
+        """The format of the weights, where it is not the dtype."""
+        return getattr(self.model, "quantised", None)
+
+    @property
     def max_positions(self) -> int:
         return self.model.max_positions
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,32 +10,56 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hybridgen.engine.families import Family, check, multipliers
 
+PRODUCTS = ("qkv", "output", "gate_up", "down")
+
+
+class Linear(NamedTuple):
+    """What a product takes: weight [out, in], bias [out] or None, scale [out] of an int8 weight."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Linear":
+        """The same with ``change`` applied to what is there."""
+        return Linear(*(None if tensor is None else change(tensor) for tensor in self))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer; weights [out, in], biases None where the model has none.
+    """One layer.
 
     qk_norm is float32 [q_heads + kv_heads, head_dim] on CPU, else the model's dtype.
     """
 
     input_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Linear
     qk_norm: Tensor | None
-    output: Tensor
-    output_bias: Tensor | None
+    output: Linear
     mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: Linear
+    down: Linear
     window: int
     rotates: bool
+
+    @property
+    def products(self) -> tuple[Linear, Linear, Linear, Linear]:
+        """Those of `PRODUCTS`."""
+        return self.qkv, self.output, self.gate_up, self.down
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "LayerWeights":
+        """The same with ``change`` applied to every tensor."""
+        changed: dict[str, Any] = {
+            name: part.map(change) if isinstance(part, Linear) else change(part)
+            for name, part in vars(self).items()
+            if isinstance(part, (Tensor, Linear))
+        }
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model. ``head`` is ``embedding`` where they are tied.
+    """A whole model. The head's weight is ``embedding`` where they are tied, unless it is int8.
 
     scale   what the rows of the embedding are multiplied with as they are read
     """
@@ -43,19 +67,32 @@ class Weights:
     embedding: Tensor
     layers: list[LayerWeights]
     norm: Tensor
-    head: Tensor
+    head: Linear
     scale: float = 1.0
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head reads the embedding itself."""
+        return self.head.weight is self.embedding
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Weights":
         """The same structure with ``change`` applied to every tensor once (tied stay tied)."""
         embedding = change(self.embedding)
-        head = embedding if self.head is self.embedding else change(self.head)
-        layers = []
-        for layer in self.layers:
-            tensors = {k: v for k, v in vars(layer).items() if isinstance(v, Tensor)}
-            changed: dict[str, Any] = {k: change(v) for k, v in tensors.items()}
-            layers.append(replace(layer, **changed))
+        head = Linear(embedding) if self.is_tied else self.head.map(change)
+        layers = [layer.map(change) for layer in self.layers]
         return Weights(embedding, layers, change(self.norm), head, self.scale)
+
+    def change_products(self, change: Callable[[Linear], Linear]) -> "Weights":
+        """Put ``change(product)`` in the place of each product, one by one; the head comes last.
+
+        What is replaced is gone before the next one is made, where nothing else holds it.
+        """
+        layers = self.layers
+        for i in range(len(layers)):
+            for name in PRODUCTS:
+                changed: dict[str, Any] = {name: change(getattr(layers[i], name))}
+                layers[i] = replace(layers[i], **changed)
+        return replace(self, head=change(self.head))
 
     def scaled(self, rows: Tensor) -> Tensor:
         """``rows`` of the embedding, multiplied in place by ``scale``."""
@@ -97,7 +134,7 @@ def fuse(model: PreTrainedModel, family: Family | None = None) -> Weights:
     norm, times = body.norm.weight.data, multipliers(model.config)
     if times.logits != 1:
         norm = norm * times.logits
-    return Weights(embedding, layers, norm, head, times.embedding / times.residual)
+    return Weights(embedding, layers, norm, Linear(head), times.embedding / times.residual)
 
 
 def _check_modules(model: PreTrainedModel) -> None:
@@ -115,39 +152,36 @@ def _check_modules(model: PreTrainedModel) -> None:
 
 def _fuse_layer(layer: Any, family: Family, index: int, config: PretrainedConfig) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
-    qkv, qkv_bias = _fused(attention, "qkv_proj", ["q_proj", "k_proj", "v_proj"])
-    gate_up, gate_up_bias = _fused(mlp, "gate_up_proj", ["gate_proj", "up_proj"])
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.data,
-        qkv=qkv,
-        qkv_bias=qkv_bias,
+        qkv=_fused(attention, "qkv_proj", ["q_proj", "k_proj", "v_proj"]),
         qk_norm=_qk_norm(attention, config) if family.qk_norm else None,
-        output=attention.o_proj.weight.data,
-        output_bias=_data(attention.o_proj.bias),
+        output=_linear(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight.data,
-        gate_up=gate_up,
-        gate_up_bias=gate_up_bias,
-        down=mlp.down_proj.weight.data,
-        down_bias=_data(mlp.down_proj.bias),
+        gate_up=_fused(mlp, "gate_up_proj", ["gate_proj", "up_proj"]),
+        down=_linear(mlp.down_proj),
         window=family.window(config, index),
         rotates=family.rotates(config, index),
     )
 
 
-def _fused(module: Any, whole: str, parts: list[str]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a product that the model has as a whole, or in parts."""
+def _linear(module: Any) -> Linear:
+    return Linear(module.weight.data, None if module.bias is None else module.bias.data)
+
+
+def _fused(module: Any, whole: str, parts: list[str]) -> Linear:
+    """A product that the model has as a whole, or in parts."""
     if hasattr(module, whole):
-        linear = getattr(module, whole)
-        return linear.weight.data, _data(linear.bias)
+        return _linear(getattr(module, whole))
     return _stack([getattr(module, part) for part in parts])
 
 
-def _stack(linears: list[Any]) -> tuple[Tensor, Tensor | None]:
+def _stack(linears: list[Any]) -> Linear:
     """Weights (and biases) of several products as one; the modules become views of it."""
     weight = _stack_parameters([linear.weight for linear in linears])
     if linears[0].bias is None:
-        return weight, None
-    return weight, _stack_parameters([linear.bias for linear in linears])
+        return Linear(weight)
+    return Linear(weight, _stack_parameters([linear.bias for linear in linears]))
 
 
 def _stack_parameters(parameters: list[nn.Parameter]) -> Tensor:
@@ -179,7 +213,3 @@ def _qk_norm(attention: Any, config: PretrainedConfig) -> Tensor:
     heads = [q] * config.num_attention_heads + [k] * config.num_key_value_heads
     weight = torch.stack(heads)
     return weight.float() if weight.is_cpu else weight
-
-
-def _data(parameter: nn.Parameter | None) -> Tensor | None:
-    return None if parameter is None else parameter.data

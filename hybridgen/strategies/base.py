@@ -117,7 +117,7 @@ class RoundStrategy(Strategy):
                     watching.append(recorder.watch)
                 texts = self.write(pair, batch, program, request, watching, ended)
         rows = [
-            self.row_stats(text, len(stream.tokens), request)
+            self.row_stats(text, len(stream.tokens), request) | pair.quantised
             for text, stream in zip(texts, streams, strict=True)
         ]
         stats = fold(rows, self.declaration.statistics)

@@ -39,7 +39,7 @@ def test_the_model_and_the_decoder_share_one_copy_of_the_weights(kind: str, tied
     if kind == "granite":
         small += weights.norm.nbytes  # it carries the multiplier of the logits
     assert sum({**shared, **ours}.values()) == before + small
-    assert (weights.head is weights.embedding) == tied
+    assert (weights.head.weight is weights.embedding) == tied
 
 
 def test_the_model_still_works_after_fusing() -> None:
@@ -84,15 +84,15 @@ def test_decoders_of_one_model_share_its_weights(kind: str) -> None:
     q, k = attention.q_proj.weight.data, attention.k_proj.weight.data
     attention.k_proj.weight.data = k[: len(k) // 2].repeat(2, 1)
     third = fuse(model)
-    assert torch.equal(third.layers[0].qkv[len(q) : len(q) + len(k) // 2], k[: len(k) // 2])
-    assert third.layers[0].qkv.data_ptr() != first.layers[0].qkv.data_ptr()
+    assert torch.equal(third.layers[0].qkv.weight[len(q) : len(q) + len(k) // 2], k[: len(k) // 2])
+    assert third.layers[0].qkv.weight.data_ptr() != first.layers[0].qkv.weight.data_ptr()
 
 
 def test_map_changes_every_tensor_once() -> None:
     weights = fuse(random_model("qwen3", tie_word_embeddings=True))
     halves = weights.map(lambda tensor: tensor.half())
     assert {tensor.dtype for tensor in halves.tensors()} == {torch.float16}
-    assert halves.head is halves.embedding
+    assert halves.is_tied
     assert len(halves.tensors()) == 2 + 2 * 7
     assert [layer.window for layer in halves.layers] == [0, 0]
     scaled = fuse(random_model("granite"))

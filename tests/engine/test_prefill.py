@@ -29,7 +29,7 @@ LENGTHS = [140, 20, 3, 256, 1, 700, 0, 31, 130]
 def classes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As if the products of this CPU had such classes."""
     found = CLASSES[request.param]
-    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes: found)
+    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes, dtype: found)
     return str(request.param)
 
 
@@ -226,11 +226,11 @@ def test_a_prompt_that_goes_on_has_its_bits_whatever_it_is_read_with() -> None:
 
 def test_rows_that_depend_on_their_place_are_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The products of such a library would differ: every piece has a block of its own size."""
-    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes: [])
+    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes, dtype: [])
     sizes = []
     plain = prefill.product
 
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: None) -> Tensor:
         sizes.append(len(x))
         result = plain(x, weight, bias)
         return result * torch.linspace(1, 1.1, len(x)).unsqueeze(1)
@@ -276,7 +276,7 @@ def test_the_last_layer_computes_keys_and_values_alone(monkeypatch: pytest.Monke
     shapes = []
     plain = prefill.product
 
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: None) -> Tensor:
         shapes.append(weight.shape[0])
         return plain(x, weight, bias)
 

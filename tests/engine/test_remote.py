@@ -107,7 +107,7 @@ def test_no_op_mixes_the_cards(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     decoders = Decoder.from_model(small), Decoder.from_model(large)
     round_, copies = ROUNDS[name]
     # What is tried out once a model is on the host's account.
-    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes: [sizes])
+    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes, dtype: [sizes])
     with FakeTensorMode(), torch.inference_mode():
         pair = Pair(on(SECOND, decoders[0]), on(FIRST, decoders[1]), 3, 100)
         batch = pair.batch(2)

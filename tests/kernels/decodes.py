@@ -120,7 +120,7 @@ def decode(pair: str, rows: int, device: torch.device, dtype: torch.dtype = torc
     )
     prompt = torch.empty(1, PROMPT, dtype=torch.int64, device=device)
     # Fakes have no bits to compare.
-    with patch.object(prefill, "size_classes", lambda products, sizes: [(sizes[-1],)]):
+    with patch.object(prefill, "size_classes", lambda products, sizes, dtype: [(sizes[-1],)]):
         for model in (slm, llm):
             model.prefill(prompt, [PROMPT])
     for rejection in (True, False):

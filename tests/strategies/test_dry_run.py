@@ -136,6 +136,19 @@ def test_a_round_never_touches_the_host(
 
 
 @pytest.mark.parametrize(
+    "name", ["rejection, K = 4", "auto, lookup", "uncertainty", "routed block"]
+)
+def test_nor_do_int8_weights(name: str) -> None:
+    pair = (
+        Decoder.from_model(random_model(400, 1, 32, seed=1)),
+        Decoder.from_model(random_model(384, 2, 64, seed=2)),
+    )
+    for decoder in pair:
+        decoder.quantise()
+    assert dry_run(pair, 2, ROUNDS[name]) > 0
+
+
+@pytest.mark.parametrize(
     ("kind", "options"),
     [("granite", {"embedding_multiplier": 12.0}), ("smollm3", {"no_rope_layers": [1, 0]})],
 )

@@ -15,13 +15,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("lengths", [[5], [300, 1, 20, 259], [0, 511]])
 def test_prompts_are_read_without_the_host(
-    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+    lengths: list[int], int8: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Fakes have no bits to compare.
-    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes: [sizes])
+    monkeypatch.setattr(prefill, "size_classes", lambda products, sizes, dtype: [sizes])
     decoder = Decoder.from_model(random_model(384, 2, 64, seed=2))
+    if int8:
+        decoder.quantise()
     with FakeTensorMode(), torch.inference_mode():
         fake = fake_decoder(decoder, 4)
         tokens = torch.empty(len(lengths), 511, dtype=torch.int64, device="cuda")
