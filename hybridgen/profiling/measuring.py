@@ -177,6 +177,8 @@ class Measures:
 
     def finish(self) -> None:
         """Measure what has been put aside."""
+        if not self.aside:
+            return
         wanted = self._wanted()
         if wanted:
             logits = torch.from_numpy(self.held[: self.waiting])
