@@ -9,7 +9,6 @@ up to its own: rolling back is forgetting, the next call overwrites. One layer i
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +21,13 @@ from hybridgen.engine.families import Family, multipliers
 from hybridgen.engine.prefill import PromptReader
 from hybridgen.engine.rope import context, head_dim, rope_table, rotations
 from hybridgen.engine.weights import Linear, Weights, fuse
-from hybridgen.kernels import int8_cpu, linear
-from hybridgen.kernels.attention import attention
-from hybridgen.kernels.attention_plan import prepare
 from hybridgen.kernels.int8_cpu import quantise_for_cpu
 from hybridgen.kernels.layers import embed
 from hybridgen.kernels.linear import can_pack, pack
 from hybridgen.kernels.quantise import quantise
 from hybridgen.kernels.query_tile import query_tile
 from hybridgen.kernels.row_tile import row_tile
+from hybridgen.kernels.steps import steps
 
 
 def cache_layout(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> CacheLayout:
@@ -123,9 +120,8 @@ class Decoder:
     def _use(self, weights: Weights) -> None:
         """Compute with these from now on; for no number of threads are the row counts known."""
         self.weights, self._threads = weights, 0
-        on_cpu = weights.head.scale is not None and weights.embedding.is_cpu
-        of: Any = int8_cpu if on_cpu else linear
-        self._products = of.norm_linear, of.norm_gated_linear, of.linear_residual
+        dim = head_dim(self.config)
+        self._steps = steps(weights.embedding.device, weights.embedding.dtype, dim, self.is_int8)
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +134,11 @@ class Decoder:
     @property
     def quantised(self) -> str | None:
         """The format of the products' weights, "int8"; None where it is the dtype."""
-        return None if self.weights.head.scale is None else "int8"
+        return "int8" if self.is_int8 else None
+
+    @property
+    def is_int8(self) -> bool:
+        return self.weights.head.scale is not None
 
     @property
     def weight_bytes(self) -> int:
@@ -202,8 +202,7 @@ class Decoder:
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x = self._hidden(tokens, start, cache)
         weights = self.weights
-        norm_linear, _, _ = self._products
-        logits: Tensor = norm_linear(x, weights.norm, self.eps, *weights.head)
+        logits = self._steps.norm_linear(x, weights.norm, self.eps, *weights.head)
         batch, count = tokens.shape
         return logits[: batch * count].view(batch, count, -1)
 
@@ -211,7 +210,7 @@ class Decoder:
         """The residual stream [rows padded to the tile, hidden] after the last layer."""
         x, cos, sin = self._embed(tokens, start)
         eps, turns = self.eps, rotations(self._rotates, cos, sin)
-        norm_linear, norm_gated_linear, linear_residual = self._products
+        norm_linear, norm_gated_linear, linear_residual, attention, _ = self._steps
         for layer, layer_cache, (cos, sin) in zip(self.weights.layers, cache, turns, strict=True):
             qkv = norm_linear(x, layer.input_norm, eps, *layer.qkv)
             seen = attention(
@@ -239,7 +238,9 @@ class Decoder:
             x, cos, sin = embed(tokens, start, embedding, rope)
             return self.weights.scaled(x), cos, sin
         count, windows = tokens.shape[1], self.windows
-        cos, sin = prepare(start, count, rope, windows, self.group, self.batch_invariant)
+        cos, sin = self._steps.prepare(
+            start, count, rope, windows, self.group, self.batch_invariant
+        )
         ids = tokens.reshape(-1)
         padding = -len(ids) % self._tile
         if padding:
@@ -260,7 +261,8 @@ class Decoder:
         if self.device.type != "cpu":
             return
         self._prompts.find_classes()
-        query_tile(self.head_dim, threads)  # remembered, for the first forward
+        if not self._steps.compiled:
+            query_tile(self.head_dim, threads)  # remembered, for the first forward
         if not self.batch_invariant:
             return
         products = [*self.weights.layers[0].products, self.weights.head]

@@ -1,0 +1,195 @@
+"""`attention.py` on a CPU in one call: norms, rotation, cache and softmax, token by token.
+
+A token's heads of one key head are taken together, so that its keys and values are read once for
+all of them. A row's bits depend on its own keys alone: nothing is padded, no chunks are combined,
+and no company changes the order of a sum. Scores, sums and the cache are float32.
+
+The size of a head and the heads of a group are known when a kernel is compiled, so that loops over
+them are unrolled: each comes as a tuple, whose length is part of its type. Threads share the key
+heads of all rows, of which each is one thread's: their number changes no bits.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from hybridgen.kernels.attention_plan import arange
+from hybridgen.kernels.numba_utils import FAST, array, exp, rounded, wide
+from hybridgen.kernels.steps import EIGHT
+
+SHARED = 1 << 23  # products of a query and a key from which threads share the work, some 300 us
+_NO_NORM = np.zeros((1, 1), np.float32)
+_ZERO, _ONE, _TWO, _LOWEST = np.float32(0), np.float32(1), np.float32(2), np.float32(-1e30)
+
+
+def prepare(start: Tensor, tokens: int, rope: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """`attention_plan.prepare` without a plan: cos and sin of each token, [B * M, 1, D]."""
+    at = (start.unsqueeze(1) + arange(tokens)).clamp_min_(0).view(-1)
+    cos, sin = rope.index_select(1, at).unbind()
+    return cos, sin
+
+
+def attention(
+    qkv: Tensor,
+    cache: Tensor,
+    start: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qk_norm: Tensor | None,
+    eps: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """See `hybridgen.kernels.attention.attention_reference`; cos and sin need carry no plan."""
+    kv_heads, dim = cache.shape[1], cache.shape[4]
+    group = qkv.shape[1] // (dim * kv_heads) - 2
+    output = qkv.new_empty(qkv.shape[0], group * kv_heads * dim)
+    if qkv.shape[0] > cos.shape[0]:
+        output[cos.shape[0] :].zero_()
+    starts = start.numpy()
+    given: Any = (
+        (0,) * (dim // EIGHT),
+        (0,) * group,
+        array(qkv),
+        cache.numpy(),
+        starts,
+        cos.numpy(),
+        sin.numpy(),
+        _NO_NORM if qk_norm is None else qk_norm.numpy(),
+        np.float32(eps),
+        window,
+        np.float32(softcap),
+        array(output),
+    )
+    pairs, threads = len(starts) * kv_heads, torch.get_num_threads()
+    keys = int(starts.max()) + 1 if window == 0 else window
+    if threads == 1 or pairs == 1 or cos.shape[0] * output.shape[1] * keys < SHARED:
+        _attention(0, pairs, *given)
+        return output
+    share = -(-pairs // threads)
+    parts = [(i, min(i + share, pairs)) for i in range(0, pairs, share)]
+    others = [_pool(threads - 1).submit(_attention, *part, *given) for part in parts[1:]]
+    _attention(*parts[0], *given)
+    for other in others:
+        other.result()
+    return output
+
+
+@lru_cache(maxsize=8)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="hybridgen-attention")
+
+
+@njit(fastmath=FAST, cache=True, nogil=True)
+def _attention(
+    first_pair: int,
+    last_pair: int,
+    eights: Any,  # D = 8 * its length
+    heads: Any,  # G: its length
+    qkv: Any,  # [R, kv_heads * (G + 2) * D]
+    cache: Any,  # float32 [2, kv_heads, rows, positions, D]
+    start: Any,  # int64 [B]
+    cos: Any,  # float32 [B * M, 1, D]
+    sin: Any,
+    norm: Any,  # float32 [kv_heads * (G + 1), D], or [1, 1] for none
+    eps: Any,
+    window: int,
+    softcap: Any,
+    output: Any,  # [R, kv_heads * G * D]
+) -> None:
+    D, G = EIGHT * len(eights), len(heads)
+    kv_heads, positions = cache.shape[1], cache.shape[3]
+    tokens = cos.shape[0] // start.shape[0]
+    q, x = np.empty((G, D), np.float32), np.empty(D, np.float32)
+    sums, scores = np.empty((G, D), np.float32), np.empty((G, positions), np.float32)
+    for pair in range(first_pair, last_pair):
+        b, h = pair // kv_heads, pair % kv_heads
+        keys, values = cache[0, h, b], cache[1, h, b]
+        for i in range(tokens):
+            row, place = b * tokens + i, max(start[b] + i, 0)
+            key, value = kv_heads * G + h, kv_heads * (G + 1) + h
+            _head(eights, qkv[row], key, norm, eps, x)
+            _turn(eights, x, cos[row, 0], sin[row, 0], keys[place])
+            for d in range(D):
+                values[place, d] = wide(qkv[row, value * D + d])
+        for i in range(tokens):
+            row, place = b * tokens + i, max(start[b] + i, 0)
+            for g in range(G):
+                _head(eights, qkv[row], h * G + g, norm, eps, x)
+                _turn(eights, x, cos[row, 0], sin[row, 0], q[g])
+            first = max(place + 1 - window, 0) if window > 0 else 0
+            seen = slice(first, place + 1)
+            _attend(eights, heads, q, keys[seen], values[seen], softcap, scores, sums)
+            for g in range(G):
+                for d in range(D):
+                    output[row, (h * G + g) * D + d] = rounded(sums[g, d], output)
+
+
+@njit(fastmath=FAST, inline="always")
+def _head(eights, row, head, norm, eps, x):
+    """``x`` [D] = rms_norm of head number ``head`` of ``row``, or itself where there is no norm."""
+    D = EIGHT * len(eights)
+    for d in range(D):
+        x[d] = wide(row[head * D + d])
+    if norm.shape[0] > 1:
+        total = _ZERO
+        for d in range(D):
+            total += x[d] * x[d]
+        scale = _ONE / np.sqrt(total / np.float32(D) + eps)
+        for d in range(D):
+            x[d] = x[d] * scale * norm[head, d]
+
+
+@njit(fastmath=FAST, inline="always")
+def _turn(eights, x, cos, sin, target):
+    """``target`` [D] = x rotated; sin is signed."""
+    half = EIGHT * len(eights) // 2
+    for d in range(half):
+        target[d] = x[d] * cos[d] + x[d + half] * sin[d]
+        target[d + half] = x[d + half] * cos[d + half] + x[d] * sin[d + half]
+
+
+@njit(fastmath=FAST, inline="always")
+def _attend(eights, heads, q, keys, values, softcap, scores, sums):
+    """``sums`` [G, D] = softmax(q [G, D] . keys [N, D] / sqrt(D)) values [N, D]."""
+    D, G = EIGHT * len(eights), len(heads)
+    count = len(keys)
+    scale = _ONE / np.sqrt(np.float32(D))
+    for k in range(count):
+        for g in range(G):
+            total = _ZERO
+            for d in range(D):
+                total += q[g, d] * keys[k, d]
+            scores[g, k] = total * scale
+    for g in range(G):
+        _softmax(scores[g, :count], softcap)
+    sums[:] = _ZERO
+    for k in range(count):
+        for g in range(G):
+            weight = scores[g, k]
+            for d in range(D):
+                sums[g, d] += weight * values[k, d]
+
+
+@njit(fastmath=FAST, inline="always")
+def _softmax(row, softcap):
+    """In place, of scores capped before."""
+    if softcap > _ZERO:
+        for k in range(len(row)):
+            x = row[k] / softcap
+            power = exp(-_TWO * abs(x))
+            row[k] = softcap * np.copysign((_ONE - power) / (_ONE + power), x)
+    largest = _LOWEST
+    for k in range(len(row)):
+        largest = max(largest, row[k])
+    total = _ZERO
+    for k in range(len(row)):
+        row[k] = exp(row[k] - largest)
+        total += row[k]
+    for k in range(len(row)):
+        row[k] /= total

@@ -1,0 +1,101 @@
+"""What the kernels for a CPU share: numbers as bits, half precision as what it stands for, exp.
+
+numpy has no bfloat16: such tensors come as uint16, and `wide` and `rounded` convert. No function
+here calls a library: LLVM makes vectors of them, and a number's bits do not depend on its place.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import intrinsic, overload
+from torch import Tensor
+
+FAST = {"reassoc", "contract", "arcp", "nsz"}  # NaN and infinity stay what they are
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LOWEST = np.float32(-126.0)
+_HALF, _ONE = np.float32(0.5), np.float32(1.0)
+# 2**f for |f| <= 1/2, relative minimax fit of degree 6, see `weights.py`.
+_C6 = np.float32(0.00015353361959569156)
+_C5 = np.float32(0.0013398873852565885)
+_C4 = np.float32(0.00961843691766262)
+_C3 = np.float32(0.055503323674201965)
+_C2 = np.float32(0.24022647738456726)
+_C1 = np.float32(0.6931471824645996)
+_BIAS, _MANTISSA = np.int32(127), np.int32(23)
+
+
+@intrinsic
+def as_float(typing_context: Any, bits: Any) -> Any:
+    """The float32 of these int32 ``bits``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def as_bits(typing_context: Any, number: Any) -> Any:
+    """The bits of a float32, int32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.int32))
+
+    return types.int32(types.float32), generate
+
+
+@njit(fastmath=FAST, inline="always")
+def exp(x):
+    """e**x of a float32 x <= 0, relative error below 2**-22; 2**-126 for all that is less."""
+    y = max(x * _LOG2_E, _LOWEST)
+    n = np.floor(y + _HALF)
+    f = y - n
+    power = (((((_C6 * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + _ONE
+    return power * as_float((np.int32(n) + _BIAS) << _MANTISSA)
+
+
+def wide(number: Any) -> Any:
+    """A number of an array as float32: itself, or the bfloat16 whose bits the uint16 has."""
+    raise NotImplementedError
+
+
+def rounded(number: Any, array: Any) -> Any:
+    """A float32 as numbers of ``array`` are kept, bfloat16 rounded to nearest, ties to even."""
+    raise NotImplementedError
+
+
+@overload(wide, inline="always")
+def _wide(number):
+    if number == types.uint16:
+        return lambda number: as_float(np.int32(number) << np.int32(16))
+    return lambda number: number
+
+
+@overload(rounded, inline="always")
+def _rounded(number, array):
+    if array.dtype != types.uint16:
+        return lambda number, array: number
+
+    def to_bfloat16(number, array):
+        bits = as_bits(number)
+        if number != number:
+            return np.uint16(0x7FC0)
+        odd = (bits >> np.int32(16)) & np.int32(1)
+        return np.uint16((bits + np.int32(0x7FFF) + odd) >> np.int32(16))
+
+    return to_bfloat16
+
+
+def array(tensor: Tensor) -> Any:
+    """A CPU ``tensor`` as an array, of bfloat16 the bits, as uint16.
+
+    Without a copy if it is contiguous: for other strides numba would compile other code, and that
+    would order sums otherwise.
+    """
+    tensor = tensor.contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy()
+    return tensor.numpy()
