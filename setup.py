@@ -54,6 +54,7 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.8"],
         "plot": ["matplotlib>=3.8"],
+        "cpu": ["numba>=0.62"],
         "peers": [
             "xllamacpp>=2026.10",
             "gguf>=0.10",
@@ -72,6 +73,7 @@ setup(
             "matplotlib>=3.8",
             "pandas>=2",
             "pdoc>=15",
+            "numba>=0.62",
         ],
         "real": ["accelerate>=1", "gguf>=0.10"],
         "dev": ["ruff>=0.12", "mypy>=1.15"],

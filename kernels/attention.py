@@ -189,4 +189,5 @@ attention = define(
     attention_reference,
     _attention_fake,
     "attention_triton:attention",
+    "attention_numba:attention",
 )

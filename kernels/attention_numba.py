@@ -18,20 +18,13 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from hybridgen.kernels.attention_plan import arange
+from hybridgen.kernels.attention import attention_reference
+from hybridgen.kernels.attention_plan import EIGHT, is_compiled
 from hybridgen.kernels.numba_utils import FAST, array, exp, rounded, wide
-from hybridgen.kernels.steps import EIGHT
 
 SHARED = 1 << 23  # products of a query and a key from which threads share the work, some 300 us
 _NO_NORM = np.zeros((1, 1), np.float32)
 _ZERO, _ONE, _TWO, _LOWEST = np.float32(0), np.float32(1), np.float32(2), np.float32(-1e30)
-
-
-def prepare(start: Tensor, tokens: int, rope: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """`attention_plan.prepare` without a plan: cos and sin of each token, [B * M, 1, D]."""
-    at = (start.unsqueeze(1) + arange(tokens)).clamp_min_(0).view(-1)
-    cos, sin = rope.index_select(1, at).unbind()
-    return cos, sin
 
 
 def attention(
@@ -46,6 +39,8 @@ def attention(
     softcap: float,
 ) -> Tensor:
     """See `hybridgen.kernels.attention.attention_reference`; cos and sin need carry no plan."""
+    if not is_compiled(cache.shape[4]) or qkv.dtype == torch.float16:
+        return attention_reference(qkv, cache, start, cos, sin, qk_norm, eps, window, softcap)
     kv_heads, dim = cache.shape[1], cache.shape[4]
     group = qkv.shape[1] // (dim * kv_heads) - 2
     output = qkv.new_empty(qkv.shape[0], group * kv_heads * dim)

@@ -2,7 +2,7 @@
 
 It costs more than a layer's small ops, and so it is made once a forward, together with the cosines
 and sines of the tokens' positions. The cosines carry it to the layers: it belongs to that forward
-whatever others run beside it, and goes when they do. The Triton kernels need none.
+whatever others run beside it, and goes when they do. Compiled kernels need none.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from hybridgen.kernels.query_tile import KEYS, query_tile
+from hybridgen.kernels.registry import has_numba
 
+EIGHT = 8  # numbers of a head that are compiled together
 MASKED = -1e30  # finite, so that a chunk without a visible key has a weight of 0 and not 0 / 0
 _PLAN = "_attention_plan"  # the attribute of the cosines
 
@@ -61,8 +63,15 @@ def prepare(
     at = _positions(start, tokens)
     cos, sin = rope.index_select(1, at).unbind()
     _, positions, _, dim = rope.shape
+    if is_compiled(dim):
+        return cos, sin
     setattr(cos, _PLAN, _plan(start, at, positions, dim, windows, group, batch_invariant))
     return cos, sin
+
+
+def is_compiled(dim: int) -> bool:
+    """Whether attention over heads of ``dim`` numbers is compiled on a CPU, and takes no plan."""
+    return dim % EIGHT == 0 and has_numba()
 
 
 def unrotated(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

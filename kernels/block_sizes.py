@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from hybridgen.kernels.int8_cpu import product
+from hybridgen.kernels.linear import product
 from hybridgen.kernels.row_tile import TRIED, Kind, Layer, cancelling, kind, tried
 
 

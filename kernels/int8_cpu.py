@@ -6,7 +6,7 @@ The kernel keeps sums in float32 and rounds once, after the scale, which it take
 error of at most 2^-8 of an output, as its own rounding. It reads the weight again for every four
 rows: one to four cost what their bytes do, sixteen more than a product in bfloat16, and many are
 better taken with the weight as bfloat16 for once (`linear.scaled_product`). A row's bits do not
-depend on its company below `ROWS`, as `row_tile` finds out.
+depend on its company up to `linear.INT8_ROWS`, as `row_tile` finds out.
 
 In float32 torch has no such kernel but a loop that takes two to twenty times as long as the plain
 product; scales of float32 say that it is not to be used.
@@ -15,12 +15,8 @@ product; scales of float32 say that it is not to be used.
 import torch
 from torch import Tensor
 
-from hybridgen.kernels import linear
-from hybridgen.kernels.layers import rms_norm
-from hybridgen.kernels.linear import gated
 from hybridgen.kernels.quantise import quantise
 
-ROWS = 16
 STEP = 16  # numbers that the kernel reads at a time: at another depth it would read past the end
 
 
@@ -32,42 +28,3 @@ def quantise_for_cpu(weight: Tensor) -> tuple[Tensor, Tensor]:
     q, scale = quantise(weight)
     suits = weight.dtype == torch.bfloat16 and weight.shape[1] % STEP == 0
     return q, scale.to(torch.bfloat16) if suits else scale
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
-    """`linear.product`, by torch's kernel where the scale [O] is bfloat16 and the rows are few."""
-    if scale is None or scale.dtype != torch.bfloat16 or len(x) > ROWS:
-        return linear.product(x, weight, bias, scale)
-    y = torch._weight_int8pack_mm(x.contiguous(), weight, scale)
-    return y if bias is None else y.add_(bias)
-
-
-def norm_linear(
-    x: Tensor,
-    norm: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-) -> Tensor:
-    """`linear.norm_linear`."""
-    return product(rms_norm(x, norm, eps), weight, bias, scale)
-
-
-def norm_gated_linear(
-    x: Tensor,
-    norm: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-) -> Tensor:
-    """`linear.norm_gated_linear`."""
-    return gated(product(rms_norm(x, norm, eps), weight, bias, scale))
-
-
-def linear_residual(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, scale: Tensor | None
-) -> Tensor:
-    """`linear.linear_residual`."""
-    return product(x, weight, bias, scale).add_(residual)

@@ -30,6 +30,7 @@ from hybridgen.kernels.layers import rms_norm
 from hybridgen.kernels.registry import define
 
 PACKED_ROWS = 8  # a hint: the layout serves any number of rows
+INT8_ROWS = 16  # up to which torch's kernel for int8 weights is used where a scale allows it
 SERIAL = 32768  # elements from which torch shares an elementwise op among threads
 
 
@@ -54,6 +55,9 @@ def pack(weight: Tensor) -> Tensor:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
     """``x [R, H] @ weight [O, H].T + bias [O]``, the weight packed or not, or int8 with a scale."""
     if scale is not None:
+        if scale.dtype == torch.bfloat16 and len(x) <= INT8_ROWS:  # see `int8_cpu`
+            y: Tensor = torch._weight_int8pack_mm(x.contiguous(), weight, scale)
+            return y if bias is None else y.add_(bias)
         return scaled_product(x, weight, bias, scale)
     if weight.is_mkldnn:
         packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -151,6 +155,7 @@ norm_linear = define(
     norm_linear_reference,
     _norm_linear_fake,
     "linear_triton:norm_linear",
+    "linear_numba:norm_linear",
 )
 norm_gated_linear = define(
     "norm_gated_linear(Tensor x, Tensor norm, float eps, Tensor weight, Tensor? bias, "
@@ -158,6 +163,7 @@ norm_gated_linear = define(
     norm_gated_linear_reference,
     _norm_gated_linear_fake,
     "linear_triton:norm_gated_linear",
+    "linear_numba:norm_gated_linear",
 )
 linear_residual = define(
     "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor residual, "

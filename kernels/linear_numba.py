@@ -8,10 +8,12 @@ Rows are taken one by one, so that a row's bits do not depend on the others.
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit
 from torch import Tensor
 
-from hybridgen.kernels.int8_cpu import product
+from hybridgen.kernels import linear
+from hybridgen.kernels.linear import product
 from hybridgen.kernels.numba_utils import FAST, array, exp, rounded, wide
 
 _ONE = np.float32(1)
@@ -39,7 +41,9 @@ def norm_linear(
     bias: Tensor | None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """`linear.norm_linear`."""
+    """See `linear.norm_linear_reference`."""
+    if x.dtype == torch.float16:
+        return linear.norm_linear_reference(x, norm, eps, weight, bias, scale)
     return product(rms_norm(x, norm, eps), weight, bias, scale)
 
 
@@ -51,15 +55,10 @@ def norm_gated_linear(
     bias: Tensor | None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """`linear.norm_gated_linear`."""
+    """See `linear.norm_gated_linear_reference`."""
+    if x.dtype == torch.float16:
+        return linear.norm_gated_linear_reference(x, norm, eps, weight, bias, scale)
     return gated(product(rms_norm(x, norm, eps), weight, bias, scale))
-
-
-def linear_residual(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, scale: Tensor | None = None
-) -> Tensor:
-    """`linear.linear_residual`."""
-    return product(x, weight, bias, scale).add_(residual)
 
 
 @njit(fastmath=FAST, cache=True)

@@ -18,8 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridgen.kernels.int8_cpu import product
-from hybridgen.kernels.linear import pack
+from hybridgen.kernels.linear import pack, product
 from hybridgen.kernels.quantise import quantise
 
 MAX_ROWS = 64

@@ -86,7 +86,7 @@ def test_the_installed_metadata() -> None:
     assert about["Version"] == hybridgen.__version__
     assert about["Requires-Python"] == ">=3.10"
     assert set(about.get_all("Provides-Extra")) == {
-        *("flash", "plot", "test", "bench", "peers", "dev", "real")
+        *("flash", "plot", "cpu", "test", "bench", "peers", "dev", "real")
     }
     tried = {name for name in about.get_all("Classifier") if ":: 3." in name or "Operating" in name}
     assert tried == {

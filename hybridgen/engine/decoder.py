@@ -7,8 +7,10 @@ up to its own: rolling back is forgetting, the next call overwrites. One layer i
     [RMSNorm + gate-up + SiLU * mul] [down + residual]
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +23,23 @@ from hybridgen.engine.families import Family, multipliers
 from hybridgen.engine.prefill import PromptReader
 from hybridgen.engine.rope import context, head_dim, rope_table, rotations
 from hybridgen.engine.weights import Linear, Weights, fuse
+from hybridgen.kernels.attention import attention
+from hybridgen.kernels.attention_plan import is_compiled, prepare
 from hybridgen.kernels.int8_cpu import quantise_for_cpu
 from hybridgen.kernels.layers import embed
-from hybridgen.kernels.linear import can_pack, pack
+from hybridgen.kernels.linear import (
+    can_pack,
+    linear_residual,
+    norm_gated_linear,
+    norm_linear,
+    pack,
+)
 from hybridgen.kernels.quantise import quantise
 from hybridgen.kernels.query_tile import query_tile
 from hybridgen.kernels.row_tile import row_tile
-from hybridgen.kernels.steps import steps
+
+logger = logging.getLogger(__name__)
+TELLING = 0.5  # seconds
 
 
 def cache_layout(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> CacheLayout:
@@ -120,8 +132,6 @@ class Decoder:
     def _use(self, weights: Weights) -> None:
         """Compute with these from now on; for no number of threads are the row counts known."""
         self.weights, self._threads = weights, 0
-        dim = head_dim(self.config)
-        self._steps = steps(weights.embedding.device, weights.embedding.dtype, dim, self.is_int8)
 
     @property
     def device(self) -> torch.device:
@@ -134,11 +144,7 @@ class Decoder:
     @property
     def quantised(self) -> str | None:
         """The format of the products' weights, "int8"; None where it is the dtype."""
-        return "int8" if self.is_int8 else None
-
-    @property
-    def is_int8(self) -> bool:
-        return self.weights.head.scale is not None
+        return None if self.weights.head.scale is None else "int8"
 
     @property
     def weight_bytes(self) -> int:
@@ -169,6 +175,19 @@ class Decoder:
         self._layer_caches = cache.unbind()
         self._rope_table = rope_table(self.config, cache.shape[4], self.device, self._scores)
         self._fit_threads()
+        if self.device.type == "cpu" and is_compiled(self.head_dim):
+            self._compile()
+
+    def _compile(self) -> None:
+        """Make a step whose results nobody reads: where numba has not been asked before, it takes
+        seconds, which are part of loading."""
+        began = perf_counter()
+        zeros = torch.zeros(1, dtype=torch.int64, device=self.device)
+        with torch.no_grad():
+            self(zeros.view(1, 1), zeros)
+        seconds = perf_counter() - began
+        if seconds > TELLING:
+            logger.info("numba compiled for this CPU in %.1f s, and remembers it", seconds)
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
         """Logits [B, M, V], in the model's dtype, of ``tokens`` int64 [B, M].
@@ -202,7 +221,7 @@ class Decoder:
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x = self._hidden(tokens, start, cache)
         weights = self.weights
-        logits = self._steps.norm_linear(x, weights.norm, self.eps, *weights.head)
+        logits: Tensor = norm_linear(x, weights.norm, self.eps, *weights.head)
         batch, count = tokens.shape
         return logits[: batch * count].view(batch, count, -1)
 
@@ -210,7 +229,6 @@ class Decoder:
         """The residual stream [rows padded to the tile, hidden] after the last layer."""
         x, cos, sin = self._embed(tokens, start)
         eps, turns = self.eps, rotations(self._rotates, cos, sin)
-        norm_linear, norm_gated_linear, linear_residual, attention, _ = self._steps
         for layer, layer_cache, (cos, sin) in zip(self.weights.layers, cache, turns, strict=True):
             qkv = norm_linear(x, layer.input_norm, eps, *layer.qkv)
             seen = attention(
@@ -238,9 +256,7 @@ class Decoder:
             x, cos, sin = embed(tokens, start, embedding, rope)
             return self.weights.scaled(x), cos, sin
         count, windows = tokens.shape[1], self.windows
-        cos, sin = self._steps.prepare(
-            start, count, rope, windows, self.group, self.batch_invariant
-        )
+        cos, sin = prepare(start, count, rope, windows, self.group, self.batch_invariant)
         ids = tokens.reshape(-1)
         padding = -len(ids) % self._tile
         if padding:
@@ -261,7 +277,7 @@ class Decoder:
         if self.device.type != "cpu":
             return
         self._prompts.find_classes()
-        if not self._steps.compiled:
+        if not is_compiled(self.head_dim):
             query_tile(self.head_dim, threads)  # remembered, for the first forward
         if not self.batch_invariant:
             return

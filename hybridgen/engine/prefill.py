@@ -22,9 +22,8 @@ from hybridgen.engine.rope import rotations
 from hybridgen.engine.weights import Weights
 from hybridgen.kernels.block_sizes import size_classes
 from hybridgen.kernels.cache_write import cache_write
-from hybridgen.kernels.int8_cpu import product
 from hybridgen.kernels.layers import embed, normalize
-from hybridgen.kernels.linear import gated
+from hybridgen.kernels.linear import gated, product
 from hybridgen.kernels.prompt_attention import Masks, prompt_attention
 
 Classes = Sequence[tuple[int, ...]]

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
+from hybridgen.kernels.attention_plan import is_compiled
 
 # Two float32 computations of logits of size about 10, summed in other orders: ten products deep,
 # each within a few ulp (1e-6) of the other. A wrong formula is off by 0.01 and more.
@@ -334,7 +335,8 @@ def test_a_step_never_copies_the_cache() -> None:
         decoder(tokens, at(3000, 4000))
     mask = 2 * 8 * 4096 * 4  # rows x queries padded to a tile x keys, float32
     keys_of_one_layer = 2 * 2 * 4096 * 16 * 4
-    assert allocations.largest == mask < keys_of_one_layer
+    assert allocations.largest <= mask < keys_of_one_layer
+    assert allocations.largest == mask or is_compiled(16)
 
 
 def test_what_a_decoder_says_of_itself() -> None:

@@ -17,6 +17,13 @@ from hybridgen.kernels.attention_plan import prepare
 EPS = 1e-6
 
 
+@pytest.fixture(autouse=True)
+def reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled where numba is has tests of its own."""
+    monkeypatch.setattr(attention, "on_cpu", attention.reference)
+    monkeypatch.setattr(attention_plan, "has_numba", lambda: False)
+
+
 def rope_table(positions: int, dim: int) -> Tensor:
     frequencies = 100.0 ** (-torch.arange(0, dim, 2) / dim)
     angles = torch.arange(positions).unsqueeze(1) * frequencies

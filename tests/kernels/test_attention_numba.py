@@ -10,10 +10,10 @@ from test_attention import CASES, case, rope_table, truth
 from test_attention import EPS as CASE_EPS
 from torch import Tensor
 
-pytest.importorskip("numba", reason="the extra cpu is not installed")
-
-from hybridgen.kernels import attention_numba, steps
-from hybridgen.kernels.attention_numba import attention, prepare
+from hybridgen.kernels import attention_numba, attention_plan, registry
+from hybridgen.kernels.attention import attention_reference
+from hybridgen.kernels.attention_numba import attention
+from hybridgen.kernels.attention_plan import prepare
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -107,26 +107,41 @@ def test_nan_of_one_row_stays_there() -> None:
     assert torch.equal(bits(output[1]), bits(clean[1]))
 
 
-def test_angles_are_those_of_the_positions() -> None:
+def test_angles_carry_no_plan() -> None:
     table = rope_table(256, 8)
-    cos, sin = prepare(torch.tensor([-1, 40]), 2, table, (0,), 1, True)
+    cos, sin = prepare(torch.tensor([-1, 40]), 2, table, (0,), 1)
     at = torch.tensor([0, 0, 40, 41])
     assert torch.equal(cos, table[0, at]) and torch.equal(sin, table[1, at])
+    assert not hasattr(cos, attention_plan._PLAN)
 
 
-def test_they_are_used_where_they_can_be() -> None:
-    cpu = torch.device("cpu")
-    assert steps.steps(cpu, torch.float32, 64).compiled
-    assert steps.steps(cpu, torch.bfloat16, 64, int8=True).compiled
-    assert not steps.steps(cpu, torch.float16, 64).compiled
-    assert not steps.steps(cpu, torch.float32, 12).compiled
-    assert not steps.steps(torch.device("cuda"), torch.bfloat16, 64).compiled
+@pytest.mark.parametrize(("dim", "dtype"), [(12, torch.float32), (16, torch.float16)])
+def test_what_is_not_compiled_is_the_references(dim: int, dtype: torch.dtype) -> None:
+    c = make_case((30, 200), 3, dim=dim, dtype=dtype)
+    c = replace(c, cache=c.cache.nan_to_num())  # the reference masks what it does not see
+    output, written = run(c)
+    start, cache = torch.tensor(c.start), c.cache.float()
+    angles = prepare(start, c.tokens, c.table, (0,), 2)
+    expected = attention_reference(c.qkv, cache, start, *angles, c.norm.float(), EPS, 0, 0.0)
+    assert torch.equal(output, expected) and torch.equal(bits(written), bits(cache))
 
 
-def test_without_numba_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps.has_numba.cache_clear()
-    monkeypatch.setenv(steps.SWITCH, "0")
+def test_the_op_takes_it_where_numba_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def new() -> registry.Op:
+        return registry.Op("attention", attention_reference, "", "attention_numba:attention")
+
+    c = make_case((3,), 1)
+    start = torch.tensor(c.start)
+    angles = prepare(start, 1, c.table, (0,), 2)
+    arguments = (c.cache.float(), start, *angles, c.norm, EPS, 0, 0.0)
+    op = new()
+    op(c.qkv, *arguments)
+    assert op.on_cpu is attention
+    registry.has_numba.cache_clear()
+    monkeypatch.setenv("HYBRIDGEN_NUMBA", "0")
     try:
-        assert not steps.steps(torch.device("cpu"), torch.float32, 64).compiled
+        op = new()
+        op(c.qkv, *arguments)
+        assert op.on_cpu is attention_reference
     finally:
-        steps.has_numba.cache_clear()
+        registry.has_numba.cache_clear()

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from hybridgen.kernels import int8_cpu, linear
+from hybridgen.kernels import linear
 from hybridgen.kernels.block_sizes import size_classes
-from hybridgen.kernels.int8_cpu import ROWS, product, quantise_for_cpu
+from hybridgen.kernels.int8_cpu import quantise_for_cpu
+from hybridgen.kernels.linear import INT8_ROWS as ROWS
+from hybridgen.kernels.linear import product
 from hybridgen.kernels.row_tile import cancelling, kind, row_tile, tried
 
 SHAPES = [(960, 576), (576, 1536), (97, 48), (40, 16)]
@@ -68,12 +70,12 @@ def test_the_kernel_is_not_used_where_it_would_read_past_the_end(
     def never(*given: torch.Tensor) -> torch.Tensor:
         raise AssertionError("torch's kernel was called")
 
-    monkeypatch.setattr(int8_cpu.torch, "_weight_int8pack_mm", never)
+    monkeypatch.setattr(linear.torch, "_weight_int8pack_mm", never)
     for depth, dtype in ((40, torch.bfloat16), (48, torch.float32), (48, torch.float16)):
         q, bias, scale = layer(12, depth, dtype)
         x = torch.ones(2, depth, dtype=dtype)
         assert scale.dtype == torch.float32
-        assert torch.equal(product(x, q, bias, scale), linear.product(x, q, bias, scale))
+        assert torch.equal(product(x, q, bias, scale), linear.scaled_product(x, q, bias, scale))
     with pytest.raises(AssertionError, match="was called"):
         product(torch.ones(2, 48).bfloat16(), *layer(12, 48))
 

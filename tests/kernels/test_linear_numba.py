@@ -1,16 +1,13 @@
 """What is compiled around a CPU's products, against float64, and bit by bit."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 from on_device import bits, poisoned
 from torch import Tensor
-
-pytest.importorskip("numba", reason="the extra cpu is not installed")
-
-import numpy as np
-from numba import njit
 
 from hybridgen.kernels import linear, linear_numba
 from hybridgen.kernels.linear_numba import gated, rms_norm
@@ -117,27 +114,14 @@ def test_the_ops_are_those_of_linear(dtype: torch.dtype, int8: bool) -> None:
     torch.manual_seed(1)
     x, norm = torch.randn(3, 32).to(dtype), (1 + 0.1 * torch.randn(32)).to(dtype)
     weight, bias = torch.randn(24, 32).to(dtype), torch.randn(24).to(dtype)
-    wide_weight = torch.randn(48, 32).to(dtype)
-    residual = torch.randn(3, 24).to(dtype)
-    scale = wide_scale = None
-    if int8:
-        weight, scale = quantise(weight)
-        wide_weight, wide_scale = quantise(wide_weight)
-    tolerance = 2e-5 if dtype == torch.float32 else 0.1
-    pairs = [
-        (
-            linear_numba.norm_linear(x, norm, 1e-5, weight, bias, scale),
-            linear.norm_linear(x, norm, 1e-5, weight, bias, scale),
-        ),
-        (
-            linear_numba.norm_gated_linear(x, norm, 1e-5, wide_weight, None, wide_scale),
-            linear.norm_gated_linear(x, norm, 1e-5, wide_weight, None, wide_scale),
-        ),
-        (
-            linear_numba.linear_residual(x, weight, bias, residual, scale),
-            linear.linear_residual(x, weight, bias, residual, scale),
-        ),
-    ]
-    for found, expected in pairs:
-        assert found.dtype == dtype
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    weight, scale = quantise(weight) if int8 else (weight, None)
+    # A norm that is rounded the other way moves a sum of 32 by some ulps of its terms.
+    tolerance = 0.1 if dtype == torch.bfloat16 else 2e-5
+    for found, reference in (
+        (linear_numba.norm_linear, linear.norm_linear_reference),
+        (linear_numba.norm_gated_linear, linear.norm_gated_linear_reference),
+    ):
+        y = found(x, norm, 1e-5, weight, bias, scale)
+        expected = reference(x, norm, 1e-5, weight, bias, scale)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
