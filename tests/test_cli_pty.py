@@ -22,17 +22,30 @@ import termios
 PATIENCE = 120  # seconds without any output, after which a program is taken to hang
 ERASE = "\r\x1b[K"
 WIDTH = 60
+# What a session's first process opens becomes its controlling terminal, from which keys interrupt.
+TAKE_TERMINAL = """
+import os, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 class Terminal:
     """A program on a pseudo-terminal: `until` reads what it shows, `type` sends keys."""
 
     def __init__(self, arguments: list[str]) -> None:
-        environment = {**os.environ, "TERM": "dumb"}
-        self.process, self.screen = pty.fork()
-        if self.process == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDTH, 0, 0))
-            os.execve(sys.executable, [sys.executable, *arguments], environment)
+        self.screen, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDTH, 0, 0))
+        # Not by a fork of this process: libraries that it has loaded may not survive one.
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TAKE_TERMINAL, *arguments],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env={**os.environ, "TERM": "dumb"},
+            start_new_session=True,
+        )
+        os.close(terminal)
         self.shown = ""
 
     def until(self, text: str, again: str = "") -> str:
@@ -66,14 +79,11 @@ class Terminal:
 
     def ended(self) -> int:
         """The exit status of a program that is about to end."""
-        _, status = os.waitpid(self.process, 0)
-        self.process = 0
-        return os.waitstatus_to_exitcode(status)
+        return self.process.wait()
 
     def close(self) -> None:
-        if self.process:
-            os.kill(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
+        self.process.kill()
+        self.process.wait()
         os.close(self.screen)
 
 
