@@ -24,10 +24,11 @@ def generator(tiny_pair: TinyPair) -> HybridGenerator:
     return HybridGenerator(*tiny_pair, device="cpu", dtype=torch.float32)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """The tests may set how many threads torch has; the parent's stay as they are."""
+    """One to begin with; the tests may set others, and what was before comes back."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
