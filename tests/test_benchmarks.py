@@ -139,3 +139,13 @@ def test_int8_weights_are_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
         assert set(int8["milliseconds"]) == {"1", "5"}
     assert set(report["rounds"]) == {"plain", "int8 SLM", "int8 both"}
     assert report["rounds"]["plain"]["greedy"]["tokens_a_round"] >= 1
+
+
+def test_what_numba_gives_is_measured(warm: Warm, tiny_pair: TinyPair, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
+    finished = measure(warm, "compiled", *options, "--behind", 3, "--repeats", 3)
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(out.read_text())
+    for model in report["models"].values():
+        assert model["1 behind 3"]["torch / numba"] > 0 < model["5 behind 3"]["products, ms"]

@@ -1,0 +1,119 @@
+"""What numba gives a model's step on a CPU: compiled beside torch's ops.
+
+    python -m benchmarks.compiled                                   the embedded pair
+    python -m benchmarks.compiled --slm FOLDER --llm FOLDER
+
+Of each model, steps of 1 and of 5 tokens behind some positions, in turn with the one and the other
+in one process: the median time of each, the median ratio of the pairs with its quartiles, and
+beside them the time of the products alone, which are the same in both.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from hybridgen import HybridGenerator
+from hybridgen.benchmarks.conditions import conditions, pair_options, tell
+from hybridgen.engine.weights import Linear
+from hybridgen.kernels import attention_plan
+from hybridgen.kernels.linear import product
+from hybridgen.kernels.registry import OPS, has_numba
+
+STEPS = (1, 5)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if not has_numba():
+        raise SystemExit("numba is not installed: pip install -e '.[cpu]'")
+    torch.set_num_threads(arguments.threads)
+    generator = HybridGenerator(
+        arguments.slm,
+        arguments.llm,
+        device="cpu",
+        dtype=arguments.dtype,
+        max_batch_size=1,
+        max_seq_len=max(arguments.behind) + max(STEPS),
+    )
+    with torch.inference_mode():
+        report = {
+            **conditions("What numba gives a step", "compiled", arguments, torch.device("cpu")),
+            "models": {
+                role: of_model(model, arguments)
+                for role, model in (("slm", generator.slm), ("llm", generator.llm))
+            },
+        }
+    tell(report, arguments.out)
+
+
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    parser = pair_options(__doc__)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="None: what is fastest")
+    parser.add_argument("--behind", type=int, nargs="+", default=[30, 250], help="positions")
+    parser.add_argument("--repeats", type=int, default=50)
+    return parser.parse_args(given)
+
+
+def of_model(model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """By the number of tokens and positions: milliseconds, and the ratio."""
+    found: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
+    products = [*(p for layer in model.weights.layers for p in layer.products), model.weights.head]
+    for count in STEPS:
+        tokens = torch.ones(1, count, dtype=torch.int64)
+        given = [(torch.ones(count, p.weight.shape[1], dtype=model.dtype), p) for p in products]
+        alone = partial(multiply, given)
+        for behind in arguments.behind:
+            step = partial(model, tokens, torch.tensor([behind]))
+            found[f"{count} behind {behind}"] = compare(step, alone, arguments.repeats)
+    return found
+
+
+def multiply(given: Sequence[tuple[Tensor, Linear]]) -> None:
+    for x, weights in given:
+        product(x, *weights)
+
+
+def compare(step: Callable[[], Any], alone: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Of a ``step`` with both, and of its products ``alone``."""
+    times: dict[str, list[float]] = {"torch": [], "numba": [], "products": []}
+    for repeat in range(-2, repeats):
+        with torch_alone():
+            plain = seconds(step)
+        took = {"torch": plain, "numba": seconds(step), "products": seconds(alone)}
+        for name, value in took.items():
+            if repeat >= 0:
+                times[name].append(value)
+    ratios = [a / b for a, b in zip(times["torch"], times["numba"], strict=True)]
+    low, middle, high = quantiles(ratios, n=4, method="inclusive")
+    return {
+        **{f"{name}, ms": round(1e3 * median(each), 3) for name, each in times.items()},
+        "torch / numba": round(middle, 2),
+        "quartiles": [round(low, 2), round(high, 2)],
+    }
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    began = perf_counter()
+    work()
+    return perf_counter() - began
+
+
+@contextmanager
+def torch_alone() -> Iterator[None]:
+    """Without what numba has compiled."""
+    with ExitStack() as stack:
+        for op in OPS.values():
+            stack.enter_context(patch.object(op, "on_cpu", op.reference))
+        stack.enter_context(patch.object(attention_plan, "has_numba", lambda: False))
+        yield
+
+
+if __name__ == "__main__":
+    main(parse())
