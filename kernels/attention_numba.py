@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hybridgen.kernels.attention import attention_reference
 from hybridgen.kernels.attention_plan import EIGHT, is_compiled
-from hybridgen.kernels.numba_utils import FAST, array, exp, rounded, wide
+from hybridgen.kernels.numba_utils import FAST, array, compiled, exp, rounded, wide
 
 SHARED = 1 << 23  # products of a query and a key from which threads share the work, some 300 us
 _NO_NORM = np.zeros((1, 1), np.float32)
@@ -80,7 +80,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hybridgen-attention")
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
+@compiled
 def _attention(
     first_pair: int,
     last_pair: int,

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from hybridgen.kernels import linear
 from hybridgen.kernels.linear import product
-from hybridgen.kernels.numba_utils import FAST, array, exp, rounded, wide
+from hybridgen.kernels.numba_utils import array, compiled, exp, rounded, wide
 
 _ONE = np.float32(1)
 
@@ -61,7 +60,7 @@ def norm_gated_linear(
     return gated(product(rms_norm(x, norm, eps), weight, bias, scale))
 
 
-@njit(fastmath=FAST, cache=True)
+@compiled
 def _rms_norm(x: Any, weight: Any, eps: Any, y: Any) -> None:
     rows, width = x.shape
     for r in range(rows):
@@ -75,7 +74,7 @@ def _rms_norm(x: Any, weight: Any, eps: Any, y: Any) -> None:
             y[r, i] = rounded(wide(value) * wide(weight[i]), y)
 
 
-@njit(fastmath=FAST, cache=True)
+@compiled
 def _gated(both: Any, y: Any) -> None:
     rows, width = y.shape
     for r in range(rows):

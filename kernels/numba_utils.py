@@ -27,6 +27,18 @@ _C1 = np.float32(0.6931471824645996)
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
 
+def compiled(function: Any) -> Any:
+    """``function``, compiled when it is called first, or read from numba's cache on disk.
+
+    It lets other threads of Python run meanwhile. Where there is no folder that the cache could be
+    in (a package and a home that are read-only), every process compiles.
+    """
+    try:
+        return njit(fastmath=FAST, nogil=True, cache=True)(function)
+    except RuntimeError:
+        return njit(fastmath=FAST, nogil=True)(function)
+
+
 @intrinsic
 def as_float(typing_context: Any, bits: Any) -> Any:
     """The float32 of these int32 ``bits``."""

@@ -9,7 +9,7 @@ from numba import njit
 from on_device import bits, poisoned
 from torch import Tensor
 
-from hybridgen.kernels import linear, linear_numba
+from hybridgen.kernels import linear, linear_numba, numba_utils
 from hybridgen.kernels.linear_numba import gated, rms_norm
 from hybridgen.kernels.numba_utils import array, exp, rounded, wide
 from hybridgen.kernels.quantise import quantise
@@ -125,3 +125,23 @@ def test_the_ops_are_those_of_linear(dtype: torch.dtype, int8: bool) -> None:
         expected = reference(x, norm, 1e-5, weight, bias, scale)
         assert y.dtype == dtype
         torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_without_a_place_for_the_cache_it_is_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def nowhere(**options: object) -> object:
+        asked.append("cache" in options)
+        if asked[-1]:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(numba_utils, "njit", nowhere)
+
+    def twice(x: int) -> int:
+        return 2 * x
+
+    assert numba_utils.compiled(twice)(3) == 6
+    assert asked == [True, False]
