@@ -51,7 +51,10 @@ def attention(
         (0,) * (dim // EIGHT),
         (0,) * group,
         array(qkv),
-        cache.numpy(),
+        _flat(cache),
+        cache.stride()[:3],
+        cache.shape[1],
+        cache.shape[3],
         starts,
         cos.numpy(),
         sin.numpy(),
@@ -75,6 +78,17 @@ def attention(
     return output
 
 
+def _flat(cache: Tensor) -> Any:
+    """All between the first and the last number of ``cache``, one after the other.
+
+    Some rows of a cache have gaps between its heads, all have none: were that part of the array's
+    type, numba would compile other code for it, and that would order sums otherwise.
+    """
+    strides = zip(cache.shape, cache.stride(), strict=True)
+    extent = 1 + sum((size - 1) * stride for size, stride in strides)
+    return cache.as_strided((extent,), (1,)).numpy()
+
+
 @lru_cache(maxsize=8)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hybridgen-attention")
@@ -87,7 +101,10 @@ def _attention(
     eights: Any,  # D = 8 * its length
     heads: Any,  # G: its length
     qkv: Any,  # [R, kv_heads * (G + 2) * D]
-    cache: Any,  # float32 [2, kv_heads, rows, positions, D]
+    cache: Any,  # float32, from the first number of [2, kv_heads, rows, positions, D] to the last
+    strides: Any,  # of its first three axes
+    kv_heads: int,
+    positions: int,
     start: Any,  # int64 [B]
     cos: Any,  # float32 [B * M, 1, D]
     sin: Any,
@@ -98,13 +115,15 @@ def _attention(
     output: Any,  # [R, kv_heads * G * D]
 ) -> None:
     D, G = EIGHT * len(eights), len(heads)
-    kv_heads, positions = cache.shape[1], cache.shape[3]
     tokens = cos.shape[0] // start.shape[0]
     q, x = np.empty((G, D), np.float32), np.empty(D, np.float32)
     sums, scores = np.empty((G, D), np.float32), np.empty((G, positions), np.float32)
     for pair in range(first_pair, last_pair):
         b, h = pair // kv_heads, pair % kv_heads
-        keys, values = cache[0, h, b], cache[1, h, b]
+        first_key = h * strides[1] + b * strides[2]
+        first_value = first_key + strides[0]
+        keys = cache[first_key : first_key + positions * D].reshape(positions, D)
+        values = cache[first_value : first_value + positions * D].reshape(positions, D)
         for i in range(tokens):
             row, place = b * tokens + i, max(start[b] + i, 0)
             key, value = kv_heads * G + h, kv_heads * (G + 1) + h

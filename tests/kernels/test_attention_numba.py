@@ -84,6 +84,23 @@ def test_a_tokens_bits_are_its_own(dtype: torch.dtype, window: int, heads: tuple
         assert torch.equal(bits(one[0]), bits(output[row])), f"row {row}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_of_a_larger_cache_has_the_same_bits(dtype: torch.dtype) -> None:
+    """Its heads are further apart."""
+    c = make_case((17, 40, 250), 2, dtype=dtype)
+    output, written = run(c)
+    whole = written.clone()
+    for b, start in enumerate(c.start):
+        at = torch.tensor([start])
+        angles = prepare(at, c.tokens, c.table, (0,), 2)
+        part, rows = whole[:, :, b : b + 1], slice(b * c.tokens, (b + 1) * c.tokens)
+        assert not part.is_contiguous()
+        norm = None if c.norm is None else c.norm.float()
+        found = attention(c.qkv[rows], part, at, *angles, norm, EPS, 0, 0.0)
+        assert torch.equal(bits(found), bits(output[rows])), f"row {b}"
+    assert torch.equal(bits(whole), bits(written))
+
+
 def test_threads_share_the_work_and_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case((17, 3, 250), 2, heads=(6, 3))
     output, written = run(c)
