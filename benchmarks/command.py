@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import get_args
 
-from hybridgen.names import DtypeName
+from hybridgen.names import DtypeName, WeightsName
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def build_parser(declarations: Sequence[Any] | None = None) -> argparse.Argument
     add = parser.add_argument_group("where").add_argument
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", choices=get_args(DtypeName), help="(default: by device)")
-    add("--slm-weights", choices=("int8",), help="of our SLM; what it writes by itself is left out "
-        "(default: as in its dtype)")  # fmt: skip
+    add("--slm-weights", choices=get_args(WeightsName), help="of our SLM; what it writes by itself "
+        "is left out (default: as in its dtype)")  # fmt: skip
     add("--threads", metavar="N", type=int, help="of the CPU (default: torch's)")
     add("--scratch", metavar="DIR", type=Path, default=SCRATCH, help="where pairs are built and "
         "checkpoints converted, to be used again (default: %(default)s)")  # fmt: skip

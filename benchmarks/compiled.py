@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hybridgen import HybridGenerator
 from hybridgen.benchmarks.conditions import conditions, pair_options, tell
+from hybridgen.benchmarks.profiling import ratio
 from hybridgen.engine.weights import Linear
 from hybridgen.kernels import attention_plan
 from hybridgen.kernels.linear import product
@@ -90,12 +91,9 @@ def compare(step: Callable[[], Any], alone: Callable[[], Any], repeats: int) -> 
         for name, value in took.items():
             if repeat >= 0:
                 times[name].append(value)
-    ratios = [a / b for a, b in zip(times["torch"], times["numba"], strict=True)]
-    low, middle, high = quantiles(ratios, n=4, method="inclusive")
     return {
         **{f"{name}, ms": round(1e3 * median(each), 3) for name, each in times.items()},
-        "torch / numba": round(middle, 2),
-        "quartiles": [round(low, 2), round(high, 2)],
+        "torch / numba": ratio(times["numba"], times["torch"]),
     }
 
 

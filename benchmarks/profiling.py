@@ -105,7 +105,7 @@ def ratios(generator: HybridGenerator, asked: dict[str, Any], repeats: int) -> R
 
 
 def ratio(plain: Sequence[float], recorded: Sequence[float]) -> dict[str, Any]:
-    """Of seconds without and with a profile, pair by pair."""
+    """Of seconds without and with a profile, or whatever else, pair by pair."""
     each = [with_it / without for without, with_it in zip(plain, recorded, strict=True)]
     low, middle, high = quantiles(each, n=4, method="inclusive")
     return {

@@ -22,7 +22,9 @@ from hybridgen.kernels.attention import attention_reference
 from hybridgen.kernels.attention_plan import EIGHT, is_compiled
 from hybridgen.kernels.numba_utils import FAST, array, compiled, exp, rounded, wide
 
-SHARED = 1 << 23  # products of a query and a key from which threads share the work, some 300 us
+# Multiplications from which threads share the work: 450 us of one thread, 370 of two; of half as
+# many two threads take as long as one.
+SHARED = 1 << 22
 _NO_NORM = np.zeros((1, 1), np.float32)
 _ZERO, _ONE, _TWO, _LOWEST = np.float32(0), np.float32(1), np.float32(2), np.float32(-1e30)
 
@@ -46,7 +48,6 @@ def attention(
     output = qkv.new_empty(qkv.shape[0], group * kv_heads * dim)
     if qkv.shape[0] > cos.shape[0]:
         output[cos.shape[0] :].zero_()
-    starts = start.numpy()
     given: Any = (
         (0,) * (dim // EIGHT),
         (0,) * group,
@@ -55,27 +56,36 @@ def attention(
         cache.stride()[:3],
         cache.shape[1],
         cache.shape[3],
-        starts,
-        cos.numpy(),
-        sin.numpy(),
-        _NO_NORM if qk_norm is None else qk_norm.numpy(),
+        array(start),
+        array(cos),
+        array(sin),
+        _NO_NORM if qk_norm is None else array(qk_norm),
         np.float32(eps),
         window,
         np.float32(softcap),
         array(output),
     )
-    pairs, threads = len(starts) * kv_heads, torch.get_num_threads()
-    keys = int(starts.max()) + 1 if window == 0 else window
-    if threads == 1 or pairs == 1 or cos.shape[0] * output.shape[1] * keys < SHARED:
+    pairs, threads = len(start) * kv_heads, torch.get_num_threads()
+    if threads == 1 or pairs == 1 or cos.shape[0] * output.shape[1] * _keys(start, window) < SHARED:
         _attention(0, pairs, *given)
-        return output
+    else:
+        _share(threads, pairs, given)
+    return output
+
+
+def _keys(start: Tensor, window: int) -> int:
+    """About how many keys a query sees at most."""
+    return window or int(start.max()) + 1
+
+
+def _share(threads: int, pairs: int, given: Any) -> None:
+    """`_attention` of all ``pairs`` by so many threads, this one among them."""
     share = -(-pairs // threads)
     parts = [(i, min(i + share, pairs)) for i in range(0, pairs, share)]
     others = [_pool(threads - 1).submit(_attention, *part, *given) for part in parts[1:]]
     _attention(*parts[0], *given)
     for other in others:
         other.result()
-    return output
 
 
 def _flat(cache: Tensor) -> Any:
@@ -84,8 +94,9 @@ def _flat(cache: Tensor) -> Any:
     Some rows of a cache have gaps between its heads, all have none: were that part of the array's
     type, numba would compile other code for it, and that would order sums otherwise.
     """
-    strides = zip(cache.shape, cache.stride(), strict=True)
-    extent = 1 + sum((size - 1) * stride for size, stride in strides)
+    _, kv_heads, rows, positions, dim = cache.shape
+    values, head, row = cache.stride()[:3]
+    extent = values + (kv_heads - 1) * head + (rows - 1) * row + positions * dim
     return cache.as_strided((extent,), (1,)).numpy()
 
 

@@ -18,8 +18,10 @@ third).
 With a ``scale`` [O], float32, the weight is int8, as `quantise` makes it, and stands for
 scale[o] * weight[o, k]: half the bytes of bfloat16. x and its norm are the same as without; weights
 are converted to x's dtype, which is exact, and the scale multiplies the sum, before the bias. On a
-GPU a result is rounded where it is without a scale; on a CPU bfloat16 sums once more, ahead of the
-scale, and the weight is converted anew in every product, which saves memory and no time.
+GPU a result is rounded where it is without a scale. On a CPU torch has a kernel for up to
+`INT8_ROWS` rows, where the scale is bfloat16 (see `int8_cpu`); elsewhere the weight is converted
+anew in every product, which saves memory and no time, and bfloat16 sums are rounded once more,
+ahead of the scale.
 """
 
 import torch

@@ -22,7 +22,7 @@ from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Family, multipliers
 from hybridgen.engine.prefill import PromptReader
 from hybridgen.engine.rope import context, head_dim, rope_table, rotations
-from hybridgen.engine.weights import Linear, Weights, fuse
+from hybridgen.engine.weights import LayerWeights, Linear, Weights, fuse
 from hybridgen.kernels.attention import attention
 from hybridgen.kernels.attention_plan import is_compiled, prepare
 from hybridgen.kernels.int8_cpu import quantise_for_cpu
@@ -179,12 +179,16 @@ class Decoder:
             self._compile()
 
     def _compile(self) -> None:
-        """Make a step whose results nobody reads: where numba has not been asked before, it takes
-        seconds, which are part of loading."""
+        """Run the first layer, over a cache of its own.
+
+        Where numba has not been asked before this takes seconds, which are then part of loading.
+        """
         began = perf_counter()
         zeros = torch.zeros(1, dtype=torch.int64, device=self.device)
+        layer, cache = self.weights.layers[0], torch.zeros_like(self.cache[0, :, :, :1, :1])
         with torch.no_grad():
-            self(zeros.view(1, 1), zeros)
+            x, cos, sin = self._embed(zeros.view(1, 1), zeros)
+            self._layer(layer, cache, x, zeros, cos, sin)
         seconds = perf_counter() - began
         if seconds > TELLING:
             logger.info("numba compiled for this CPU in %.1f s, and remembers it", seconds)
@@ -228,25 +232,39 @@ class Decoder:
     def _hidden(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         """The residual stream [rows padded to the tile, hidden] after the last layer."""
         x, cos, sin = self._embed(tokens, start)
-        eps, turns = self.eps, rotations(self._rotates, cos, sin)
+        turns = rotations(self._rotates, cos, sin)
         for layer, layer_cache, (cos, sin) in zip(self.weights.layers, cache, turns, strict=True):
-            qkv = norm_linear(x, layer.input_norm, eps, *layer.qkv)
-            seen = attention(
-                qkv,
-                layer_cache,
-                start,
-                cos,
-                sin,
-                layer.qk_norm,
-                eps,
-                layer.window,
-                0.0,  # no family here caps its scores
-            )
-            weight, bias, scale = layer.output
-            x = linear_residual(seen, weight, bias, x, scale)
-            inner = norm_gated_linear(x, layer.mlp_norm, eps, *layer.gate_up)
-            weight, bias, scale = layer.down
-            x = linear_residual(inner, weight, bias, x, scale)
+            x = self._layer(layer, layer_cache, x, start, cos, sin)
+        return x
+
+    def _layer(
+        self,
+        layer: LayerWeights,
+        cache: Tensor,
+        x: Tensor,
+        start: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
+        """The residual stream after ``layer``, of x before it; ``cache`` is the layer's."""
+        eps = self.eps
+        qkv = norm_linear(x, layer.input_norm, eps, *layer.qkv)
+        seen = attention(
+            qkv,
+            cache,
+            start,
+            cos,
+            sin,
+            layer.qk_norm,
+            eps,
+            layer.window,
+            0.0,  # no family here caps its scores
+        )
+        weight, bias, scale = layer.output
+        x = linear_residual(seen, weight, bias, x, scale)
+        inner = norm_gated_linear(x, layer.mlp_norm, eps, *layer.gate_up)
+        weight, bias, scale = layer.down
+        x = linear_residual(inner, weight, bias, x, scale)
         return x
 
     def _embed(self, tokens: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """A pair from two models: looked at, then loaded, with the cache that they share."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -12,8 +12,8 @@ from hybridgen.engine.loading import NAMES, Found, look
 from hybridgen.engine.pair import SLACK, Pair
 from hybridgen.engine.room import check_room
 from hybridgen.engine.transformers_decoder import TransformersDecoder
+from hybridgen.names import WeightsName
 
-WEIGHTS = ("int8",)
 DEFAULT_MAX_SEQ_LEN = 4096
 LARGEST = 2**31 - 1
 
@@ -87,7 +87,7 @@ def check_weights(slm_weights: Any, llm_weights: Any) -> None:
     """Raise TypeError or ValueError, naming the argument, unless each is "int8" or None."""
     for name, value in (("slm_weights", slm_weights), ("llm_weights", llm_weights)):
         if value is not None:
-            check_choice(name, value, WEIGHTS)
+            check_choice(name, value, get_args(WeightsName))
 
 
 def check_sizes(max_batch_size: Any, max_seq_len: Any) -> None:

@@ -220,9 +220,10 @@ class Measures:
         top, ids = logits.topk(self.top.shape[1], 1)
         relative = torch.sub(logits, top.narrow(1, 0, 1), out=relative).clamp_min_(_UNDERFLOW)
         powers = relative.exp()
-        log_sum = powers.sum(1).log_()
-        negentropy = powers.mul_(relative).sum(1).div_(log_sum.exp()).sub_(log_sum)
-        likeliest = log_sum.neg_()
+        total = powers.sum(1)
+        negentropy = powers.mul_(relative).sum(1).div_(total)
+        likeliest = total.log_().neg_()
+        negentropy.add_(likeliest)
         kept = self.top, self.ids, self.logprob, self.negentropy
         for buffer, measured in zip(kept, (top, ids, likeliest, negentropy), strict=True):
             buffer.index_copy_(0, place, measured)

@@ -123,8 +123,8 @@ class Auto(Program):
         found = [choice.found.get(text, 0) for text in texts]
         self.chooser.saw(arm, found, gained, progress, outcome.seconds, choice.catch_ups)
         self.found = dict(zip(texts, outcome.left, strict=True))
-        most = max(outcome.to_come, default=0)
-        self.last = [text for text, n in zip(texts, outcome.to_come, strict=True) if n == most]
+        furthest = max(outcome.to_come, default=0)
+        self.last = [text for text, n in zip(texts, outcome.to_come, strict=True) if n == furthest]
 
 
 def auto_round(batch: Batch, num_drafts: int, proposer: Proposer | None, with_q: bool) -> None:

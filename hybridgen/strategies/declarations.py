@@ -16,10 +16,7 @@ from hybridgen.names import Auto, Evidence, Verification
 from hybridgen.result import Fold, Rate, columns, mean, same, total
 
 MAX_CONSECUTIVE = 16
-THRESHOLDS = {
-    "uncertainty": 0.5,
-    "entropy": 2.5,
-}  # where none is asked for, in the metric's unit
+THRESHOLDS = {"uncertainty": 0.5, "entropy": 2.5}  # where none is asked for, in the metric's unit
 
 
 @dataclass(frozen=True)

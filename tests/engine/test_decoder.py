@@ -328,6 +328,14 @@ class Allocations(TorchDispatchMode):
         return result
 
 
+def test_binding_a_cache_writes_nothing_to_it() -> None:
+    decoder = Decoder.from_model(random_model("qwen3"))
+    cache = Arena([decoder.cache_layout()], 2, 64, "cpu").caches[0].normal_()
+    before = cache.clone()
+    decoder.bind(cache)
+    assert torch.equal(cache, before)
+
+
 def test_a_step_never_copies_the_cache() -> None:
     decoder = bound(random_model("qwen3"), rows=3, positions=4096)
     tokens = random_tokens(2, 1)

@@ -101,6 +101,25 @@ def test_a_row_of_a_larger_cache_has_the_same_bits(dtype: torch.dtype) -> None:
     assert torch.equal(bits(whole), bits(written))
 
 
+def test_strides_of_what_it_reads_change_no_bits() -> None:
+    """Nor is anything compiled for them: that would take seconds in the midst of a call."""
+    c = make_case((17, 40, 250), 2)
+    output, written = run(c)
+    known = len(attention_numba._attention.signatures)
+
+    def strided(tensor: Tensor) -> Tensor:
+        return torch.stack((tensor, torch.full_like(tensor, -7)), -1)[..., 0]
+
+    start = torch.tensor(c.start)
+    cos, sin = prepare(start, c.tokens, c.table, (0,), 2)
+    given = [strided(t) for t in (c.qkv, start, cos, sin, c.norm)]
+    assert not any(t.is_contiguous() for t in given)
+    cache = c.cache.clone()
+    again = attention(given[0], cache, *given[1:], EPS, 0, 0.0)
+    assert torch.equal(bits(again), bits(output)) and torch.equal(bits(cache), bits(written))
+    assert len(attention_numba._attention.signatures) == known
+
+
 def test_threads_share_the_work_and_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case((17, 3, 250), 2, heads=(6, 3))
     output, written = run(c)
