@@ -41,7 +41,7 @@ def attention(
     softcap: float,
 ) -> Tensor:
     """See `hybridgen.kernels.attention.attention_reference`; cos and sin need carry no plan."""
-    if not is_compiled(cache.shape[4]) or qkv.dtype == torch.float16:
+    if not is_compiled(cache.shape[4], qkv.dtype):
         return attention_reference(qkv, cache, start, cos, sin, qk_norm, eps, window, softcap)
     kv_heads, dim = cache.shape[1], cache.shape[4]
     group = qkv.shape[1] // (dim * kv_heads) - 2

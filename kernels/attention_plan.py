@@ -45,6 +45,7 @@ def prepare(
     windows: Sequence[int],
     group: int,
     batch_invariant: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """cos and sin for the layers of a forward on a CPU, float32 [B * M, 1, D] each.
 
@@ -56,6 +57,7 @@ def prepare(
     group            query heads per key head
     batch_invariant  False: bits may depend on other tokens and rows; queries are then not padded,
                      and all keys are one chunk
+    dtype            of the layers' activations
 
     It reads the largest start, to leave unwritten chunks of keys out. On a GPU, where that would
     be a wait, cosines and sines come from `layers.embed`.
@@ -63,15 +65,15 @@ def prepare(
     at = _positions(start, tokens)
     cos, sin = rope.index_select(1, at).unbind()
     _, positions, _, dim = rope.shape
-    if is_compiled(dim):
+    if is_compiled(dim, dtype):
         return cos, sin
     setattr(cos, _PLAN, _plan(start, at, positions, dim, windows, group, batch_invariant))
     return cos, sin
 
 
-def is_compiled(dim: int) -> bool:
+def is_compiled(dim: int, dtype: torch.dtype) -> bool:
     """Whether attention over heads of ``dim`` numbers is compiled on a CPU, and takes no plan."""
-    return dim % EIGHT == 0 and has_numba()
+    return dim % EIGHT == 0 and dtype != torch.float16 and has_numba()
 
 
 def unrotated(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

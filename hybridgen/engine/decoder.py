@@ -35,7 +35,7 @@ from hybridgen.kernels.linear import (
     pack,
 )
 from hybridgen.kernels.quantise import quantise
-from hybridgen.kernels.query_tile import query_tile
+from hybridgen.kernels.query_tile import KEYS, query_tile
 from hybridgen.kernels.row_tile import row_tile
 
 logger = logging.getLogger(__name__)
@@ -175,17 +175,18 @@ class Decoder:
         self._layer_caches = cache.unbind()
         self._rope_table = rope_table(self.config, cache.shape[4], self.device, self._scores)
         self._fit_threads()
-        if self.device.type == "cpu" and is_compiled(self.head_dim):
+        if self.device.type == "cpu" and is_compiled(self.head_dim, self.dtype):
             self._compile()
 
     def _compile(self) -> None:
         """Run the first layer, over a cache of its own.
 
-        Where numba has not been asked before this takes seconds, which are then part of loading.
+        It has the positions of one chunk of attention, less than which an op need not take. Where
+        numba has not been asked before this takes seconds, which are then part of loading.
         """
         began = perf_counter()
         zeros = torch.zeros(1, dtype=torch.int64, device=self.device)
-        layer, cache = self.weights.layers[0], torch.zeros_like(self.cache[0, :, :, :1, :1])
+        layer, cache = self.weights.layers[0], torch.zeros_like(self.cache[0, :, :, :1, :KEYS])
         with torch.no_grad():
             x, cos, sin = self._embed(zeros.view(1, 1), zeros)
             self._layer(layer, cache, x, zeros, cos, sin)
@@ -274,7 +275,9 @@ class Decoder:
             x, cos, sin = embed(tokens, start, embedding, rope)
             return self.weights.scaled(x), cos, sin
         count, windows = tokens.shape[1], self.windows
-        cos, sin = prepare(start, count, rope, windows, self.group, self.batch_invariant)
+        cos, sin = prepare(
+            start, count, rope, windows, self.group, self.batch_invariant, self.dtype
+        )
         ids = tokens.reshape(-1)
         padding = -len(ids) % self._tile
         if padding:
@@ -295,7 +298,7 @@ class Decoder:
         if self.device.type != "cpu":
             return
         self._prompts.find_classes()
-        if not is_compiled(self.head_dim):
+        if not is_compiled(self.head_dim, self.dtype):
             query_tile(self.head_dim, threads)  # remembered, for the first forward
         if not self.batch_invariant:
             return

@@ -209,7 +209,9 @@ class TransformersDecoder:
             return cos, sin
         layer = self.facts.layers[0]
         group = layer.heads // layer.kv_heads
-        return prepare(start, count, self._rope, self._windows, group, self.batch_invariant)
+        return prepare(
+            start, count, self._rope, self._windows, group, self.batch_invariant, self.dtype
+        )
 
     def _fit_threads(self) -> None:
         """Find the row counts that keep a row's bits, anew when the number of threads changes."""
