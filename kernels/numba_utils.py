@@ -30,13 +30,25 @@ _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 def compiled(function: Any) -> Any:
     """``function``, compiled when it is called first, or read from numba's cache on disk.
 
-    It lets other threads of Python run meanwhile. Where there is no folder that the cache could be
-    in (a package and a home that are read-only), every process compiles.
+    Sums may be taken in any order, so that they are made of vectors. It lets other threads of
+    Python run meanwhile. Where there is no folder that the cache could be in (a package and a home
+    that are read-only), every process compiles.
     """
+    return _compiled(function, FAST)
+
+
+def exactly(function: Any) -> Any:
+    """`compiled`, every operation as it stands: what is not a sum of floats gets vectors too."""
+    return _compiled(function, set())
+
+
+def _compiled(function: Any, fastmath: set[str]) -> Any:
+    # As numpy divides: by 0 too, for a check would be between the numbers of a vector.
+    options: dict[str, Any] = {"fastmath": fastmath, "nogil": True, "error_model": "numpy"}
     try:
-        return njit(fastmath=FAST, nogil=True, cache=True)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:
-        return njit(fastmath=FAST, nogil=True)(function)
+        return njit(**options)(function)
 
 
 @intrinsic
@@ -99,6 +111,19 @@ def _rounded(number, array):
         return np.uint16((bits + np.int32(0x7FFF) + odd) >> np.int32(16))
 
     return to_bfloat16
+
+
+def rows_of(tensor: Tensor) -> tuple[Any, int]:
+    """Rows [R, V] with numbers of one row beside each other, as one array, and their stride.
+
+    Whatever the stride, it is an array of one type. Its last number is that of the last row.
+    """
+    tensor = tensor.detach()
+    if tensor.stride(1) != 1 and tensor.shape[1] > 1:
+        tensor = tensor.contiguous()
+    rows, vocab = tensor.shape
+    stride = tensor.stride(0) if rows > 1 else vocab
+    return array(tensor.as_strided(((rows - 1) * stride + vocab,), (1,))), stride
 
 
 def array(tensor: Tensor) -> Any:

@@ -10,15 +10,20 @@ function that numba compiles for the CPU, in ``<op>_numba.py``: it takes the ref
 numba is installed, from the first call on.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
+TELLING = 2.0  # seconds: importing numba takes one
 
 LIBRARY = torch.library.Library("hybridgen", "DEF")
 
@@ -55,8 +60,13 @@ class Op:
     def _choose(self, *arguments: Any) -> Any:
         """`on_cpu` until it is called first: numba is not imported before."""
         assert self._compiled is not None
+        began = perf_counter()
         self.on_cpu = _load(self._compiled) if has_numba() else self.reference
-        return self.on_cpu(*arguments)
+        result = self.on_cpu(*arguments)
+        seconds = perf_counter() - began
+        if seconds > TELLING:
+            logger.info("%s was compiled for this CPU, once, in %.1f s", self.name, seconds)
+        return result
 
 
 OPS: dict[str, Op] = {}

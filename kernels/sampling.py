@@ -325,6 +325,7 @@ filter_logits = define(
     filter_logits_reference,
     _filter_logits_fake,
     "sampling_triton:filter_logits",
+    "sampling_numba:filter_logits",
 )
 sample = define(
     "sample(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream)"
@@ -332,6 +333,7 @@ sample = define(
     sample_reference,
     _sample_fake,
     "sampling_triton:sample",
+    "sampling_numba:sample",
 )
 sample_into = define(
     "sample_into(Tensor logits, Tensor sampling, Tensor seed, Tensor position, int stream,"
@@ -339,4 +341,5 @@ sample_into = define(
     sample_into_reference,
     _sample_into_fake,
     "sampling_triton:sample_into",
+    "sampling_numba:sample_into",
 )

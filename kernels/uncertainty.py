@@ -219,4 +219,5 @@ sample_measured = define(
     sample_measured_reference,
     _sample_measured_fake,
     "uncertainty_triton:sample_measured",
+    "uncertainty_numba:sample_measured",
 )

@@ -332,6 +332,7 @@ verify_coupled = define(
     verify_coupled_reference,
     _verify_coupled_fake,
     "verify_triton:verify_coupled",
+    "verify_numba:verify_coupled",
 )
 verify_rejection = define(
     "verify_rejection(Tensor target_logits, Tensor draft_logits, Tensor drafts,"
@@ -340,6 +341,7 @@ verify_rejection = define(
     verify_rejection_reference,
     _verify_rejection_fake,
     "verify_triton:verify_rejection",
+    "verify_numba:verify_rejection",
 )
 commit = define(
     "commit(Tensor(a!) tokens, Tensor(b!) length, Tensor(c!) done, Tensor(d!) report,"

@@ -93,6 +93,28 @@ def let_dots_sum_in_order() -> None:
     interpreter.InterpreterBuilder.create_dot = create_dot
 
 
+@pytest.fixture(scope="module")
+def references() -> Iterator[None]:
+    """Ops on a CPU are their references for the tests of a module, which compare Triton with them,
+    whether or not numba has compiled others."""
+    yield from on_references()
+
+
+@pytest.fixture
+def with_references() -> Iterator[None]:
+    """The same for one test: only references have parts in Python that it can replace."""
+    yield from on_references()
+
+
+def on_references() -> Iterator[None]:
+    from hybridgen.kernels.registry import OPS
+
+    with pytest.MonkeyPatch.context() as patch:
+        for op in OPS.values():
+            patch.setattr(op, "on_cpu", op.reference)
+        yield
+
+
 @pytest.fixture(
     scope="session", params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
 )

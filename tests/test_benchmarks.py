@@ -144,9 +144,11 @@ def test_int8_weights_are_measured(tiny_pair: TinyPair, tmp_path: Path) -> None:
 def test_what_numba_gives_is_measured(warm: Warm, tiny_pair: TinyPair, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     options = ["--slm", tiny_pair.slm, "--llm", tiny_pair.llm, "--out", out, "--threads", 1]
-    finished = measure(warm, "compiled", *options, "--behind", 3, "--repeats", 3)
+    few = ["--behind", 3, "--repeats", 3, "--texts", 2, "--new-tokens", 4]
+    finished = measure(warm, "compiled", *options, *few)
     assert finished.returncode == 0, finished.stderr
     report = json.loads(out.read_text())
+    assert all(text["torch / numba"]["median"] > 0 for text in report["texts"].values())
     for model in report["models"].values():
         assert (
             model["1 behind 3"]["torch / numba"]["median"] > 0 < model["5 behind 3"]["products, ms"]

@@ -7,10 +7,8 @@ up to its own: rolling back is forgetting, the next call overwrites. One layer i
     [RMSNorm + gate-up + SiLU * mul] [down + residual]
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from time import perf_counter
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +35,6 @@ from hybridgen.kernels.linear import (
 from hybridgen.kernels.quantise import quantise
 from hybridgen.kernels.query_tile import KEYS, query_tile
 from hybridgen.kernels.row_tile import row_tile
-
-logger = logging.getLogger(__name__)
-TELLING = 0.5  # seconds
 
 
 def cache_layout(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> CacheLayout:
@@ -184,15 +179,11 @@ class Decoder:
         It has the positions of one chunk of attention, less than which an op need not take. Where
         numba has not been asked before this takes seconds, which are then part of loading.
         """
-        began = perf_counter()
         zeros = torch.zeros(1, dtype=torch.int64, device=self.device)
         layer, cache = self.weights.layers[0], torch.zeros_like(self.cache[0, :, :, :1, :KEYS])
         with torch.no_grad():
             x, cos, sin = self._embed(zeros.view(1, 1), zeros)
             self._layer(layer, cache, x, zeros, cos, sin)
-        seconds = perf_counter() - began
-        if seconds > TELLING:
-            logger.info("numba compiled for this CPU in %.1f s, and remembers it", seconds)
 
     def __call__(self, tokens: Tensor, start: Tensor) -> Tensor:
         """Logits [B, M, V], in the model's dtype, of ``tokens`` int64 [B, M].

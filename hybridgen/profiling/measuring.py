@@ -29,12 +29,12 @@ from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.model import Model
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Forward, integers
+from hybridgen.kernels.likeliest import likeliest
 from hybridgen.strategies.drafts import DRAWN, JUDGED
 
 CANDIDATES = 10
 ASIDE, ASIDE_LOGITS = 32, 1 << 18
 NEVER = -1
-_UNDERFLOW = -1000.0  # of a log-probability: e**x is 0 there too, and 0 * -inf is not
 
 
 @dataclass(frozen=True)
@@ -217,13 +217,5 @@ class Measures:
 
         relative    where logits less the largest may be written: as good as a buffer of its own
         """
-        top, ids = logits.topk(self.top.shape[1], 1)
-        relative = torch.sub(logits, top.narrow(1, 0, 1), out=relative).clamp_min_(_UNDERFLOW)
-        powers = relative.exp()
-        total = powers.sum(1)
-        negentropy = powers.mul_(relative).sum(1).div_(total)
-        likeliest = total.log_().neg_()
-        negentropy.add_(likeliest)
         kept = self.top, self.ids, self.logprob, self.negentropy
-        for buffer, measured in zip(kept, (top, ids, likeliest, negentropy), strict=True):
-            buffer.index_copy_(0, place, measured)
+        likeliest(logits, place, *kept, relative)

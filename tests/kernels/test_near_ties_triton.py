@@ -1,6 +1,7 @@
 """A near tie explains that two devices disagree; nothing else does."""
 
 import numpy as np
+import pytest
 import torch
 from near_ties import explained, noise, settled
 from test_verify_triton import Block, block
@@ -8,6 +9,8 @@ from test_verify_triton import Block, block
 from hybridgen.kernels.philox import ACCEPT, TARGET, uniform
 from hybridgen.kernels.sampling import sample
 from hybridgen.kernels.verify import verify_coupled, verify_rejection
+
+pytestmark = pytest.mark.usefixtures("references")
 
 OFF = (1.0, 0, 1.0, 0.0)
 

@@ -8,6 +8,8 @@ from sampling_cases import params_of
 from hybridgen.kernels.philox import DRAFT
 from hybridgen.kernels.sampling import sample, sample_into
 
+pytestmark = pytest.mark.usefixtures("references")
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocab", [100, 3001])

@@ -118,6 +118,7 @@ def test_traps_5_27_28_broken_rows_are_flagged_alone(row: list[float], sampling:
     assert bits_of((filtered_alone,)) == bits_of((truncation,))
 
 
+@pytest.mark.usefixtures("with_references")
 def test_traps_10_and_23_minus_inf_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the largest noise there is, and not at temperature 0."""
     logits = rows_of([-INF, 0.0, -INF, 0.5, -INF])
@@ -133,6 +134,7 @@ def test_traps_10_and_23_minus_inf_is_never_drawn(monkeypatch: pytest.MonkeyPatc
         assert token.item() in (1, 3) and truncation[0, TAU].item() in (0.0, 0.5)
 
 
+@pytest.mark.usefixtures("with_references")
 def test_trap_12_a_sole_survivor_wins_with_the_least_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling_module, "gumbel", lambda s, p, token, t: np.full(len(token), -2.9))
     logits = rows_of([-INF, -INF, -1e30, -INF])

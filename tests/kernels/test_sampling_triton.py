@@ -35,6 +35,7 @@ from hybridgen.kernels.sampling_triton import Draws, launch_resolve
 from hybridgen.kernels.truncation_triton import Drawn
 from hybridgen.kernels.weights import MAX_VOCAB
 
+pytestmark = pytest.mark.usefixtures("references")
 NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -23,6 +23,8 @@ from hybridgen.kernels.uncertainty import (
     sample_measured,
 )
 
+pytestmark = pytest.mark.usefixtures("references")
+
 INF, NAN = float("inf"), float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PARAMS = [(0.6, 20, 0.95, 0.0), (0.0, 0, 1.0, 0.0), (1.3, 0, 1.0, 0.0), (0.9, 0, 0.8, 0.05)]

@@ -125,6 +125,7 @@ def test_the_first_token_is_the_llms(sampling: tuple) -> None:
         assert p_value(counts, tables(models, sampling)[0][0]) > ACCEPTABLE
 
 
+@pytest.mark.usefixtures("with_references")
 @pytest.mark.parametrize(
     ("stream", "wrong"),
     [("RESIDUAL", DRAFT), ("ACCEPT", DRAFT), ("RESIDUAL", ACCEPT), ("ACCEPT", RESIDUAL)],
@@ -158,6 +159,7 @@ def test_trap_3_q_is_the_distribution_the_draft_was_drawn_from() -> None:
     assert p_value(np.array(list(seen.values())), np.array(list(law.values()))) > ACCEPTABLE
 
 
+@pytest.mark.usefixtures("with_references")
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_an_equal_draft_is_always_accepted(
     sampling: tuple, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +191,7 @@ def one_draft(p: list[float], q: list[float], token: int) -> Round:
     )
 
 
+@pytest.mark.usefixtures("with_references")
 @pytest.mark.parametrize("u", [SMALLEST, np.float32(0.5), LARGEST])
 def test_traps_7_and_8_no_u_accepts_what_the_llm_forbids(
     u: np.float32, monkeypatch: pytest.MonkeyPatch
@@ -199,6 +202,7 @@ def test_traps_7_and_8_no_u_accepts_what_the_llm_forbids(
         assert count.tolist() == [1] and tokens[0, 0] in (0, 1)
 
 
+@pytest.mark.usefixtures("with_references")
 def test_trap_8_the_smallest_u_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not 0: it accepts p >= 2**-64 q and no less."""
     monkeypatch.setattr(verify, "uniform", lambda *_: np.full((1, 1), SMALLEST))
@@ -228,6 +232,7 @@ def test_trap_6_nan_in_the_draft_means_drawn_from_the_llm(damage: str) -> None:
     assert p_value(np.bincount(tokens[:, 0], minlength=4), law) > ACCEPTABLE
 
 
+@pytest.mark.usefixtures("with_references")
 def test_a_residual_without_mass_means_drawn_from_the_llm(monkeypatch: pytest.MonkeyPatch) -> None:
     """q above p everywhere, by an error of its normaliser: p - q is nowhere positive."""
     monkeypatch.setattr(verify, "uniform", lambda seed, *_: np.full((len(seed), 1), LARGEST))

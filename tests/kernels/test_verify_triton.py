@@ -31,6 +31,8 @@ from hybridgen.kernels.verify import (
     verify_rejection,
 )
 
+pytestmark = pytest.mark.usefixtures("references")
+
 INF, NAN = float("inf"), float("nan")
 OFF = (1.0, 0, 1.0, 0.0)
 GREEDY = (0.0, 0, 1.0, 0.0)
