@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridgen.engine.host_memory import untouched_zeros
 from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.room import Demand, Needs, check_room, indexed
 from hybridgen.kernels.attention import KEY_CHUNK
@@ -99,7 +100,9 @@ class Arena:
         self.positions = round_up(positions, KEY_CHUNK)
         self.nbytes = sum(needs.total for needs in needed.values())
         self._storages = {
-            place: torch.zeros(needs.total, dtype=torch.uint8, device=place)
+            place: untouched_zeros(needs.total)
+            if place.type == "cpu"
+            else torch.zeros(needs.total, dtype=torch.uint8, device=place)
             for place, needs in needed.items()
         }
         used = dict.fromkeys(needed, 0)
