@@ -20,12 +20,11 @@ from torch import Tensor
 
 from hybridgen.kernels.attention import attention_reference
 from hybridgen.kernels.attention_plan import EIGHT, is_compiled
-from hybridgen.kernels.numba_utils import FAST, array, compiled, exp, rounded, wide
+from hybridgen.kernels.numba_utils import ELEMENT, FAST, compiled, exp, numbers_at, rounded, wide
 
 # Multiplications from which threads share the work: 450 us of one thread, 370 of two; of half as
 # many two threads take as long as one.
 SHARED = 1 << 22
-_NO_NORM = np.zeros((1, 1), np.float32)
 _ZERO, _ONE, _TWO, _LOWEST = np.float32(0), np.float32(1), np.float32(2), np.float32(-1e30)
 
 
@@ -43,30 +42,30 @@ def attention(
     """See `hybridgen.kernels.attention.attention_reference`; cos and sin need carry no plan."""
     if not is_compiled(cache.shape[4], qkv.dtype):
         return attention_reference(qkv, cache, start, cos, sin, qk_norm, eps, window, softcap)
-    kv_heads, dim = cache.shape[1], cache.shape[4]
-    group = qkv.shape[1] // (dim * kv_heads) - 2
-    output = qkv.new_empty(qkv.shape[0], group * kv_heads * dim)
-    if qkv.shape[0] > cos.shape[0]:
-        output[cos.shape[0] :].zero_()
+    _, kv_heads, _, positions, dim = cache.shape
+    tokens, width = qkv.shape
+    group = width // (dim * kv_heads) - 2
+    qkv, start, cos, sin = (x.contiguous() for x in (qkv, start, cos, sin))
+    output = qkv.new_empty(tokens, group * kv_heads * dim)
+    count, batch = len(cos), len(start)
+    if tokens > count:
+        output[count:].zero_()
+    norm = cos if qk_norm is None else qk_norm.contiguous()
     given: Any = (
         (0,) * (dim // EIGHT),
         (0,) * group,
-        array(qkv),
-        _flat(cache),
-        cache.stride()[:3],
-        cache.shape[1],
-        cache.shape[3],
-        array(start),
-        array(cos),
-        array(sin),
-        _NO_NORM if qk_norm is None else array(qk_norm),
-        np.float32(eps),
+        (qkv.data_ptr(), start.data_ptr(), cos.data_ptr(), sin.data_ptr()),
+        (cache.data_ptr(), *cache.stride()[:3]),
+        (norm.data_ptr(), qk_norm is not None),
+        output.data_ptr(),
+        ELEMENT[qkv.dtype],
+        (batch, count, tokens, kv_heads, positions),
+        eps,
         window,
-        np.float32(softcap),
-        array(output),
+        softcap,
     )
-    pairs, threads = len(start) * kv_heads, torch.get_num_threads()
-    if threads == 1 or pairs == 1 or cos.shape[0] * output.shape[1] * _keys(start, window) < SHARED:
+    pairs, threads = batch * kv_heads, torch.get_num_threads()
+    if threads == 1 or pairs == 1 or count * output.shape[1] * _keys(start, window) < SHARED:
         _attention(0, pairs, *given)
     else:
         _share(threads, pairs, given)
@@ -88,18 +87,6 @@ def _share(threads: int, pairs: int, given: Any) -> None:
         other.result()
 
 
-def _flat(cache: Tensor) -> Any:
-    """All between the first and the last number of ``cache``, one after the other.
-
-    Some rows of a cache have gaps between its heads, all have none: were that part of the array's
-    type, numba would compile other code for it, and that would order sums otherwise.
-    """
-    _, kv_heads, rows, positions, dim = cache.shape
-    values, head, row = cache.stride()[:3]
-    extent = values + (kv_heads - 1) * head + (rows - 1) * row + positions * dim
-    return cache.as_strided((extent,), (1,)).numpy()
-
-
 @lru_cache(maxsize=8)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hybridgen-attention")
@@ -111,42 +98,46 @@ def _attention(
     last_pair: int,
     eights: Any,  # D = 8 * its length
     heads: Any,  # G: its length
-    qkv: Any,  # [R, kv_heads * (G + 2) * D]
-    cache: Any,  # float32, from the first number of [2, kv_heads, rows, positions, D] to the last
-    strides: Any,  # of its first three axes
-    kv_heads: int,
-    positions: int,
-    start: Any,  # int64 [B]
-    cos: Any,  # float32 [B * M, 1, D]
-    sin: Any,
-    norm: Any,  # float32 [kv_heads * (G + 1), D], or [1, 1] for none
-    eps: Any,
+    read: Any,  # where qkv [R, kv_heads * (G + 2) * D], start, cos and sin are
+    cached: Any,  # where the cache is, float32, and the strides of its first three axes
+    normed: Any,  # where the norm is, float32 [kv_heads * (G + 1), D], and whether there is one
+    written: int,  # where the output [R, kv_heads * G * D] is
+    element: Any,  # of qkv and the output
+    sizes: Any,  # B, B * M, R, kv_heads, positions
+    eps: float,
     window: int,
-    softcap: Any,
-    output: Any,  # [R, kv_heads * G * D]
+    softcap: float,
 ) -> None:
     D, G = EIGHT * len(eights), len(heads)
-    tokens = cos.shape[0] // start.shape[0]
+    batch, count, rows, kv_heads, positions = sizes
+    qkv = numbers_at(read[0], element, (rows, kv_heads * (G + 2) * D))
+    output = numbers_at(written, element, (rows, kv_heads * G * D))
+    start = numbers_at(read[1], np.int64(0), batch)
+    cos = numbers_at(read[2], _ZERO, (count, D))
+    sin = numbers_at(read[3], _ZERO, (count, D))
+    norm_heads = kv_heads * (G + 1) if normed[1] else 0
+    norm = numbers_at(normed[0], _ZERO, (norm_heads, D))
+    tokens = count // batch
+    eps, softcap = np.float32(eps), np.float32(softcap)
     q, x = np.empty((G, D), np.float32), np.empty(D, np.float32)
     sums, scores = np.empty((G, D), np.float32), np.empty((G, positions), np.float32)
     for pair in range(first_pair, last_pair):
         b, h = pair // kv_heads, pair % kv_heads
-        first_key = h * strides[1] + b * strides[2]
-        first_value = first_key + strides[0]
-        keys = cache[first_key : first_key + positions * D].reshape(positions, D)
-        values = cache[first_value : first_value + positions * D].reshape(positions, D)
+        first_key = cached[0] + 4 * (h * cached[2] + b * cached[3])
+        keys = numbers_at(first_key, _ZERO, (positions, D))
+        values = numbers_at(first_key + 4 * cached[1], _ZERO, (positions, D))
         for i in range(tokens):
             row, place = b * tokens + i, max(start[b] + i, 0)
             key, value = kv_heads * G + h, kv_heads * (G + 1) + h
             _head(eights, qkv[row], key, norm, eps, x)
-            _turn(eights, x, cos[row, 0], sin[row, 0], keys[place])
+            _turn(eights, x, cos[row], sin[row], keys[place])
             for d in range(D):
                 values[place, d] = wide(qkv[row, value * D + d])
         for i in range(tokens):
             row, place = b * tokens + i, max(start[b] + i, 0)
             for g in range(G):
                 _head(eights, qkv[row], h * G + g, norm, eps, x)
-                _turn(eights, x, cos[row, 0], sin[row, 0], q[g])
+                _turn(eights, x, cos[row], sin[row], q[g])
             first = max(place + 1 - window, 0) if window > 0 else 0
             seen = slice(first, place + 1)
             _attend(eights, heads, q, keys[seen], values[seen], softcap, scores, sums)
@@ -161,7 +152,7 @@ def _head(eights, row, head, norm, eps, x):
     D = EIGHT * len(eights)
     for d in range(D):
         x[d] = wide(row[head * D + d])
-    if norm.shape[0] > 1:
+    if norm.shape[0] > 0:
         total = _ZERO
         for d in range(D):
             total += x[d] * x[d]

@@ -13,22 +13,25 @@ from torch import Tensor
 
 from hybridgen.kernels import linear
 from hybridgen.kernels.linear import product
-from hybridgen.kernels.numba_utils import array, compiled, exp, rounded, wide
+from hybridgen.kernels.numba_utils import ELEMENT, compiled, exp, numbers_at, rounded, wide
 
 _ONE = np.float32(1)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`layers.rms_norm` of x [R, H], rows of any stride, with weight [H], contiguous."""
-    y = x.new_empty(x.shape)
-    _rms_norm(array(x), array(weight), np.float32(eps), array(y))
+    """`layers.rms_norm` of x [R, H], of any stride, with weight [H]."""
+    x, weight, (rows, width) = x.contiguous(), weight.contiguous(), x.shape
+    y = x.new_empty(rows, width)
+    elements = ELEMENT[x.dtype], ELEMENT[weight.dtype]
+    _rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), *elements, rows, width, eps)
     return y
 
 
 def gated(both: Tensor) -> Tensor:
     """``silu(gate) * up`` [R, I] of ``both`` [R, 2 I], gate beside up."""
-    y = both.new_empty(both.shape[0], both.shape[1] // 2)
-    _gated(array(both), array(y))
+    both, (rows, width) = both.contiguous(), both.shape
+    y = both.new_empty(rows, width // 2)
+    _gated(both.data_ptr(), y.data_ptr(), ELEMENT[both.dtype], rows, width // 2)
     return y
 
 
@@ -61,22 +64,33 @@ def norm_gated_linear(
 
 
 @compiled
-def _rms_norm(x: Any, weight: Any, eps: Any, y: Any) -> None:
-    rows, width = x.shape
+def _rms_norm(
+    x_at: int,  # [rows, width], contiguous, as y is
+    weight_at: int,  # [width]
+    y_at: int,
+    element: Any,  # of x and y
+    weight_element: Any,
+    rows: int,
+    width: int,
+    eps: float,
+) -> None:
+    x, y = numbers_at(x_at, element, (rows, width)), numbers_at(y_at, element, (rows, width))
+    weight = numbers_at(weight_at, weight_element, width)
     for r in range(rows):
         total = np.float32(0)
         for i in range(width):
             value = wide(x[r, i])
             total += value * value
-        scale = _ONE / np.sqrt(total / np.float32(width) + eps)
+        scale = _ONE / np.sqrt(total / np.float32(width) + np.float32(eps))
         for i in range(width):
             value = rounded(wide(x[r, i]) * scale, y)
             y[r, i] = rounded(wide(value) * wide(weight[i]), y)
 
 
 @compiled
-def _gated(both: Any, y: Any) -> None:
-    rows, width = y.shape
+def _gated(both_at: int, y_at: int, element: Any, rows: int, width: int) -> None:
+    both = numbers_at(both_at, element, (rows, 2 * width))
+    y = numbers_at(y_at, element, (rows, width))
     for r in range(rows):
         for i in range(width):
             gate = wide(both[r, i])

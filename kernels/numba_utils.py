@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numba import njit, types
 from numba.extending import intrinsic, overload
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # NaN and infinity stay what they are
@@ -111,6 +112,33 @@ def _rounded(number, array):
         return np.uint16((bits + np.int32(0x7FFF) + odd) >> np.int32(16))
 
     return to_bfloat16
+
+
+ELEMENT = {
+    torch.float32: np.float32(0),
+    torch.bfloat16: np.uint16(0),
+    torch.float64: np.float64(0),
+    torch.int64: np.int64(0),
+}
+"""A number of the type that a tensor's have in an array, by dtype."""
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any, element: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(element)(address, element), generate
+
+
+@njit(inline="always")
+def numbers_at(address, element, shape):
+    """The contiguous tensor of this shape whose ``data_ptr()`` is ``address``, as an array.
+
+    ``element`` is of `ELEMENT`. To hand over an address takes 0.2 us, an array 2, which matters
+    where a layer is a few calls of 1 to 5 us. Who does holds the tensor until the call is over.
+    """
+    return carray(_pointer(address, element), shape)
 
 
 def rows_of(tensor: Tensor) -> tuple[Any, int]:
