@@ -1,7 +1,7 @@
 """What a profile keeps of a distribution: the likeliest tokens, how likely, and the entropy.
 
-Composed of torch's ops on any device, which a captured round replays; where numba is installed, one
-compiled function on a CPU.
+`likeliest_reference` is composed of torch's ops on any device, and can be captured; `likeliest` is
+one compiled function on a CPU where numba is installed.
 """
 
 from importlib import import_module

@@ -29,7 +29,7 @@ from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.model import Model
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Forward, integers
-from hybridgen.kernels.likeliest import likeliest
+from hybridgen.kernels.likeliest import likeliest, likeliest_reference
 from hybridgen.strategies.drafts import DRAWN, JUDGED
 
 CANDIDATES = 10
@@ -88,7 +88,8 @@ class Measures:
     first         int64 [B]: b * T
     after         int64 [B]: b * T + 1
     column        int64 [MAX_FEED]: 1, 2, ...
-    held          float32 [N, V]: room for logits put aside; N = 0: all are measured at once
+    held          float32 [N, V]: room for logits put aside; N = 0: all are measured at once, by
+                  torch's ops, which a graph captures
     aside         whose they are, in order
     waiting       how many they are
     """
@@ -218,4 +219,5 @@ class Measures:
         relative    where logits less the largest may be written: as good as a buffer of its own
         """
         kept = self.top, self.ids, self.logprob, self.negentropy
-        likeliest(logits, place, *kept, relative)
+        measure = likeliest if len(self.held) else likeliest_reference
+        measure(logits, place, *kept, relative)
