@@ -63,7 +63,9 @@ def test_a_text_does_not_depend_on_when_or_beside_what_it_ran(
         own = {k: v for k, v in together.stats["rows"][row].items() if k != "elapsed_time"}
         for name_, value in alone.stats.items():
             if name_ not in ("elapsed_time", "tokens_per_second"):
-                assert own[name_] == value, name_
+                # A moving threshold is a number of the SLM's, whose last bits nobody promises.
+                expected = pytest.approx(value, rel=1e-5) if name_ == "threshold" else value
+                assert own[name_] == expected, name_
 
 
 def test_statistics_are_of_all_prompts(generator: HybridGenerator) -> None:

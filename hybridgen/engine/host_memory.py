@@ -19,11 +19,16 @@ def untouched_zeros(nbytes: int) -> Tensor:
 
     `torch.zeros` writes every page. Huge ones would come whole, 2 MB for a token's few hundred
     bytes in each head of each layer; and a forked process must not write to its parent's.
+
+    Raises `torch.OutOfMemoryError` where the system grants no such range of addresses.
     """
     private: dict[str, Any] = {}
     if hasattr(mmap, "MAP_PRIVATE"):
         private["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    pages = mmap.mmap(-1, nbytes, **private)
+    try:
+        pages = mmap.mmap(-1, nbytes, **private)
+    except OSError as error:
+        raise torch.OutOfMemoryError(f"Tried to allocate {nbytes:,} bytes: {error}") from error
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with suppress(OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
