@@ -6,12 +6,16 @@ what comes out are exactly the specialisations that a decode on that card would 
 same constants, argument types, alignments and options, and deduplicated by Triton itself.
 
 The resources are those that the assembler settled on, read from the machine code.
+
+A kernel that the table knows already is not compiled again: its key is the one that Triton's own
+cache goes by, of source, argument types, constants and options.
 """
 
+import hashlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +27,7 @@ import torch
 import triton
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
@@ -74,27 +79,44 @@ class Resources(NamedTuple):
 
 @dataclass
 class Launches:
-    """What was recorded: the ops called, and the compiled kernels by their specialisation."""
+    """What was recorded: the ops called, and the kernels by their specialisation."""
 
-    kernels: dict[str, Any] = field(default_factory=dict)
+    kernels: dict[str, Any] = field(default_factory=dict)  # compiled, or `Known`
     ops: dict[str, set[str]] = field(default_factory=dict)  # op -> specialisations
 
     def rows(self, capability: int) -> dict[str, dict[str, Any]]:
-        """specialisation -> {"ops": those that launch it, "resources": `Resources` as a list}."""
+        """specialisation -> {"ops": those that launch it, "key", "resources": `Resources` as a
+        list, or None of a kernel that was known and not compiled}."""
         return {
             name: {
                 "ops": sorted(op for op, names in self.ops.items() if name in names),
-                "resources": list(resources(kernel, capability)),
+                "key": kernel.key,
+                "resources": None if is_known(kernel) else list(resources(kernel, capability)),
             }
             for name, kernel in self.kernels.items()
         }
 
 
+@dataclass
+class Known:
+    """Stands in for a kernel that is not compiled again, as far as its name goes."""
+
+    src: Any
+    metadata: Any
+    key: str
+    name: str
+
+
+def is_known(kernel: Any) -> bool:
+    return isinstance(kernel, Known)
+
+
 @contextmanager
-def recording(capability: int) -> Iterator[Launches]:
+def recording(capability: int, known: Container[str] = ()) -> Iterator[Launches]:
     """Within: tensors are fake, ops run their launchers, and launches only compile.
 
-    One card a process: Triton keeps the first one's kernels. The interpreter must be off.
+    Kernels whose key is among ``known`` are not even compiled. One card a process: Triton keeps the
+    first one's kernels. The interpreter must be off.
     """
     launches, current = Launches(), [""]
     target = GPUTarget("cuda", capability, 32)
@@ -105,7 +127,16 @@ def recording(capability: int) -> Iterator[Launches]:
         set_current_device=lambda device: None,
         get_active_torch_device=lambda: torch.device("cuda", 0),
     )
-    run = JITFunction.run
+    run, compile_kernel = JITFunction.run, triton.compiler.compile
+
+    def compile_unknown(src: Any, target: GPUTarget, options: dict[str, Any]) -> Any:
+        parsed = make_backend(target).parse_options({**options, **src.parse_options()})
+        key = hashlib.sha256(f"{src.hash()}-{parsed.hash()}".encode()).hexdigest()[:16]
+        if key in known:
+            return Known(src, parsed, key, src.name)
+        kernel = compile_kernel(src, target=target, options=options)
+        kernel.key = key
+        return kernel
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         args = pointer(args)
@@ -123,6 +154,7 @@ def recording(capability: int) -> Iterator[Launches]:
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         stack.enter_context(patch.dict("os.environ", TRITON_CACHE_DIR=folder))
         stack.enter_context(patch.object(triton.knobs.cache, "dir", folder))
+        stack.enter_context(patch.object(triton.compiler, "compile", compile_unknown))
         stack.enter_context(patch.object(JITFunction, "run", compile_only))
         stack.enter_context(patch.object(Op, "__call__", call))
         stack.enter_context(FakeTensorMode())

@@ -1,9 +1,10 @@
 """What is launched early, and what it does before it waits: `dependents.py --card N [--every]`.
 
 Prints a row for each kernel that the embedded pair's decode launches as a programmatic dependent,
-or with --every for those of every decode: its name and resources as in `resources.py`, whether it
-is launched as one, and what its programs do to memory, or branch, before they wait; in PTX and,
-with --every, in machine code (0.5 s a kernel).
+or with --every for those of every decode, of which what the table knows is not compiled again but
+with --all: its name and resources as in `resources.py`, whether it is launched as one, and what its
+programs do to memory, or branch, before they wait; in PTX and, with --every, in machine code (0.5 s
+a kernel).
 """
 
 import argparse
@@ -12,8 +13,9 @@ import re
 from typing import Any
 
 import torch
-from aot import CARDS, recording, tool
+from aot import CARDS, is_known, recording, tool
 from decodes import decode, every_decode
+from resources import keys
 
 from hybridgen.kernels.launch import programmatic_dependent_launch
 
@@ -44,6 +46,8 @@ def instructions(listing: str) -> list[str]:
 
 
 def row(kernel: Any, every: bool) -> dict[str, Any]:
+    if is_known(kernel):  # found to wait when it was written into the table
+        return {"dependent": True, "early": []}
     found = early(instructions(kernel.asm["ptx"]), *PTX)
     if every:
         found += early(instructions(tool("nvdisasm", "-c", kernel)), *MACHINE_CODE)
@@ -54,8 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--card", type=int, choices=CARDS)
     parser.add_argument("--every", action="store_true")
+    parser.add_argument("--all", action="store_true")
     arguments = parser.parse_args()
-    with recording(arguments.card) as launches, programmatic_dependent_launch():
+    incremental = arguments.every and not arguments.all
+    known = keys(arguments.card, dependent=True) if incremental else {}
+    with recording(arguments.card, known) as launches, programmatic_dependent_launch():
         if arguments.every:
             every_decode()
         else:
@@ -63,6 +70,7 @@ def main() -> None:
         rows = launches.rows(arguments.card)
         for name, kernel in launches.kernels.items():
             rows[name] |= row(kernel, arguments.every and kernel.metadata.launch_pdl)
+            rows[name]["resources"] = rows[name]["resources"] or known[kernel.key]
     print(json.dumps(rows))
 
 

@@ -3,10 +3,13 @@
 python tests/kernels/resources.py              compare the table with what is compiled now
 python tests/kernels/resources.py --write      rewrite it, after a kernel or a launcher changed
 python tests/kernels/resources.py --card 90    compile for one card, print its rows as JSON
+... --all                                      compile too what did not change since the table
 
 A row is a specialisation (see `aot.specialisation`) with the ops that launch it and, for each card
-that uses it, the fields of `aot.Resources`. The numbers are those of one version of Triton and of
-the assembler in it; specialisations and limits hold for every version.
+that uses it, the fields of `aot.Resources` and the key of what they were measured on; and the key
+of the same kernel as a programmatic dependent, found to wait as it should (`dependents.py`). The
+numbers are those of one version of Triton and of the assembler in it, and so are the keys: with
+another one everything is compiled. Specialisations and limits hold for every version.
 """
 
 import argparse
@@ -14,13 +17,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import triton
 from aot import CARDS, Resources, recording
 
+from hybridgen.kernels.launch_triton import FIRST_CAPABILITY
+
 TABLE = Path(__file__).with_name("resources.json")
+COLUMNS = [*Resources._fields, "key", "dependent"]
+DEPENDENTS = Path(__file__).with_name("dependents.py")
 Rows = dict[str, dict[str, Any]]  # specialisation -> {"ops": [...], "resources": [...]}
 
 INTENDED = {"chunk_maxima": 4, "collect": 2, "draw": 2, "resolve": 2, "_combine": 4}
@@ -42,11 +50,14 @@ def main() -> int:
     )
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--card", type=int, choices=CARDS)
+    parser.add_argument("--all", action="store_true")
     arguments = parser.parse_args()
     if arguments.card:
-        print(json.dumps(compile_decodes(arguments.card)))
+        known = {} if arguments.all else keys(arguments.card)
+        print(json.dumps(compile_decodes(arguments.card, known)))
         return 0
-    now = {card: measured(card) for card in CARDS}
+    options = ["--all"] if arguments.all else []
+    now = {card: with_dependents(card, options) for card in CARDS}
     problems = [p for card, rows in now.items() for p in complaints(rows, card)]
     if arguments.write:
         TABLE.write_text(table(now))
@@ -56,16 +67,37 @@ def main() -> int:
     return int(bool(problems))
 
 
-def compile_decodes(card: int) -> Rows:
-    """Everything that the decodes launch, compiled in this process for ``card``."""
+def compile_decodes(card: int, known: dict[str, list[int]]) -> Rows:
+    """Everything that the decodes launch, for ``card``: compiled in this process, or known."""
     from decodes import every_decode
 
-    with recording(card) as launches:
+    with recording(card, known) as launches:
         every_decode()
-        return launches.rows(card)
+        rows = launches.rows(card)
+    for row in rows.values():
+        row["resources"] = row["resources"] or known[row["key"]]
+    return rows
 
 
-def measured(card: int, script: Path = Path(__file__), *options: str) -> Rows:
+def with_dependents(card: int, options: list[str]) -> Rows:
+    """What is measured for ``card``, and the keys of the dependents that wait as they should."""
+    rows = measured(card, options=options)
+    if card >= FIRST_CAPABILITY:
+        for name, row in measured(card, DEPENDENTS, ["--every", *options]).items():
+            rows[name]["dependent"] = row["key"] if row["dependent"] and not row["early"] else None
+    return rows
+
+
+def keys(card: int, dependent: bool = False) -> dict[str, list[int]]:
+    """The table's keys for ``card`` and the resources they stand for; none of another Triton's."""
+    recorded = json.loads(TABLE.read_text())
+    if recorded["triton"] != triton.__version__:
+        return {}
+    columns = [row[f"sm_{card}"] for row in recorded["kernels"].values() if f"sm_{card}" in row]
+    return {column[-1 if dependent else -2]: column[:-2] for column in columns}
+
+
+def measured(card: int, script: Path = Path(__file__), options: Iterable[str] = ()) -> Rows:
     """The rows that ``script --card`` prints, in a process that does not interpret kernels."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     finished = subprocess.run(
@@ -110,8 +142,11 @@ def differences(rows: Rows, card: int) -> list[str]:
         if rows[name]["ops"] != expected[name]["ops"]:
             found.append(f"{column} {name}: launched by {rows[name]['ops']}")
         same_compiler = recorded["triton"] == triton.__version__
-        if same_compiler and rows[name]["resources"] != expected[name][column]:
+        *numbers, key, _ = expected[name][column]
+        if same_compiler and rows[name]["resources"] != numbers:
             found.append(f"{column} {name}: {Resources(*rows[name]['resources'])}")
+        elif same_compiler and rows[name]["key"] != key:
+            found.append(f"{column} {name}: of another source")
     return found
 
 
@@ -120,9 +155,10 @@ def table(now: dict[int, Rows]) -> str:
     kernels: dict[str, dict[str, Any]] = {}
     for card, rows in now.items():
         for name, row in rows.items():
-            kernels.setdefault(name, {"ops": row["ops"]})[f"sm_{card}"] = row["resources"]
+            column = [*row["resources"], row["key"], row.get("dependent")]
+            kernels.setdefault(name, {"ops": row["ops"]})[f"sm_{card}"] = column
     lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(kernels.items()))
-    head = json.dumps({"triton": triton.__version__, "columns": list(Resources._fields)})
+    head = json.dumps({"triton": triton.__version__, "columns": COLUMNS})
     return f'{head[:-1]},\n"kernels": {{\n{lines}\n}}}}\n'
 
 

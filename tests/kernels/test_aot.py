@@ -35,7 +35,7 @@ def test_the_table_holds_every_op_and_no_faults(card: int) -> None:
     column = f"sm_{card}"
     launching = {op for row in recorded.values() if column in row for op in row["ops"]}
     assert launching == set(OPS)
-    rows = {name: {"resources": row[column]} for name, row in recorded.items() if column in row}
+    rows = {n: {"resources": row[column][:-2]} for n, row in recorded.items() if column in row}
     assert not resources.complaints(rows, card)
 
 
@@ -92,7 +92,8 @@ def test_launches_are_told_apart_as_triton_tells_them_apart() -> None:
 
 
 def test_a_table_that_differs_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rows = {"kernel(x:*bf16)": {"ops": ["sample"], "resources": [32, 0, 0, 0, 16]}}
+    kernel = {"ops": ["sample"], "key": "5eed", "resources": [32, 0, 0, 0, 16]}
+    rows = {"kernel(x:*bf16)": kernel}
     table = tmp_path / "resources.json"
     monkeypatch.setattr(resources, "TABLE", table)
 
@@ -102,11 +103,15 @@ def test_a_table_that_differs_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_
     assert resources.differences(rows, 90) == ["sm_90 kernel(x:*bf16): not in the table"]
     assert resources.differences({}, 80) == ["sm_80 kernel(x:*bf16): no longer launched"]
 
-    (row,) = rows.values()
-    more = {"kernel(x:*bf16)": {**row, "resources": [33, 0, 0, 0, 16]}}
+    more = {"kernel(x:*bf16)": {**kernel, "resources": [33, 0, 0, 0, 16]}}
     assert "registers=33" in resources.differences(more, 80)[0]
-    other = {"kernel(x:*bf16)": {**row, "ops": ["entropy"]}}
+    other = {"kernel(x:*bf16)": {**kernel, "ops": ["entropy"]}}
     assert "entropy" in resources.differences(other, 80)[0]
+    changed = {"kernel(x:*bf16)": {**kernel, "key": "f00d"}}
+    assert "another source" in resources.differences(changed, 80)[0]
+
+    assert resources.keys(80) == {"5eed": kernel["resources"]}
 
     monkeypatch.setattr(resources.triton, "__version__", "another")
     assert not resources.differences(more, 80)
+    assert resources.keys(80) == {}
