@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from hybridgen.kernels.linear import product
+from hybridgen.kernels.linear import FEW_ROWS, product
 from hybridgen.kernels.row_tile import TRIED, Kind, Layer, cancelling, kind, tried
 
 
@@ -26,7 +26,7 @@ def size_classes(
             [O] too; one of each kind is tried, on its device and the current number of threads,
             with values of its own
     sizes   numbers of rows, ascending, all of them divisors of the last
-    dtype   of x where weights are int8
+    dtype   of x, where it is not the weights'
 
     A size is left out where a row's bits depend on its place. Sizes ascend in a class, and classes
     by their largest one; there may be none.
@@ -46,9 +46,18 @@ def _labels(
     one: Kind, device: torch.device, sizes: tuple[int, ...], threads: int
 ) -> tuple[int, ...]:
     """For each size the first one whose rows have its bits, 0 where those depend on the place."""
+    few = tuple(size for size in sizes if size <= FEW_ROWS and one.is_compiled)
+    return few[:1] * len(few) + _tried_labels(one, device, sizes[len(few) :], threads)
+
+
+def _tried_labels(
+    one: Kind, device: torch.device, sizes: tuple[int, ...], threads: int
+) -> tuple[int, ...]:
+    if not sizes:
+        return ()
     outputs, depth = one.shape
     rows = -(-max(sizes[-1], -(-TRIED // outputs)) // sizes[-1]) * sizes[-1]
-    x, plain = (t.to(device) for t in cancelling(rows, outputs, depth, one.dtype))
+    x, plain = (t.to(device) for t in cancelling(rows, outputs, depth, one.dtype, one.kept))
     layer = tried(one, plain)
     shuffle = torch.Generator(device="cpu").manual_seed(1)
     order = torch.randperm(rows, generator=shuffle, dtype=torch.int64, device="cpu").to(device)

@@ -11,9 +11,10 @@ floor is O * H * itemsize / bandwidth. Nothing is written in place, results are 
 On a GPU a row's bits are the same whatever the other rows and their number; on a CPU
 `row_tile.row_tile` finds the numbers for which they are.
 
-On CPU a weight may be `pack`ed: laid out once as oneDNN's kernels read it, instead of anew in every
-product. A packed product of a few rows takes about two thirds of the time (of 5 float32 rows, a
-third).
+On a CPU products of up to `FEW_ROWS` are compiled where `reads_plain` says so: float32 ones, which
+take a weight of bfloat16 too, and those of bfloat16 where the processor has none. They read a
+weight at the speed of the memory. Others may have a weight `pack`ed: laid out once as oneDNN's
+kernels read it, instead of anew in every product.
 
 With a ``scale`` [O], float32, the weight is int8, as `quantise` makes it, and stands for
 scale[o] * weight[o, k]: half the bytes of bfloat16. x and its norm are the same as without; weights
@@ -24,16 +25,37 @@ anew in every product, which saves memory and no time, and bfloat16 sums are rou
 ahead of the scale.
 """
 
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hybridgen.kernels.layers import rms_norm
-from hybridgen.kernels.registry import define
+from hybridgen.kernels.openmp import parallel
+from hybridgen.kernels.processor import cpu_has_bfloat16
+from hybridgen.kernels.registry import define, has_numba
 
 PACKED_ROWS = 8  # a hint: the layout serves any number of rows
+FEW_ROWS = 64  # up to which compiled products are as fast as the library's, or faster
+STEP = 16  # numbers of a row that a compiled product reads at a time: depths are multiples of it
 INT8_ROWS = 16  # up to which torch's kernel for int8 weights is used where a scale allows it
+WIDENED = 1 << 18  # numbers of a weight that are widened at a time: 1 MB, which stays in a cache
 SERIAL = 32768  # elements from which torch shares an elementwise op among threads
+
+
+def reads_plain(dtype: torch.dtype) -> bool:
+    """Whether products of a few rows of ``dtype`` are compiled on this CPU: `product_numba.py`."""
+    if not has_numba() or parallel() is None:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and not cpu_has_bfloat16())
+
+
+def suits(weight: Tensor) -> bool:
+    """Whether a compiled product takes this CPU ``weight``."""
+    return not weight.is_mkldnn and weight.is_contiguous() and weight.shape[1] % STEP == 0
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -55,7 +77,15 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
-    """``x [R, H] @ weight [O, H].T + bias [O]``, the weight packed or not, or int8 with a scale."""
+    """``x [R, H] @ weight [O, H].T + bias [O]``, the weight packed or not, or int8 with a scale.
+
+    On a CPU the weight may be bfloat16 where x is float32.
+    """
+    if x.is_cpu and reads_plain(x.dtype):
+        if len(x) <= FEW_ROWS and suits(weight):
+            return _compiled()(x, weight, bias, scale)
+        if weight.dtype == torch.bfloat16:
+            return widened_product(x, weight, bias)
     if scale is not None:
         if scale.dtype == torch.bfloat16 and len(x) <= INT8_ROWS:  # see `int8_cpu`
             y: Tensor = torch._weight_int8pack_mm(x.contiguous(), weight, scale)
@@ -65,6 +95,24 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
         packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return packed
     return F.linear(x, weight, bias)
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = import_module("hybridgen.kernels.product_numba").product
+    return compiled
+
+
+def widened_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Of many rows of x, float32 or bfloat16, and a weight of bfloat16: summed in float32.
+
+    The weight becomes float32 by parts that are still in a cache when they are read again.
+    """
+    wide, outputs = x.float(), max(WIDENED // x.shape[1], 1)
+    y = wide.new_empty(len(x), len(weight))
+    for part, target in zip(weight.split(outputs), y.split(outputs, 1), strict=True):
+        torch.mm(wide, part.float().t(), out=target)
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
 def scaled_product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> Tensor:
@@ -173,4 +221,5 @@ linear_residual = define(
     linear_residual_reference,
     _linear_residual_fake,
     "linear_triton:linear_residual",
+    "linear_numba:linear_residual",
 )

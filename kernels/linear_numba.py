@@ -1,6 +1,6 @@
 """The ops of `linear.py` on a CPU with what stands around their products compiled.
 
-The products are `linear.py`'s, packed or int8 as there. Norm and gate are rounded where the
+The products are `linear.py`'s. Norm and gate are rounded where the
 references round: in half precision to nearest after the normalised row and after the activation.
 Rows are taken one by one, so that a row's bits do not depend on the others.
 """
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridgen.kernels import linear
-from hybridgen.kernels.linear import product
+from hybridgen.kernels import linear, product_numba
+from hybridgen.kernels.linear import FEW_ROWS, product, reads_plain, suits
 from hybridgen.kernels.numba_utils import ELEMENT, compiled, exp, numbers_at, rounded, wide
 
 _ONE = np.float32(1)
@@ -61,6 +61,16 @@ def norm_gated_linear(
     if x.dtype == torch.float16:
         return linear.norm_gated_linear_reference(x, norm, eps, weight, bias, scale)
     return gated(product(rms_norm(x, norm, eps), weight, bias, scale))
+
+
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, scale: Tensor | None = None
+) -> Tensor:
+    """See `linear.linear_residual_reference`."""
+    few = x.dtype == torch.float32 and len(x) <= FEW_ROWS
+    if few and reads_plain(x.dtype) and suits(weight):
+        return product_numba.product(x, weight, bias, scale, residual)
+    return linear.linear_residual_reference(x, weight, bias, residual, scale)
 
 
 @compiled

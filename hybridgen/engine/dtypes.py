@@ -1,8 +1,12 @@
-"""Which dtype a model is fastest in where it runs."""
+"""Which dtype a model is fastest in where it runs, and what its matrices are kept in."""
 
-from pathlib import Path
+from collections.abc import Collection
 
 import torch
+from transformers import PreTrainedModel
+
+from hybridgen.kernels.linear import STEP, reads_plain
+from hybridgen.kernels.processor import cpu_has_bfloat16
 
 SMALL_MODEL = 2_000_000
 
@@ -25,15 +29,20 @@ def int8_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" or cpu_has_bfloat16() else torch.float32
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 products (AVX512_BF16 or AMX)."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    try:
-        return any(bool(getattr(torch.cpu, name)()) for name in probes)
-    except (AttributeError, RuntimeError):
-        pass
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+def is_narrow(model: PreTrainedModel, stored: Collection[str]) -> bool:
+    """Whether a checkpoint holds nothing but bfloat16, in matrices that compiled products take.
+
+    stored   the dtypes in its files, as those spell them
+    """
+    depths = {parameter.shape[1] for parameter in model.parameters() if parameter.dim() == 2}
+    return set(stored) == {"BF16"} and not any(depth % STEP for depth in depths)
+
+
+def kept_dtype(computed: torch.dtype, device: torch.device) -> torch.dtype:
+    """What the matrices of a checkpoint that `is_narrow` are kept in.
+
+    Where float32 is computed in on a CPU that is bfloat16 too, if compiled products widen it as
+    they read: the same numbers in half the bytes.
+    """
+    keeps = device.type == "cpu" and computed == torch.float32 and reads_plain(computed)
+    return torch.bfloat16 if keeps else computed

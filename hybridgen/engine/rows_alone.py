@@ -68,7 +68,7 @@ def row_counts(model: nn.Module) -> tuple[int, int]:
         for weight in weights:
             laid_out = weight.data.t() if isinstance(module, Conv1D) else weight.data
             products.append((laid_out, bias.data if isinstance(bias, Tensor) else None))
-    return row_tile(products)
+    return row_tile(products, multiply=F.linear)
 
 
 def is_loose(function: Any, x: Any) -> bool:
