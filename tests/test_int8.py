@@ -9,6 +9,7 @@ from conftest import TinyPair, random_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from hybridgen import HybridGenerator, accelerate, hybrid_generate
+from hybridgen.engine import loading
 from hybridgen.engine.dtypes import cpu_has_bfloat16
 from hybridgen.engine.loading import Found
 
@@ -158,6 +159,7 @@ def test_other_dtypes_are_refused_on_a_cpu_before_weights_are_read(
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(Found, "load", never)
+    monkeypatch.setattr(loading, "reads_plain", lambda dtype: False)  # as without the extra cpu
     for dtype in ("float32", "float16"):
         with pytest.raises(
             ValueError, match=rf"^llm_weights='int8' takes dtype='bfloat16' .* got {dtype}"

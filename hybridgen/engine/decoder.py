@@ -31,6 +31,8 @@ from hybridgen.kernels.linear import (
     norm_gated_linear,
     norm_linear,
     pack,
+    reads_plain,
+    suits,
 )
 from hybridgen.kernels.quantise import quantise
 from hybridgen.kernels.query_tile import KEYS, query_tile
@@ -79,10 +81,16 @@ class Decoder:
         model: PreTrainedModel,
         batch_invariant: bool = True,
         family: Family | None = None,
+        dtype: torch.dtype | None = None,
     ) -> "Decoder":
-        """A decoder that shares the weights of a loaded model (see `weights.fuse`)."""
+        """A decoder that shares the weights of a loaded model (see `weights.fuse`).
+
+        dtype   what it computes in, where that is not the weights': float32, on a CPU whose
+                products take weights of bfloat16 (`linear.reads_plain`)
+        """
         generation_config = getattr(model, "generation_config", None)
-        return cls(model.config, fuse(model, family), generation_config, batch_invariant)
+        weights = fuse(model, family, dtype)
+        return cls(model.config, weights, generation_config, batch_invariant)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -93,12 +101,20 @@ class Decoder:
         """Lay the weights out for CPU products, layer by layer, so that no second copy is held.
 
         For weights that nothing else uses: a transformers model that shares them would keep the
-        plain ones alive. Products of one float32 row are faster plain, so a draft keeps its own.
+        plain ones alive. Those that compiled products take stay as they are. The library's products
+        of one float32 row are faster plain, so there a draft keeps its own.
         """
+        plain = reads_plain(self.dtype)
         few = self.dtype == torch.float32 and not self.batch_invariant
-        if self.device.type != "cpu" or few or not can_pack(self.dtype):
+        if self.device.type != "cpu" or (few and not plain) or not can_pack(self.dtype):
             return
-        self._change_products(lambda linear: linear._replace(weight=pack(linear.weight)))
+
+        def packed(linear: Linear) -> Linear:
+            if plain and suits(linear.weight):
+                return linear
+            return linear._replace(weight=pack(linear.weight))
+
+        self._change_products(packed)
 
     def quantise(self, device: torch.device | None = None) -> None:
         """Make the products' weights int8, one by one, and move everything to ``device``.
@@ -134,7 +150,7 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weights.embedding.dtype
+        return self.weights.dtype
 
     @property
     def quantised(self) -> str | None:
@@ -261,9 +277,9 @@ class Decoder:
 
     def _embed(self, tokens: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream before the first layer, and the cosines and sines of all layers."""
-        embedding, rope = self.weights.embedding, self._rope_table
+        rope = self._rope_table
         if not tokens.is_cpu:
-            x, cos, sin = embed(tokens, start, embedding, rope)
+            x, cos, sin = embed(tokens, start, self.weights.embedding, rope)
             return self.weights.scaled(x), cos, sin
         count, windows = tokens.shape[1], self.windows
         cos, sin = prepare(
@@ -273,7 +289,7 @@ class Decoder:
         padding = -len(ids) % self._tile
         if padding:
             ids = F.pad(ids, (0, padding))
-        return self.weights.scaled(embedding.index_select(0, ids)), cos, sin
+        return self.weights.rows(ids), cos, sin
 
     def _fit_threads(self) -> None:
         """Find the row counts that keep a row's bits, anew when the number of threads has changed.

@@ -25,7 +25,7 @@ from hybridgen.checks import shown
 from hybridgen.engine import checkpoint
 from hybridgen.engine.cache import CacheLayout, Footprint
 from hybridgen.engine.decoder import Decoder, cache_layout
-from hybridgen.engine.dtypes import default_dtype, int8_dtype
+from hybridgen.engine.dtypes import default_dtype, int8_dtype, is_narrow, kept_dtype
 from hybridgen.engine.families import FAMILIES, check, check_can_run, lacking
 from hybridgen.engine.keys import check_headers, check_keys
 from hybridgen.engine.placement import bytes_as_int8, bytes_to_load, check_whole, final_device
@@ -36,6 +36,7 @@ from hybridgen.engine.transformers_decoder import TransformersDecoder
 from hybridgen.engine.transformers_decoder import cache_layout as foreign_layout
 from hybridgen.engine.transformers_decoder import max_positions as foreign_positions
 from hybridgen.engine.transformers_probe import Facts, probe
+from hybridgen.kernels.linear import reads_plain
 from hybridgen.pair import LLM_PATH, SLM_PATH
 
 NAMES = ("slm_model_id", "llm_model_id")
@@ -69,6 +70,7 @@ class Found:
     dtype      what it is loaded in on a device if the caller names none
     module     the loaded model, or the checkpoint's on the meta device
     int8       the caller's argument that asks for int8 weights ("slm_weights"); None: none does
+    narrow     whether it is a checkpoint that `is_narrow`
     """
 
     argument: str
@@ -80,6 +82,7 @@ class Found:
     module: PreTrainedModel
     _build: Callable[[torch.device, torch.dtype], tuple[PreTrainedModel, bool]]
     int8: str | None = None
+    narrow: bool = False
 
     def as_int8(self, argument: str) -> "Found":
         """The same, whose products are to have int8 weights, as ``argument`` says.
@@ -103,16 +106,23 @@ class Found:
         """``dtype``, or the model's own choice. ValueError where int8 does not go with it."""
         chosen = dtype or self.dtype(device)
         on_cpu = final_device(self.module, device).type == "cpu"
-        if self.int8 and on_cpu and chosen != torch.bfloat16:
+        fast = chosen == torch.bfloat16 or (chosen == torch.float32 and reads_plain(chosen))
+        if self.int8 and on_cpu and not fast:
             raise ValueError(
-                f"{self.int8}='int8' takes dtype='bfloat16' on a CPU, where products with int8 "
-                f"weights are slower in any other, got {str(chosen).removeprefix('torch.')}"
+                f"{self.int8}='int8' takes dtype='bfloat16' on a CPU, or 'float32' with the extra "
+                "cpu: products with int8 weights are slower in any other, "
+                f"got {str(chosen).removeprefix('torch.')}"
             )
         return chosen
 
+    def _kept(self, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+        """What matrices are kept in where ``dtype`` is computed in."""
+        narrow = self.narrow and self.facts is None and not self.int8
+        return kept_dtype(dtype, final_device(self.module, device)) if narrow else dtype
+
     def _bytes_to_load(self, device: torch.device, dtype: torch.dtype) -> int:
         count = bytes_as_int8 if self.int8 else bytes_to_load
-        return count(self.module, device, dtype)
+        return count(self.module, device, self._kept(device, dtype))
 
     @property
     def max_positions(self) -> int:
@@ -157,11 +167,13 @@ class Found:
 
         with named(self.argument, self.name), explained(needed):
             on_host = self.int8 and self._is_checkpoint
-            model, is_ours = self._build(torch.device("cpu") if on_host else place, chosen)
+            kept = self._kept(place, chosen)
+            model, is_ours = self._build(torch.device("cpu") if on_host else place, kept)
             if self.facts is not None:
                 return TransformersDecoder(model, batch_invariant, self.facts)
             family = FAMILIES[self.config.model_type]
-            decoder = Decoder.from_model(model, batch_invariant, family)
+            computed = None if kept == chosen else chosen
+            decoder = Decoder.from_model(model, batch_invariant, family, computed)
             if not decoder.weights.norm.any():
                 raise ValueError("its final norm is all zeros: every logit would be 0")
             if is_ours:
@@ -195,6 +207,7 @@ def look(
             plan.dtype,
             plan.blueprint,
             lambda *place: (plan.build(*place), True),
+            narrow=is_narrow(plan.blueprint, {header.dtype for header in plan.headers.values()}),
         )
 
 

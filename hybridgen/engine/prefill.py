@@ -145,14 +145,14 @@ class PromptReader:
         self.weights, self.eps = weights, eps
         cpu = weights.embedding.is_cpu
         self.sizes = CPU if cpu else GPU
-        self.dtype = _attention_dtype(weights.embedding.dtype) if cpu else weights.embedding.dtype
+        self.dtype = _attention_dtype(weights.dtype) if cpu else weights.dtype
         self._classes: Classes | None = None
 
     def find_classes(self) -> Classes:
         """Which blocks keep a row's bits, tried out in the first call."""
         if self._classes is None:
             products = self.weights.layers[0].products
-            self._classes = size_classes(products, self.sizes.blocks, self.weights.embedding.dtype)
+            self._classes = size_classes(products, self.sizes.blocks, self.weights.dtype)
         return self._classes
 
     def read(
@@ -206,7 +206,7 @@ class PromptReader:
 
     def _embed(self, block: Block, tokens: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream [rows, H] before the first layer, and the tokens' rotary rows."""
-        embedding, padding, ids, at = self.weights.embedding, block.size, [], []
+        padding, ids, at = block.size, list[Tensor](), list[Tensor]()
         for prompt, _, first, end in block.pieces:
             ids.append(tokens[prompt, first:end])
             at.append(torch.arange(first, end, dtype=torch.int64, device=tokens.device))
@@ -216,7 +216,7 @@ class PromptReader:
             at.append(ids[-1])
         token, position = torch.cat(ids), torch.cat(at)
         if not tokens.is_cpu:
-            x, cos, sin = embed(token.unsqueeze(1), position, embedding, rope)
+            x, cos, sin = embed(token.unsqueeze(1), position, self.weights.embedding, rope)
             return self.weights.scaled(x), cos, sin
         cos, sin = rope.index_select(1, position).unbind()
-        return self.weights.scaled(embedding.index_select(0, token)), cos, sin
+        return self.weights.rows(token), cos, sin

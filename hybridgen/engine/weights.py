@@ -94,6 +94,15 @@ class Weights:
                 layers[i] = replace(layers[i], **changed)
         return replace(self, head=change(self.head))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: matrices may be kept in fewer bits, norms and biases are not."""
+        return self.norm.dtype
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """The residual stream [N, H] before the first layer, of int64 ``tokens`` [N], on a CPU."""
+        return self.scaled(self.embedding.index_select(0, tokens).to(self.dtype))
+
     def scaled(self, rows: Tensor) -> Tensor:
         """``rows`` of the embedding, multiplied in place by ``scale``."""
         return rows if self.scale == 1 else rows.mul_(self.scale)
@@ -111,10 +120,13 @@ class Weights:
 
 
 @torch.no_grad()
-def fuse(model: PreTrainedModel, family: Family | None = None) -> Weights:
+def fuse(
+    model: PreTrainedModel, family: Family | None = None, dtype: torch.dtype | None = None
+) -> Weights:
     """The fused weights of ``model``, without a second copy of them.
 
     family   of the model, where `check` has let its config through; None: it is checked here
+    dtype    what norms and biases are converted to; None: they stay the model's
 
     The model's own parameters become views of the fused tensors, layer by layer, so it still works
     and shares its memory with the decoder. Multipliers cost no product of their own: the residual
@@ -131,10 +143,13 @@ def fuse(model: PreTrainedModel, family: Family | None = None) -> Weights:
     embedding = body.embed_tokens.weight.data
     tied = model.lm_head.weight is body.embed_tokens.weight
     head = embedding if tied else model.lm_head.weight.data
-    norm, times = body.norm.weight.data, multipliers(model.config)
+    norm, times = body.norm.weight.data.to(dtype or embedding.dtype), multipliers(model.config)
     if times.logits != 1:
         norm = norm * times.logits
-    return Weights(embedding, layers, norm, Linear(head), times.embedding / times.residual)
+    weights = Weights(embedding, layers, norm, Linear(head), times.embedding / times.residual)
+    if dtype is None:
+        return weights
+    return weights.map(lambda tensor: tensor if tensor.dim() == 2 else tensor.to(dtype))
 
 
 def _check_modules(model: PreTrainedModel) -> None:
