@@ -3,14 +3,14 @@
     python -m benchmarks.compiled                                   the embedded pair
     python -m benchmarks.compiled --slm FOLDER --llm FOLDER
 
-Whole texts in several ways, and of each model steps of 1 and of 5 tokens behind some positions, in
-turn with the one and the other in one process: the median time of each, a token's or a step's, and
-the median ratio of the pairs with its quartiles. Beside a step's is the time of its products alone,
-which are the same in both.
+Whole texts in several ways, and of each model steps of 1 and of 5 tokens behind some positions, and
+the products of those alone, in turn with the one and the other in one process: the median time of
+each, a token's or a step's, and the median ratio of the pairs with its quartiles. Models are loaded
+as either has them: for torch, weights are laid out for its library, in the dtype computed in.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import median
@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from hybridgen import HybridGenerator
+from hybridgen.benchmarks.bandwidth import read_bandwidth
 from hybridgen.benchmarks.conditions import conditions, pair_options, tell
 from hybridgen.benchmarks.profiling import ratio
 from hybridgen.engine.weights import Linear
-from hybridgen.kernels import attention_plan
+from hybridgen.kernels import attention_plan, linear
 from hybridgen.kernels.linear import product
 from hybridgen.kernels.registry import OPS, has_numba
 
@@ -46,7 +47,24 @@ def main(arguments: argparse.Namespace) -> None:
     if not has_numba():
         raise SystemExit("numba is not installed: pip install -e '.[cpu]'")
     torch.set_num_threads(arguments.threads)
-    generator = HybridGenerator(
+    with torch_alone():
+        plain = load(arguments)
+    generator = load(arguments)
+    models = {"slm": (plain.slm, generator.slm), "llm": (plain.llm, generator.llm)}
+    with torch.inference_mode():
+        report = {
+            **conditions("What numba gives", "compiled", arguments, torch.device("cpu")),
+            "GB/s read": round(read_bandwidth(torch.device("cpu")) / 1e9, 1),
+            "texts": {
+                name: of_texts(plain, generator, way, arguments) for name, way in WAYS.items()
+            },
+            "models": {name: of_models(*pair, arguments) for name, pair in models.items()},
+        }
+    tell(report, arguments.out)
+
+
+def load(arguments: argparse.Namespace) -> HybridGenerator:
+    return HybridGenerator(
         arguments.slm,
         arguments.llm,
         device="cpu",
@@ -54,16 +72,6 @@ def main(arguments: argparse.Namespace) -> None:
         max_batch_size=1,
         max_seq_len=max(*arguments.behind, len(PROMPT) + arguments.new_tokens) + max(STEPS),
     )
-    with torch.inference_mode():
-        report = {
-            **conditions("What numba gives", "compiled", arguments, torch.device("cpu")),
-            "texts": {name: of_texts(generator, way, arguments) for name, way in WAYS.items()},
-            "models": {
-                role: of_model(model, arguments)
-                for role, model in (("slm", generator.slm), ("llm", generator.llm))
-            },
-        }
-    tell(report, arguments.out)
 
 
 def parse(given: list[str] | None = None) -> argparse.Namespace:
@@ -77,28 +85,40 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def of_texts(
-    generator: HybridGenerator, way: dict[str, Any], arguments: argparse.Namespace
+    plain: HybridGenerator,
+    generator: HybridGenerator,
+    way: dict[str, Any],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Milliseconds a token, and the ratio."""
     count = arguments.new_tokens
     options = {"top_k": 0, "top_p": 1.0, "seed": 1, "ignore_eos": True, "print_stats": False}
     given = {"max_new_tokens": count, **options, **way}
-    return compare({"": partial(generator.generate, PROMPT, **given)}, arguments.texts, count)
+    works = (partial(each.generate, PROMPT, **given) for each in (plain, generator))
+    return compare(works, arguments.texts, count)
 
 
-def of_model(model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+def of_models(plain: Any, model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """By the number of tokens and positions: milliseconds, and the ratio."""
-    found: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
-    products = [*(p for layer in model.weights.layers for p in layer.products), model.weights.head]
+    found: dict[str, Any] = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "MB a step": {"torch": plain.weight_bytes / 1e6, "numba": model.weight_bytes / 1e6},
+    }
     for count in STEPS:
+        works = (products(each, count) for each in (plain, model))
+        found[f"products of {count}"] = compare(works, arguments.repeats)
         tokens = torch.ones(1, count, dtype=torch.int64)
-        given = [(torch.ones(count, p.weight.shape[1], dtype=model.dtype), p) for p in products]
-        alone = partial(multiply, given)
         for behind in arguments.behind:
-            step = partial(model, tokens, torch.tensor([behind]))
-            works = {"": step, "products": alone}
+            works = (partial(each, tokens, torch.tensor([behind])) for each in (plain, model))
             found[f"{count} behind {behind}"] = compare(works, arguments.repeats)
     return found
+
+
+def products(model: Any, count: int) -> Callable[[], Any]:
+    """All of a step of ``count`` tokens."""
+    all_of = [*(p for layer in model.weights.layers for p in layer.products), model.weights.head]
+    given = [(torch.ones(count, p.weight.shape[1], dtype=model.dtype), p) for p in all_of]
+    return partial(multiply, given)
 
 
 def multiply(given: Sequence[tuple[Tensor, Linear]]) -> None:
@@ -106,20 +126,17 @@ def multiply(given: Sequence[tuple[Tensor, Linear]]) -> None:
         product(x, *weights)
 
 
-def compare(works: Mapping[str, Callable[[], Any]], repeats: int, parts: int = 1) -> dict[str, Any]:
-    """Of the work "" with both, and of the others with numba; a part's time of so many."""
-    times: dict[str, list[float]] = {
-        "torch": [],
-        "numba": [],
-        **{name: [] for name in works if name},
-    }
+def compare(works: Iterable[Callable[[], Any]], repeats: int, parts: int = 1) -> dict[str, Any]:
+    """Of the same work by torch and by numba, a part's time of so many."""
+    plain, compiled = works
+    times: dict[str, list[float]] = {"torch": [], "numba": []}
     for repeat in range(-2, repeats):
         with torch_alone():
-            took = {"torch": seconds(works[""])}
-        took |= {name or "numba": seconds(work) for name, work in works.items()}
-        for name, value in took.items():
-            if repeat >= 0:
-                times[name].append(value)
+            by_torch = seconds(plain)
+        by_numba = seconds(compiled)
+        if repeat >= 0:
+            times["torch"].append(by_torch)
+            times["numba"].append(by_numba)
     return {
         **{f"{name}, ms": round(1e3 * median(each) / parts, 3) for name, each in times.items()},
         "torch / numba": ratio(times["numba"], times["torch"]),
@@ -138,7 +155,8 @@ def torch_alone() -> Iterator[None]:
     with ExitStack() as stack:
         for op in OPS.values():
             stack.enter_context(patch.object(op, "on_cpu", op.reference))
-        stack.enter_context(patch.object(attention_plan, "has_numba", lambda: False))
+        for module in (attention_plan, linear):
+            stack.enter_context(patch.object(module, "has_numba", lambda: False))
         yield
 
 

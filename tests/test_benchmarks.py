@@ -150,6 +150,5 @@ def test_what_numba_gives_is_measured(warm: Warm, tiny_pair: TinyPair, tmp_path:
     report = json.loads(out.read_text())
     assert all(text["torch / numba"]["median"] > 0 for text in report["texts"].values())
     for model in report["models"].values():
-        assert (
-            model["1 behind 3"]["torch / numba"]["median"] > 0 < model["5 behind 3"]["products, ms"]
-        )
+        for part in ("1 behind 3", "products of 5"):
+            assert model[part]["torch / numba"]["median"] > 0
