@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hybridgen import HybridGenerator
-from hybridgen.engine.dtypes import cpu_has_bfloat16
 
 pytestmark = pytest.mark.real
 
@@ -52,13 +51,6 @@ def generator(request: pytest.FixtureRequest, threads: int, folder: Path) -> Hyb
     )
 
 
-@pytest.fixture(scope="module")
-def prompts(generator: HybridGenerator) -> list[str]:
-    """Two alone where bfloat16 products are emulated, and take twenty times as long."""
-    emulated = generator.llm.dtype == torch.bfloat16 and not cpu_has_bfloat16()
-    return PROMPTS[:2] if emulated else PROMPTS
-
-
 def write(generator: HybridGenerator, prompt: Any, strategy: str, **options: Any) -> Any:
     settings = {"max_new_tokens": 24, "ignore_eos": True, "print_stats": False, **options}
     return generator.generate(prompt, strategy, **settings).tokens
@@ -70,28 +62,27 @@ def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(generator: HybridGenerator, mode: dict[str, Any], prompts: list[str]) -> list[list[int]]:
-    return [write(generator, p, "llm", seed=i, **mode) for i, p in enumerate(prompts)]
+def alone(generator: HybridGenerator, mode: dict[str, Any]) -> list[list[int]]:
+    return [write(generator, p, "llm", seed=i, **mode) for i, p in enumerate(PROMPTS)]
 
 
 def test_a_batch_has_the_text_of_its_rows(
-    generator: HybridGenerator, mode: dict[str, Any], prompts: list[str], alone: list[list[int]]
+    generator: HybridGenerator, mode: dict[str, Any], alone: list[list[int]]
 ) -> None:
-    assert write(generator, prompts, "llm", seed=0, **mode) == alone
+    assert write(generator, PROMPTS, "llm", seed=0, **mode) == alone
 
 
 @pytest.mark.parametrize("num_drafts", [1, 4, 7])
 def test_speculation_has_the_text_of_the_llm(
     generator: HybridGenerator,
     mode: dict[str, Any],
-    prompts: list[str],
     alone: list[list[int]],
     num_drafts: int,
 ) -> None:
     options = {"num_drafts": num_drafts, "verification": "coupled", **mode}
-    for seed, prompt in enumerate(prompts[:3]):
+    for seed, prompt in enumerate(PROMPTS[:3]):
         assert write(generator, prompt, "speculative", seed=seed, **options) == alone[seed]
-    assert write(generator, prompts, "speculative", seed=0, **options) == alone
+    assert write(generator, PROMPTS, "speculative", seed=0, **options) == alone
 
 
 def test_routing_everything_is_the_llm(
