@@ -13,7 +13,7 @@ On a GPU a row's bits are the same whatever the other rows and their number; on 
 
 On a CPU products of up to `FEW_ROWS` are compiled where `reads_plain` says so: float32 ones, which
 take a weight of bfloat16 too, and those of bfloat16 where the processor has none. They read a
-weight at the speed of the memory. Others may have a weight `pack`ed: laid out once as oneDNN's
+weight as it lies. Others may have a weight `pack`ed: laid out once as oneDNN's
 kernels read it, instead of anew in every product.
 
 With a ``scale`` [O], float32, the weight is int8, as `quantise` makes it, and stands for
@@ -39,7 +39,7 @@ from hybridgen.kernels.processor import cpu_has_bfloat16
 from hybridgen.kernels.registry import define, has_numba
 
 PACKED_ROWS = 8  # a hint: the layout serves any number of rows
-FEW_ROWS = 64  # up to which compiled products are as fast as the library's, or faster
+FEW_ROWS = 64  # up to which compiled products are about as fast as the library's, or faster
 STEP = 16  # numbers of a row that a compiled product reads at a time: depths are multiples of it
 INT8_ROWS = 16  # up to which torch's kernel for int8 weights is used where a scale allows it
 WIDENED = 1 << 18  # numbers of a weight that are widened at a time: 1 MB, which stays in a cache
@@ -56,6 +56,11 @@ def reads_plain(dtype: torch.dtype) -> bool:
 def suits(weight: Tensor) -> bool:
     """Whether a compiled product takes this CPU ``weight``."""
     return not weight.is_mkldnn and weight.is_contiguous() and weight.shape[1] % STEP == 0
+
+
+def is_compiled(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of these, on a CPU, is a compiled one."""
+    return len(x) <= FEW_ROWS and reads_plain(x.dtype) and suits(weight)
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -81,10 +86,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
 
     On a CPU the weight may be bfloat16 where x is float32.
     """
-    if x.is_cpu and reads_plain(x.dtype):
-        if len(x) <= FEW_ROWS and suits(weight):
+    if x.is_cpu:
+        if is_compiled(x, weight):
             return _compiled()(x, weight, bias, scale)
-        if weight.dtype == torch.bfloat16:
+        if weight.dtype == torch.bfloat16 and reads_plain(x.dtype):
             return widened_product(x, weight, bias)
     if scale is not None:
         if scale.dtype == torch.bfloat16 and len(x) <= INT8_ROWS:  # see `int8_cpu`

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hybridgen.kernels import linear, product_numba
-from hybridgen.kernels.linear import FEW_ROWS, product, reads_plain, suits
+from hybridgen.kernels.linear import is_compiled, product
 from hybridgen.kernels.numba_utils import ELEMENT, compiled, exp, numbers_at, rounded, wide
 
 _ONE = np.float32(1)
@@ -67,8 +67,7 @@ def linear_residual(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, scale: Tensor | None = None
 ) -> Tensor:
     """See `linear.linear_residual_reference`."""
-    few = x.dtype == torch.float32 and len(x) <= FEW_ROWS
-    if few and reads_plain(x.dtype) and suits(weight):
+    if x.dtype == torch.float32 and is_compiled(x, weight):  # bfloat16 is rounded before the sum
         return product_numba.product(x, weight, bias, scale, residual)
     return linear.linear_residual_reference(x, weight, bias, residual, scale)
 

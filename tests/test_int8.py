@@ -48,6 +48,18 @@ def test_an_int8_draft_changes_no_token(
         assert drafted.tokens == alone
 
 
+def test_in_float32_too_an_int8_draft_changes_no_token() -> None:
+    """Where products are compiled, as they are in these tests."""
+    in_float32: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
+    plain = HybridGenerator(**in_float32)
+    drafting = HybridGenerator(**in_float32, slm_weights="int8")
+    assert drafting.slm.dtype == torch.float32 and drafting.slm.quantised == "int8"
+    assert drafting.slm.weight_bytes < plain.slm.weight_bytes
+    options = {**QUIET, "temperature": 0}
+    alone = plain.generate(PROMPTS, "llm", **options).tokens
+    assert drafting.generate(PROMPTS, num_drafts=4, **options).tokens == alone
+
+
 @pytest.mark.parametrize("num_drafts", [1, 3, 4, 15])
 def test_an_int8_llm_has_a_text_of_its_own_which_no_draft_changes(
     both: HybridGenerator, num_drafts: int

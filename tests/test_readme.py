@@ -75,9 +75,10 @@ def test_the_two_commands_are_there_once_for_readers_and_for_ci() -> None:
 
 
 def test_the_main_command_writes_text_and_statistics() -> None:
-    done = shell(blocks("bash")[0].split("&&")[1])
+    command = blocks("bash")[0].split("&&")[1].strip()
+    done = shell(f"{command} --seed 1")  # of another seed each time it may end early
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()  # of a new seed each time: it may end early
+    assert len(done.stdout) > 100
     assert "Acceptance rate" in done.stderr
 
 
