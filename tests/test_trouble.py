@@ -126,7 +126,11 @@ def test_a_thousand_generations_leave_memory_flat(generator: HybridGenerator) ->
         gc.collect()
 
     burst(200)
-    before = resident()
-    burst(1000)
-    # A leak of one state of this pair a call would be 40 MB; the allocator drifts by some.
-    assert resident() - before < 20 << 20
+    grown = []
+    for _ in range(2):
+        before = resident()
+        burst(1000)
+        grown.append(resident() - before)
+    # A leak of one state of this pair a call would be 40 MB each time; the allocator's own drift,
+    # after what else a process has run, comes to an end.
+    assert min(grown) < 8 << 20
