@@ -68,6 +68,7 @@ def build_parser(declarations: Sequence[Any] | None = None) -> argparse.Argument
     add("--llm", metavar="MODEL", help="your own large model")
     add("--prompts", metavar="SET", help="code, spec-bench, random, or a file of Spec-Bench, "
         "MT-Bench, HumanEval or GSM8K as published")  # fmt: skip
+    add("--experiment", metavar="REGEX", help="experiments of the suite in whose title it is found")
     add("--count", metavar="N", type=int, help="prompts of a repeat")
     add("--new-tokens", metavar="N", type=int, help="of each prompt")
     add("--repeats", metavar="N", type=int, help="after one that warms up")
@@ -139,13 +140,18 @@ def check(arguments: argparse.Namespace, out: Path) -> None:
         value = getattr(arguments, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
-    if arguments.only is not None:
+    for name in ("only", "experiment"):
+        pattern = getattr(arguments, name)
+        if pattern is None:
+            continue
         try:
-            re.compile(arguments.only)
+            re.compile(pattern)
         except re.error as error:
-            raise ValueError(
-                f"--only {arguments.only!r} is no regular expression: {error}"
-            ) from None
+            raise ValueError(f"--{name} {pattern!r} is no regular expression: {error}") from None
+    if arguments.experiment is not None and not chosen(arguments):
+        raise ValueError(
+            f"--experiment {arguments.experiment!r} is in no title of the suite {arguments.suite}"
+        )
 
 
 def command_of(arguments: argparse.Namespace) -> str:
@@ -172,8 +178,9 @@ def measured(arguments: argparse.Namespace, settled: Run) -> list[Line]:
 
     found: list[Line] = []
     if arguments.suite in SUITES:
-        found += run_all(settled, changed(SUITES[arguments.suite](), arguments))
-    if arguments.suite in ("kernels", "gpu") and monotonic() < settled.until:
+        found += run_all(settled, changed(chosen(arguments), arguments))
+    with_kernels = arguments.suite in ("kernels", "gpu") and arguments.experiment is None
+    if with_kernels and monotonic() < settled.until:
         say("kernels")
         made = [line for line in lines.held(settled.out) if line.suite == "kernels"]
         if not made:
@@ -182,6 +189,15 @@ def measured(arguments: argparse.Namespace, settled: Run) -> list[Line]:
                 lines.append(settled.out, line)
         found += made
     return found
+
+
+def chosen(arguments: argparse.Namespace) -> list[Experiment]:
+    """The suite's experiments, or those that --experiment asks for."""
+    from hybridgen.benchmarks.suites import SUITES
+
+    found = SUITES[arguments.suite]() if arguments.suite in SUITES else []
+    title = arguments.experiment
+    return [one for one in found if title is None or re.search(title, one.title)]
 
 
 def changed(experiments: Sequence[Experiment], arguments: argparse.Namespace) -> list[Experiment]:

@@ -61,19 +61,20 @@ class Ours:
 
     samples = True
 
-    def __init__(self, generator: HybridGenerator, way: Way, pdl: bool = False) -> None:
+    def __init__(self, generator: HybridGenerator, way: Way, pdl: bool = True) -> None:
         self.generator, self.way, self.pdl = generator, way, pdl
-        self.name = f"{way.name}, PDL" if pdl else way.name
+        self.name = way.name if pdl else f"{way.name}, without PDL"
         self.writers = way.writers
         self.options: dict[str, Any] = {**way.options}
         self.batch = generator.pair.max_rows
 
     def promises(self, work: Work) -> str | None:
         """The contender whose text it has to equal."""
-        return LLM.name if self.way.equals_llm(work) or self.name == f"{LLM.name}, PDL" else None
+        is_twin = not self.pdl and self.way == LLM
+        return LLM.name if is_twin or self.way.equals_llm(work) else None
 
     def write(self, work: Work) -> Written:
-        with programmatic_dependent_launch() if self.pdl else nullcontext():
+        with nullcontext() if self.pdl else programmatic_dependent_launch(False):
             result = self.generator.generate(
                 work.prompts,
                 self.way.strategy,
@@ -108,7 +109,7 @@ def open_generator(pair: Pair, place: Place, batch: int) -> HybridGenerator:
     return generator
 
 
-def contenders(generator: HybridGenerator, ways: Sequence[Way], pdl: bool = False) -> list[Ours]:
+def contenders(generator: HybridGenerator, ways: Sequence[Way], pdl: bool = True) -> list[Ours]:
     """Those of ``ways`` that the pair can run, and whose texts can be judged.
 
     The judge has the checkpoint's weights: what an int8 SLM writes by itself is left out.

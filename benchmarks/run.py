@@ -128,8 +128,8 @@ class Opened:
     def contenders(self, experiment: Experiment) -> list[Contender]:
         """Ours, then peers; of those that take so many prompts, the ones that are wanted."""
         found: list[Contender] = [*ours.contenders(self.generator, experiment.ways)]
-        if experiment.pdl:
-            found += ours.contenders(self.generator, experiment.ways, pdl=True)
+        if experiment.without_pdl:
+            found += ours.contenders(self.generator, experiment.ways, pdl=False)
         for name in experiment.peers:
             found += self._peer(name)
         greedy = experiment.sampling["temperature"] == 0

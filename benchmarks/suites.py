@@ -40,7 +40,7 @@ class Experiment:
     prompts     how many there are
     new_tokens  of each
     repeats     after one that warms up
-    pdl         our contenders launched as programmatic dependents too
+    without_pdl our contenders not launched as programmatic dependents too
     """
 
     title: str
@@ -52,7 +52,7 @@ class Experiment:
     prompts: int = 4
     new_tokens: int = 64
     repeats: int = 5
-    pdl: bool = False
+    without_pdl: bool = False
     without: tuple[str, ...] = VARIANTS
 
 
@@ -104,7 +104,7 @@ def gpu() -> list[Experiment]:
     few = replace(first, ways=(LLM, SLM, speculative(4), AUTO), repeats=3, peers=())
     return [
         first,
-        replace(few, title="dependent launches", sampling=GREEDY, pdl=True),
+        replace(few, title="dependent launches", sampling=GREEDY, without_pdl=True),
         *(replace(few, title="batches", batch=batch, prompts=batch) for batch in (4, 16)),
         replace(few, title="budgets", ways=(LLM, SLM, routed("uncertainty", llm_fraction=0.2))),
         replace(few, title="peers", peers=EVERY_PEER, without=()),

@@ -3,12 +3,12 @@
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from triton.runtime.driver import driver
 
 from hybridgen.kernels.launch import is_wanted
-from hybridgen.kernels.triton_utils import interpreted
+from hybridgen.kernels.triton_utils import architecture
 
 FIRST_CAPABILITY = 90
+PROVEN = (90,)  # where it has been measured to pay
 
 
 def launch_options() -> dict[str, bool]:
@@ -16,12 +16,13 @@ def launch_options() -> dict[str, bool]:
 
     So without it the compiled kernels are those of a kernel that knows nothing of it.
     """
-    if not is_wanted() or interpreted():
+    wanted = is_wanted()
+    if wanted is False:
         return {}
-    target = driver.active.get_current_target()
-    if target.backend != "cuda" or target.arch < FIRST_CAPABILITY:
-        return {}
-    return {"PDL": True, "launch_pdl": True}
+    card = architecture()
+    if card in PROVEN or (wanted and card >= FIRST_CAPABILITY):
+        return {"PDL": True, "launch_pdl": True}
+    return {}
 
 
 @triton.jit

@@ -84,10 +84,10 @@ def _rms_norm(
     k = tl.arange(0, BLOCK)
     inside = k < width
     values = tl.load(x_ptr + row * stride_x + k, mask=inside, other=0.0)
+    gain = tl.load(weight_ptr + k, mask=inside, other=0.0).to(tl.float32)
     wide = values.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
     normed = (wide * scale).to(values.dtype).to(tl.float32)
-    gain = tl.load(weight_ptr + k, mask=inside, other=0.0).to(tl.float32)
     tl.store(output_ptr + row * width + k, normed * gain, mask=inside)
 
 

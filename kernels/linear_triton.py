@@ -1,8 +1,7 @@
 """Products of a few rows at the speed of their weights: one kernel for `linear.py`'s three ops.
 
-**Work.** A program makes 16 rows (of more than 16: 32, `MANY_ROWS`, so that half as many read the
-weights again) of 16, 32 or 64 outputs (gate and up: 32 of each, so that the [R, 2 I] between them
-is never written). It walks the whole depth in tiles of weights [outputs,
+**Work.** A program makes 16 rows of 16 or 32 outputs (gate and up: 16 of each, so that the
+[R, 2 I] between them is never written). It walks the whole depth in tiles of weights [outputs,
 depth], which stream through shared memory by cp.async, several tiles ahead. Each of its four warps
 takes a quarter of every tile's depth, for all outputs, and the four sums are added in the end, in a
 fixed order:
@@ -13,58 +12,56 @@ A product (mma.sync m16n8k16) that adds to the one before waits for it, some 33 
 warps side by side over 16 outputs, a depth of 6144 would be 384 in a row, 7 us, as long as its
 weights take to come; by quarters it is 96. And a warp reads its own quarter of x instead of all.
 The rows are the short side of 16: with weights there, Triton would take wgmma or tcgen05 on some
-cards, which bring no byte sooner.
+cards, which bring no byte sooner. Of more than 16 rows a program makes 32 (`MANY_ROWS`), and of 32
+outputs 64: so half as many read the weights again, or x.
 
-**Norm.** RMSNorm is a scalar of a row times a vector: W (s x g) = s W (x g). x comes by anyway, so
-its squares are added up beside the products, x g is what is multiplied, and s = 1 / sqrt(mean(x^2)
-+ eps) scales the sum. In float16 x g can overflow where s x g cannot (activations of 10^4 occur):
-there, the norm is a launch of its own.
+**Norm.** RMSNorm is a launch of its own before the product. As a prologue, its gains multiplied
+into x and its squares summed in the loop, it made the loop wait: on an H200 the gate and up of
+Qwen3-8B took 57 us so, with the same tiles 50 and 2 for the norm; QKV 21, and 15 and 2.
 
 **Bits.** A row is a row of its product whatever else is in it: more rows are more programs, fewer
-are zeros, and NaN in one stays there. What orders a row's sums (outputs and depth of a tile, the
-quarters) depends on outputs and dtype alone, never on R. A tile of 32 rows is two products of 16
-for each of 16: each walks the depth as it would alone. The squares lie over the depth as they do
-in 16 rows, and what is laid out otherwise, the quarters of them, is added in a written order.
+are zeros, and NaN in one stays there. What orders a row's sums (the depth of a tile, the quarters)
+depends on outputs and dtype alone, never on R. A tile of 32 rows is two products of 16 for each of
+16: each walks the depth as it would alone.
 
 **Bytes in flight.** The weights cross once, O * H * itemsize bytes; x comes from L2, as much as
 R / (outputs of a program) of that again. To keep an H100's 3.35 TB/s busy for the 0.8 us that a
-read then takes, 2.7 MB must be under way, 20 KB a multiprocessor. A program has 48 to 64 KB of
-weights under way (float32: 40 to 56): 56 programs would do. All that are resident share the
-bandwidth evenly, so they need not be a multiple of 132 to finish together. Hence no depth is split
-over programs, which would cost a second launch for the partial sums; narrow outputs make narrow
-tiles instead: of 64, 32 and 16 outputs a program, the first that leaves `FEWEST_PROGRAMS`. Shared
-memory is at most 99 KB, what a block may have on sm_120. Launched ahead of time (`launch.py`), a
-program asks for its first weights before it waits for x.
+read then takes, 2.7 MB must be under way, 20 KB a multiprocessor. A program has 48 KB of weights
+under way, or more (float32: 40). No depth is split over programs, which would cost a second launch
+for the partial sums; narrow outputs make narrow tiles instead: of 32 and 16 outputs a program, the
+first that leaves `FEWEST_PROGRAMS`. Shared memory is at most 99 KB, what a block may have on
+sm_120, but for the following.
+
+**Programs.** Where there are more than multiprocessors, three fit on each (four stages): the gate
+and up of Qwen3-8B took an H200 63 us in tiles of 64 outputs of which two fit, and 50 in these.
+Where there are not, each is to have one for itself. Launched ahead of time (`launch.py`), those of
+the next product would else begin beside those of this one, two on some multiprocessors and none on
+others: a step of Qwen3-1.7B then takes 10 % longer. So the tiles under way take more than half of
+the shared memory, on cards that have so much (`ROOMY`).
 
 **int8** weights come by the same copies, of 16 a thread, and become x's dtype in registers; the
-scale of an output multiplies its sum. Tiles are as deep and more of them are under way, 32 to 56 KB
-of a program. What is scarce is instructions. In sm_90's code two numbers become bfloat16 by four (a
-permutation, two of logic, a subtraction, all exact), a float16 by a conversion each, and the loops
-take 4.7 to 5.4 a weight, where bfloat16 weights take 2.8 to 3.6. At 92 % of the bandwidth that is
-one of every two cycles of a scheduler, not one of six: where it has a single warp, as in output and
-down below, this may cost more than the bytes do, which nobody has measured. So a depth of whole
-tiles has no masks (`WHOLE`: 4.7 for 5.8). A thread takes four neighbours of the depth to a product,
-hence other sums than with the same numbers in bfloat16, but the same for any R.
+scale of an output multiplies its sum. What is scarce is instructions. In sm_90's code two numbers
+become bfloat16 by four (a permutation, two of logic, a subtraction, all exact), a float16 by a
+conversion each, and the loops take 4.7 to 5.4 a weight, where bfloat16 weights take 2.8 to 3.6. A
+depth of whole tiles has no masks (`WHOLE`: 4.7 for 5.8). A thread takes four neighbours of the
+depth to a product, hence other sums than with the same numbers in bfloat16, but the same for any R.
+On an H200 a step of Qwen3-1.7B took no less time with int8 weights: half the bytes, at half the
+speed.
 
-Predicted, bfloat16, R = 1 to 9 rows: bytes at 92 % of 3.35 TB/s, and 2 us for the launch, the first
-tile and the last; 3 us where a multiprocessor has one program, and none to overlap these with:
+Measured on an H200, of which a torch sum reads 4.1 TB/s, bfloat16, 1 row (1.7B) and 5 (8B), in a
+graph; what another card does is in `benchmarks/results`:
 
-    outputs (of a program) x depth; megabytes, programs, time
-    Qwen3-1.7B    down            2048 (16) x  6144     25 MB    128    11 us
-                  gate and up    12288 (64) x  2048     50 MB    192    18 us
-    Llama-3.2-1B  down            2048 (16) x  8192     34 MB    128    14 us
-    Qwen3-8B      QKV             6144 (64) x  4096     50 MB     96    19 us
-                  output          4096 (32) x  4096     34 MB    128    14 us
-                  gate and up    24576 (64) x  4096    201 MB    384    67 us
-                  down            4096 (32) x 12288    101 MB    128    36 us
-                  head          151936 (64) x  4096   1245 MB   2374   406 us
-    Qwen2.5-0.5B  down             896 (16) x  4864      9 MB     56     6 us
-    of int8:
-    Qwen3-1.7B    QKV             4096 (32) x  2048      8 MB    128     6 us
-                  output          2048 (16) x  2048      4 MB    128     4 us
-                  gate and up    12288 (64) x  2048     25 MB    192    10 us
-                  down            2048 (16) x  6144     13 MB    128     7 us
-                  head          151936 (64) x  2048    311 MB   2374   103 us
+    outputs (of a program) x depth; megabytes, programs, time, F.linear's
+    Qwen3-1.7B    QKV             4096 (32) x  2048     17 MB    128    6.4 us     7.4
+                  output          2048 (16) x  2048      8 MB    128    4.9        6.1
+                  gate and up    12288 (32) x  2048     50 MB    384   14.5       15.4
+                  down            2048 (16) x  6144     25 MB    128    8.7       11.7
+                  head          151936 (32) x  2048    622 MB   4748    141        150
+    Qwen3-8B      QKV             6144 (32) x  4096     50 MB    192   14.8       15.7
+                  output          4096 (32) x  4096     34 MB    128   11.3       13.1
+                  gate and up    24576 (32) x  4096    201 MB    768   51.0       49.7
+                  down            4096 (32) x 12288    101 MB    128   26.3       30.7
+                  head          151936 (32) x  4096   1245 MB   4748    283        300
 """
 
 from typing import NamedTuple
@@ -76,27 +73,36 @@ from torch import Tensor
 
 from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
 from hybridgen.kernels.layers_triton import rms_norm
-from hybridgen.kernels.triton_utils import blocks, interpreted
+from hybridgen.kernels.triton_utils import (
+    architecture,
+    blocks,
+    interpreted,
+    multiprocessors,
+)
 
 ROWS = 16
 MANY_ROWS = 32
 WARPS = 4
 FEWEST_PROGRAMS = 96
+ROOMY = (90, 100)  # sm_90, sm_100: 227 KB of shared memory a program, where others have 163 or 99
 # Shared memory lets a multiprocessor hold two programs, which might have 255 each. Without a bound
 # the assembler saves them, and spills two or three to get below a round number.
 REGISTERS, MANY_REGISTERS = 168, 255
 
 # Outputs of a program -> what a warp takes of a tile's depth, and the stages of the pipeline (one
-# more than the tiles in shared memory) with `ROWS` and with `MANY_ROWS`.
-TILES = {64: (32, 5, 4), 32: (64, 5, 4), 16: (64, 7, 5)}
-INT8_STAGES = {64: (8, 6), 32: (7, 5), 16: (9, 5)}  # of half precision x, in tiles as deep
-FLOAT32_TILES = {32: (16, 8), 16: (16, 11)}  # these have no tensor cores, but need registers
+# more than the tiles in shared memory) where programs share a multiprocessor, and where each has
+# one for itself: there a second would not fit, see "Programs".
+TILES = {32: (64, 4, 6), 16: (64, 7, 9)}
+INT8_STAGES = {32: (5, 9), 16: (9, 11)}  # of half precision x, in tiles as deep
+FLOAT32_TILES = {32: (16, 8, 8), 16: (16, 11, 11)}  # no tensor cores, but they need registers
+# Of a product with more than `ROWS` rows, whose tiles are as deep: outputs, and stages.
+MANY_TILES = {32: (64, 3), 16: (16, 5)}
+MANY_INT8_STAGES = {32: 4, 16: 5}
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _linear(
     x_ptr,  # [rows, depth], rows stride_x apart
-    norm_ptr,  # [depth] or None
     weight_ptr,  # [columns, depth]; GATED: [2 columns, depth], gate over up
     scale_ptr,  # float32 [columns] or [2 columns], the weight int8, or None
     bias_ptr,  # [columns] or [2 columns], or None
@@ -107,7 +113,6 @@ def _linear(
     depth,
     stride_x,
     stride_residual,
-    eps,
     GATED: tl.constexpr,
     INTERPRETED: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -123,12 +128,6 @@ def _linear(
     Grid: blocks of rows, blocks of outputs. Reads its rows of x whole, its rows of the weight, and
     its outputs' bias and residual; writes its outputs.
     """
-    if PDL:
-        first = tl.program_id(1) * BLOCK_O
-        _prefetch(weight_ptr, first, columns, depth, BLOCK_O, GATED)
-        if GATED:
-            up_ptr = weight_ptr + tl.cast(columns, tl.int64) * depth
-            _prefetch(up_ptr, first, columns, depth, BLOCK_O, GATED)
     wait_for_previous(PDL)
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -141,23 +140,12 @@ def _linear(
 
     sums = tl.zeros([QUARTERS, BLOCK_R, BLOCK_O], tl.float32)
     sums_up = tl.zeros([QUARTERS, BLOCK_R, BLOCK_O], tl.float32)
-    squares = tl.zeros([QUARTERS, BLOCK_R, BLOCK_K], tl.float32)
-    if norm_ptr is not None:
-        gain = tl.load(norm_ptr + k, mask=k < depth, other=0.0)
     for start in range(0, depth, QUARTERS * BLOCK_K):
         mask = in_rows[None, :, None]
         if not WHOLE:
             inside = start + k < depth
             mask = mask & inside[:, None, :]
         a = tl.load(x_ptr + start, mask=mask, other=0.0)
-        if norm_ptr is not None:
-            # Two bytes a thread are too little for cp.async: loaded a tile ahead.
-            ahead = start + QUARTERS * BLOCK_K + k
-            next_gain = tl.load(norm_ptr + ahead, mask=ahead < depth, other=0.0)
-            wide = a.to(tl.float32)
-            squares += wide * wide
-            a = _product(a, gain[:, None, :], INTERPRETED)
-            gain = next_gain
         mask = in_columns[None, None, :]
         if not WHOLE:
             mask = mask & inside[:, :, None]
@@ -168,9 +156,6 @@ def _linear(
             sums_up = _dot(a, w, sums_up, INTERPRETED)
 
     y, up = _quarters(sums), _quarters(sums_up)
-    if norm_ptr is not None:
-        rms = tl.rsqrt(_quarters(tl.sum(squares, 2)) / depth + eps)[:, None]
-        y, up = y * rms, up * rms
     if scale_ptr is not None:
         y *= tl.load(scale_ptr + o, mask=in_columns, other=0.0)[None, :]
         if GATED:
@@ -191,42 +176,9 @@ def _linear(
 
 
 @triton.jit
-def _prefetch(weight_ptr, first, columns, depth, BLOCK_O: tl.constexpr, GATED: tl.constexpr):
-    """Bring what the first tiles of weights are to the L2 cache, while the kernel ahead works.
-
-    As much as the pipeline has under way, 64 KB of a program, by lines of 128 bytes. Nothing is
-    read yet: what the kernel ahead may still write goes through the same cache.
-    """
-    LINES: tl.constexpr = 512 // BLOCK_O // (2 if GATED else 1)
-    LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth
-    o = tl.minimum(first + tl.arange(0, BLOCK_O), columns - 1).to(tl.int64)
-    k = tl.minimum(tl.arange(0, LINES) * LINE, depth - 1)
-    lines = weight_ptr + o[:, None] * depth + k[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [lines],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
-def _product(a, b, INTERPRETED: tl.constexpr):
-    """a * b, rounded once: in pairs on a GPU, in float32 by the interpreter, which has no other."""
-    if INTERPRETED:
-        return (a.to(tl.float32) * b.to(tl.float32)).to(a.dtype)
-    return a * b
-
-
-@triton.jit
 def _quarters(parts):
     """(0 + 2) + (1 + 3) of the first axis: `tl.sum`'s order would depend on the tile's layout."""
-    if len(parts.shape) == 3:
-        last = tl.reshape(tl.permute(parts, 1, 2, 0), [parts.shape[1], parts.shape[2], 2, 2])
-    else:
-        last = tl.reshape(tl.permute(parts, 1, 0), [parts.shape[1], 2, 2])
+    last = tl.reshape(tl.permute(parts, 1, 2, 0), [parts.shape[1], parts.shape[2], 2, 2])
     even, odd = tl.split(last)
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -258,12 +210,14 @@ def tile(
     rows: int = 1,
     aligned: bool = True,
     int8: bool = False,
+    alone: int = 0,
 ) -> Tile:
     """The tile of a product of ``rows`` rows with ``columns`` outputs.
 
     aligned  the depth is a multiple of 16, so that all rows begin at a multiple of 16 bytes: others
              come number by number through registers, of which wide tiles would take too many
     int8     ``dtype`` is that of x, and weights are int8
+    alone    so many programs, at most, have a multiprocessor each for themselves
     """
     tiles = FLOAT32_TILES if dtype == torch.float32 else TILES
     fitting = [n for n in tiles if blocks(columns, n) >= FEWEST_PROGRAMS]
@@ -271,38 +225,46 @@ def tile(
     if not aligned:
         outputs = min(n for n in tiles if n > 16 or not gated)
     depth, *stages = tiles[outputs]
-    if int8 and dtype != torch.float32:
+    narrow = int8 and dtype != torch.float32
+    if narrow:
         stages = list(INT8_STAGES[outputs])
-    many = aligned and rows > ROWS and len(stages) > 1
+    chosen = stages[blocks(columns, outputs // (2 if gated else 1)) <= alone]
+    many = aligned and rows > ROWS and dtype != torch.float32
+    if many:
+        chosen = MANY_INT8_STAGES[outputs] if narrow else MANY_TILES[outputs][1]
+        outputs = MANY_TILES[outputs][0]
     roomy = many or not aligned or (int8 and dtype == torch.float32)
     return Tile(
         MANY_ROWS if many else ROWS,
         outputs // 2 if gated else outputs,
         depth,
-        stages[many],
+        chosen,
         MANY_REGISTERS if roomy else REGISTERS,
     )
 
 
+def _alone(device: torch.device) -> int:
+    """How many programs get a multiprocessor each; 0 where two stages more do not fit."""
+    return multiprocessors(device) if architecture() in ROOMY else 0
+
+
 def _launch(
     x: Tensor,
-    norm: Tensor | None,
-    eps: float,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     scale: Tensor | None,
     gated: bool,
 ) -> Tensor:
-    """Any of the three ops, in any dtype that the norm does not overflow in."""
+    """Any of the three ops, but for the norm."""
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if gated else 1)
     output = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    block = tile(columns, gated, x.dtype, rows, depth % 16 == 0, scale is not None)
+    aligned, alone = depth % 16 == 0, _alone(x.device)
+    block = tile(columns, gated, x.dtype, rows, aligned, scale is not None, alone)
     # The row tiles of the same outputs are neighbours: all but the first read weights from L2.
     _linear[(blocks(rows, block.rows), blocks(columns, block.outputs))](
         x,
-        norm,
         weight,
         scale,
         bias,
@@ -313,7 +275,6 @@ def _launch(
         depth,
         x.stride(0),
         0 if residual is None else residual.stride(0),
-        eps,
         GATED=gated,
         INTERPRETED=interpreted(),
         BLOCK_R=block.rows,
@@ -330,21 +291,6 @@ def _launch(
     return output
 
 
-def _norm_launch(
-    x: Tensor,
-    norm: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    gated: bool,
-) -> Tensor:
-    """`_launch` with a norm, which in float16 is a launch of its own."""
-    if x.dtype == torch.float16:
-        return _launch(rms_norm(x, norm, eps), None, eps, weight, bias, None, scale, gated)
-    return _launch(x, norm, eps, weight, bias, None, scale, gated)
-
-
 def norm_linear(
     x: Tensor,
     norm: Tensor,
@@ -357,7 +303,7 @@ def norm_linear(
 
     ``norm``, ``weight``, ``bias`` and ``scale`` are contiguous.
     """
-    return _norm_launch(x, norm, eps, weight, bias, scale, gated=False)
+    return _launch(rms_norm(x, norm, eps), weight, bias, None, scale, gated=False)
 
 
 def norm_gated_linear(
@@ -372,7 +318,7 @@ def norm_gated_linear(
 
     ``norm``, ``weight``, ``bias`` and ``scale`` are contiguous.
     """
-    return _norm_launch(x, norm, eps, weight, bias, scale, gated=True)
+    return _launch(rms_norm(x, norm, eps), weight, bias, None, scale, gated=True)
 
 
 def linear_residual(
@@ -382,4 +328,4 @@ def linear_residual(
 
     ``weight``, ``bias`` and ``scale`` are contiguous.
     """
-    return _launch(x, None, 0.0, weight, bias, residual, scale, gated=False)
+    return _launch(x, weight, bias, residual, scale, gated=False)

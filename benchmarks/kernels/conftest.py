@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default=default, choices=["cpu", "cuda"])
     parser.addoption("--smoke", action="store_true", help="only the first case of each file")
     parser.addoption(
-        "--pdl", action="store_true", help="time each op with programmatic dependent launch too"
+        "--pdl", action="store_true", help="time each op without programmatic dependent launch too"
     )
 
 

@@ -187,7 +187,7 @@ class Pair:
                     self._left = nothing_held()
                     yield
             finally:
-                self._busy = None
+                self._busy, self.held = None, nothing_held()
 
     def leave(self, held: Held) -> None:
         """Say what this turn's call leaves in the caches, as its last act."""

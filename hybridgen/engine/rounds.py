@@ -17,6 +17,7 @@ from hybridgen.engine.kept import Kept
 from hybridgen.engine.model import Model
 from hybridgen.engine.reports import Immediate, Reports
 from hybridgen.engine.state import Drafts, Hook, Routing, Rows
+from hybridgen.kernels.launch import is_wanted
 
 Owned = TypeVar("Owned")
 
@@ -53,7 +54,7 @@ class Batch:
     reports: Reports = field(default_factory=Immediate)
     capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None
     _drafts: dict[tuple[int, bool], Drafts] = field(default_factory=dict)
-    _rounds: dict[Round, Callable[[], None]] = field(default_factory=dict)
+    _rounds: dict[tuple[Round, bool | None], Callable[[], None]] = field(default_factory=dict)
     _owned: dict[Callable[..., Any], Any] = field(default_factory=dict)
 
     @property
@@ -80,9 +81,10 @@ class Batch:
     def round(self, function: Callable[..., None], *static: Hashable) -> Callable[[], None]:
         """The round of this name on this batch, ready to be called; the same one every time.
 
-        It is captured when it is asked for first, with every row at rest: before texts are loaded.
+        It is captured when it is asked for first, with every row at rest: before texts are loaded;
+        and anew where its kernels are to be launched otherwise (`programmatic_dependent_launch`).
         """
-        name = Round(function, *static)
+        name = Round(function, *static), is_wanted()
         if name not in self._rounds:
             work = partial(function, self, *static)
             if self.capture is not None:

@@ -65,6 +65,14 @@ def test_what_is_there_is_not_measured_again(
     assert "slm" in {line.contender for line in read([out])}
 
 
+def test_experiments_are_picked_by_their_titles(tmp_path: Path, scratch: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    assert bench("gpu", out, scratch, "--experiment", "budgets|^batch", "--only", "slm") == 0
+    found = read([out])
+    assert {line.setting["experiment"] for line in found} == {"budgets", "batches"}
+    assert "--experiment 'budgets|^batch'" in found[0].conditions["command"]
+
+
 def test_a_wrong_text_fails_the_command(
     tmp_path: Path,
     scratch: Path,
@@ -124,6 +132,8 @@ def test_a_slow_down_fails_the_comparison_with_what_was(
         (["--repeats", "0"], "--repeats must be above 0, got 0"),
         (["--against", "nowhere.jsonl"], "--against nowhere.jsonl does not exist"),
         (["--only", "("], "--only '(' is no regular expression"),
+        (["--experiment", "["], "--experiment '[' is no regular expression"),
+        (["--experiment", "turns"], "--experiment 'turns' is in no title of the suite quick"),
         (["--pair", "tiny@2"], "an agreement is between 0 and 1, not 2.0"),
         (["--pair", "nothing"], "there is no pair 'nothing'"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),

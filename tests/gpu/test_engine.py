@@ -22,7 +22,9 @@ from hybridgen.engine.pair import Pair
 from hybridgen.engine.reports import Immediate
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.launch import programmatic_dependent_launch
+from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies import base
+from hybridgen.strategies.single import single_round
 
 needs_card = pytest.mark.gpu
 PROMPTS = [
@@ -121,29 +123,28 @@ def test_a_replay_equals_the_eager_round(generator: HybridGenerator, name: str) 
         assert write(generator, prompt, **STRATEGIES[name]).tokens == expected.tokens
 
 
-@contextmanager
-def captured_anew(pair: Pair) -> Iterator[None]:
-    """Rounds are captured once more, those of before are not used."""
-    batches: dict[int, Batch] = {}
-    batch = pair.batch
+def test_a_round_is_captured_anew_for_other_launches(generator: HybridGenerator) -> None:
+    batch = generator.pair.batch(1)
 
-    def anew(rows: int) -> Batch:
-        if rows not in batches:
-            new: dict[str, Any] = {"_rounds": {}, "_drafts": {}, "_owned": {}}
-            batches[rows] = replace(batch(rows), **new)
-        return batches[rows]
+    def asked() -> Any:
+        with generator.pair.turn(), torch.inference_mode():
+            return batch.round(single_round, SOURCE_LLM)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair, "batch", anew)
-        yield
+    first = asked()
+    with programmatic_dependent_launch(False):
+        without = asked()
+        assert without is not first and without is asked()
+    assert asked() is first
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_dependent_launches_write_the_same(generator: HybridGenerator, name: str) -> None:
     for prompt in (PROMPTS[0], PROMPTS[:4]):
-        expected = write(generator, prompt, **STRATEGIES[name])
-        with captured_anew(generator.pair), programmatic_dependent_launch():
-            assert write(generator, prompt, **STRATEGIES[name]).tokens == expected.tokens
+        written = []
+        for dependent in (False, True):
+            with programmatic_dependent_launch(dependent):
+                written.append(write(generator, prompt, **STRATEGIES[name]).tokens)
+        assert written[0] == written[1]
 
 
 def test_a_replay_of_dependent_launches_has_the_same_bits(generator: HybridGenerator) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import triton
 from aot import CARDS, Resources, recording
 
+from hybridgen.kernels.launch import programmatic_dependent_launch
 from hybridgen.kernels.launch_triton import FIRST_CAPABILITY
 
 TABLE = Path(__file__).with_name("resources.json")
@@ -71,7 +72,7 @@ def compile_decodes(card: int, known: dict[str, list[int]]) -> Rows:
     """Everything that the decodes launch, for ``card``: compiled in this process, or known."""
     from decodes import every_decode
 
-    with recording(card, known) as launches:
+    with recording(card, known) as launches, programmatic_dependent_launch(False):
         every_decode()
         rows = launches.rows(card)
     for row in rows.values():

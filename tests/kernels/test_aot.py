@@ -41,16 +41,13 @@ def test_the_table_holds_every_op_and_no_faults(card: int) -> None:
 
 @pytest.mark.parametrize("card", CARDS)
 def test_tiles_of_many_rows_add_up_a_row_as_tiles_of_few(card: int) -> None:
-    """Products of 16 rows in the same steps, each warp its quarter; squares in the same places.
-
-    Only the squares along the depth are summed in an order that the compiler chooses, by how they
-    lie.
-    """
+    """Products of 16 rows in the same steps, each warp its quarter; nothing else is summed in an
+    order that the compiler chooses."""
     rows = resources.measured(card, Path(__file__).with_name("sum_orders.py"))
     for name, orders in rows.items():
         assert orders["few"] == orders["many"], name
         assert orders["few"]["products"] == ["1, 16, 8", "4, 1, 1"], name
-        assert set(orders["few"]["summed"]) <= {"2"}, name
+        assert not orders["few"]["summed"], name
 
 
 @lru_cache

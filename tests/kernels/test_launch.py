@@ -17,9 +17,9 @@ import resources
 from all_ops import OPS
 from aot import CARDS, Resources
 
-from hybridgen.kernels import launch_triton
+from hybridgen.kernels import triton_utils
 from hybridgen.kernels.launch import is_wanted, programmatic_dependent_launch
-from hybridgen.kernels.launch_triton import FIRST_CAPABILITY, launch_options
+from hybridgen.kernels.launch_triton import FIRST_CAPABILITY, PROVEN, launch_options
 
 # All of the cards that can; of the others a few show that nothing is asked of them.
 OF_CARDS = [(card, ("--every",) if card >= FIRST_CAPABILITY else ()) for card in CARDS]
@@ -77,13 +77,14 @@ def test_what_comes_before_the_wait_is_found(code: str, found: list[str]) -> Non
 def test_a_card_is_asked_only_for_what_it_has(card: int, monkeypatch: pytest.MonkeyPatch) -> None:
     target = SimpleNamespace(backend="hip" if card == 942 else "cuda", arch=card)
     active = SimpleNamespace(get_current_target=lambda: target)
-    monkeypatch.setattr(launch_triton, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(triton_utils, "driver", SimpleNamespace(active=active))
     with programmatic_dependent_launch():
         assert launch_options() == {}  # in the interpreter
-        monkeypatch.setattr(launch_triton, "interpreted", lambda: False)
+        monkeypatch.setattr(triton_utils, "interpreted", lambda: False)
         has = 90 <= card < 942
         assert launch_options() == ({"PDL": True, "launch_pdl": True} if has else {})
         with programmatic_dependent_launch(False):
             assert launch_options() == {}
-    assert launch_options() == {}
-    assert not is_wanted()
+    proven = {"PDL": True, "launch_pdl": True} if card in PROVEN else {}
+    assert launch_options() == proven
+    assert is_wanted() is None
