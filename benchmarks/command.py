@@ -85,7 +85,12 @@ def build_parser(declarations: Sequence[Any] | None = None) -> argparse.Argument
     add = parser.add_argument_group("results").add_argument
     add("--out", metavar="FILE", type=Path, help="lines go there (default: a new file here)")
     add("--resume", action="store_true", help="measure only what FILE lacks")
-    add("--minutes", metavar="N", type=float, help="begin nothing after so many")
+    add(
+        "--minutes",
+        metavar="N",
+        type=float,
+        help="begin no experiment after so many, and no repeat but an experiment's first",
+    )
     add("--against", metavar="FILE", type=Path, help="earlier lines to compare with")
     return parser
 

@@ -8,7 +8,7 @@ whose text turns out wrong, has no times, in no repeat; the others go on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from hybridgen.benchmarks.contender import Contender, Work, Written
@@ -43,11 +43,20 @@ class Measured:
 
 
 def measure(
-    contenders: Sequence[Contender], works: Sequence[Work], repeats: int, judge: Judge
+    contenders: Sequence[Contender],
+    works: Sequence[Work],
+    repeats: int,
+    judge: Judge,
+    until: float = float("inf"),
 ) -> dict[str, Measured]:
-    """By the contender's name. ``works`` are what a repeat writes; their seeds move on with it."""
+    """By the contender's name. ``works`` are what a repeat writes; their seeds move on with it.
+
+    until   monotonic seconds after which no further repeat begins, but the first that counts
+    """
     found = {contender.name: Measured() for contender in contenders}
     for repeat in range(-1, repeats):
+        if repeat > 0 and monotonic() > until:
+            break
         seeded = [work._replace(seed=work.seed + 1000 * (repeat + 1)) for work in works]
         texts: dict[str, list[Written]] = {}
         for contender in contenders:

@@ -36,7 +36,7 @@ class Run:
     prompts  a set or a file, in place of the pair's own
     slm, llm  the user's own models, in place of the experiments' pairs
     pick     tells by its name whether a contender is wanted
-    until    monotonic seconds after which no further experiment begins
+    until    monotonic seconds after which no further experiment begins, nor another repeat
     """
 
     suite: str
@@ -103,7 +103,8 @@ class Opened:
             say(f"{title}: no time left for it")
             return []
         say(f"{title}: {'; '.join(each.name for each in wanted)}")
-        found = measure(wanted, self.works(experiment), experiment.repeats, self.judge)
+        works, repeats = self.works(experiment), experiment.repeats
+        found = measure(wanted, works, repeats, self.judge, run.until)
         told = surroundings(run.command, torch.device(run.place.device))
         made = [self.line(each, setting, found, bandwidth, told) for each in wanted]
         for line in made:

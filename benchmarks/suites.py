@@ -100,14 +100,16 @@ def gpu() -> list[Experiment]:
     """What a card is to show, the first things first: a loan may end early."""
     shaped = "qwen3-1.7b+8b@0.8"
     ways = (LLM, SLM, *(speculative(count) for count in (2, 4, 6, 8)), AUTO)
-    first = Experiment("drafts", shaped, ways, sampling=SAMPLED, new_tokens=256)
-    few = replace(first, ways=(LLM, SLM, speculative(4), AUTO), repeats=3, peers=())
+    first = Experiment("drafts", shaped, ways, peers=(), sampling=SAMPLED, new_tokens=256)
+    few = replace(first, ways=(LLM, SLM, speculative(4), AUTO), repeats=3)
+    brief = replace(few, prompts=2, new_tokens=64, repeats=2)  # peers take many times as long
     return [
         first,
+        replace(brief, title="beside transformers", peers=("transformers",)),
         replace(few, title="dependent launches", sampling=GREEDY, without_pdl=True),
         *(replace(few, title="batches", batch=batch, prompts=batch) for batch in (4, 16)),
         replace(few, title="budgets", ways=(LLM, SLM, routed("uncertainty", llm_fraction=0.2))),
-        replace(few, title="peers", peers=EVERY_PEER, without=()),
+        replace(brief, title="peers", peers=EVERY_PEER, without=()),
         *(
             replace(few, title="agreement", pair=f"qwen3-1.7b+8b@{agreement}")
             for agreement in AGREEMENTS

@@ -17,10 +17,9 @@ def launch_options() -> dict[str, bool]:
     So without it the compiled kernels are those of a kernel that knows nothing of it.
     """
     wanted = is_wanted()
-    if wanted is False:
-        return {}
     card = architecture()
-    if card in PROVEN or (wanted and card >= FIRST_CAPABILITY):
+    pays = card in PROVEN if wanted is None else wanted
+    if pays and card >= FIRST_CAPABILITY:
         return {"PDL": True, "launch_pdl": True}
     return {}
 

@@ -46,6 +46,13 @@ def works(sampling: dict[str, float], batch: int = 1) -> list[Work]:
     ]
 
 
+def test_repeats_end_when_the_time_is_over(generator: HybridGenerator, judge: Judge) -> None:
+    """The first that counts is measured all the same."""
+    ways = ours.contenders(generator, (ours.LLM,))
+    found = measure(ways, works(GREEDY), 5, judge, until=0.0)
+    assert len(found["llm"].seconds) == 1 and found["llm"].text == "right"
+
+
 @dataclass
 class Changed:
     """A contender that spoils what another writes, from some call on."""
