@@ -23,6 +23,7 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Memory, Routing, Rows
 from hybridgen.engine.steps import feed
 from hybridgen.kernels.attention import attention
+from hybridgen.kernels.layers import normalize
 from hybridgen.kernels.linear import linear_residual, norm_gated_linear, norm_linear
 from hybridgen.kernels.penalties import penalize
 from hybridgen.kernels.philox import TARGET
@@ -37,7 +38,7 @@ from hybridgen.strategies.single import single_round
 
 POSITIONS = 4096
 NUM_DRAFTS = 4
-PROMPT = 300  # tokens: a whole piece of the prefill, and the rest
+PROMPT = 600  # tokens: a whole piece of the prefill, and the rest
 
 
 class Shape(NamedTuple):
@@ -143,6 +144,9 @@ def decode(pair: str, rows: int, device: torch.device, dtype: torch.dtype = torc
     filter_logits(logits, texts.sampling)
     sample_measured(logits, texts.sampling, texts.seed, texts.length, TARGET, 10, PROBS)
     entropy(logits, batch.routing.threshold)
+    for model in (slm, llm):
+        norm = model.weights.norm
+        normalize(torch.empty(8, len(norm), dtype=dtype, device=device), norm, 1e-6)
     for evidence in (PROBS, LOGITS):
         logtoku(logits, 10, evidence)
 
