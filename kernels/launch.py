@@ -7,7 +7,7 @@ and its programs stop at ``griddepcontrol.wait`` until the kernel before it has 
 wrote can be read. (CUDA programming guide, "Programmatic Dependent Launch and Synchronization".)
 
 **On where a card has proven it** (`launch_triton.PROVEN`), elsewhere if it is asked for. On an H200
-a step of Qwen3-1.7B takes 9 % less time with it, one of Qwen3-8B 2 %; `hybridgen bench gpu`
+a step of Qwen3-1.7B takes 9 % less time with it, one of Qwen3-8B 1 %; `hybridgen bench gpu`
 measures it ("without PDL").
 
     with programmatic_dependent_launch(False):
@@ -27,7 +27,7 @@ the bit.
 Programs that wait take room. If one of the next kernel fits beside each of this one, they are not
 spread evenly when this one has ended: a multiprocessor that was idle gets two, which then take
 twice as long as the others. `linear_triton.py` sees to that. For a product to bring its first
-weights to the L2 cache ahead of its wait was tried, and cost 1 to 3 % on an H200.
+weights to the L2 cache ahead of its wait was tried, and cost 1 to 4 % on an H200.
 
 Triton 3.6 and later launch so with ``launch_pdl=True``, in a capture too. In CUDA graphs that is
 of CUDA 12.3 and later; sgl-project/sglang#18596 saw a capture with it fail on an RTX 5090.

@@ -3,9 +3,9 @@
     embed       x = embedding[tokens], (cos, sin) = rope[:, max(start + i, 0)]
     rms_norm    y = x / sqrt(mean(x^2) + eps) * weight, over the last axis
 
-Zhang and Sennrich 2019, "Root Mean Square Layer Normalization". In a decode the norm is no launch
-of its own: it is the prologue of `linear.py` and part of `attention.py`. Here it stands alone, as
-the function `rms_norm` that those references share and as the op `normalize` for a prompt's rows.
+Zhang and Sennrich 2019, "Root Mean Square Layer Normalization". In a decode the norm is part of the
+ops of `linear.py` and `attention.py`. Here it stands alone, as the function `rms_norm` that those
+references share and as the op `normalize`, for a prompt's rows on a CPU.
 Statistics are float32 and each row's bits depend on that row alone.
 """
 

@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
 CPU = Sizes((16, 32, 64, 128, 256, 512), 256, 128)
 GPU = Sizes((256, 512, 1024, 2048), 2048, 512)
 """Up to about 250 tokens a product costs one read of its weight, so smaller blocks gain nothing. A
-block's launches cost the host 25 ms, whatever its size: a prompt of 2,000 tokens for Qwen3-8B took
+block's launches cost a host 25 ms, whatever its size: a prompt of 2,000 tokens for Qwen3-8B took
 an H200 92 ms in blocks of 512, and takes 64 ms in one."""
 
 
@@ -142,7 +142,7 @@ def _attention_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of many rows; on a GPU torch's own, whose launch costs the host a sixth of ours."""
+    """RMSNorm of many rows; on a GPU torch's own, whose launch costs the host less than ours."""
     return normalize(x, weight, eps) if x.is_cpu else F.rms_norm(x, weight.shape, weight, eps)
 
 
