@@ -47,7 +47,7 @@ def attention(
     group = width // (dim * kv_heads) - 2
     qkv, start, cos, sin = (x.contiguous() for x in (qkv, start, cos, sin))
     output = qkv.new_empty(tokens, group * kv_heads * dim)
-    count, batch = len(cos), len(start)
+    count, batch = cos.shape[0], start.shape[0]
     if tokens > count:
         output[count:].zero_()
     norm = cos if qk_norm is None else qk_norm.contiguous()

@@ -60,7 +60,7 @@ def suits(weight: Tensor) -> bool:
 
 def is_compiled(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of these, on a CPU, is a compiled one."""
-    return len(x) <= FEW_ROWS and reads_plain(x.dtype) and suits(weight)
+    return x.shape[0] <= FEW_ROWS and reads_plain(x.dtype) and suits(weight)
 
 
 def can_pack(dtype: torch.dtype) -> bool:
