@@ -85,8 +85,8 @@ MANY_ROWS = 32
 WARPS = 4
 FEWEST_PROGRAMS = 96
 ROOMY = (90, 100)  # sm_90, sm_100: 227 KB of shared memory a program, where others have 163 or 99
-# Shared memory lets a multiprocessor hold two programs, which might have 255 each. Without a bound
-# the assembler saves them, and spills two or three to get below a round number.
+# Shared memory lets a multiprocessor hold three programs, of 168 each at most; of many rows two.
+# Without a bound the assembler saves them, and spills two or three to get below a round number.
 REGISTERS, MANY_REGISTERS = 168, 255
 
 # Outputs of a program -> what a warp takes of a tile's depth, and the stages of the pipeline (one
