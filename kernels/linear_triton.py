@@ -15,9 +15,9 @@ The rows are the short side of 16: with weights there, Triton would take wgmma o
 cards, which bring no byte sooner. Of more than 16 rows a program makes 32 (`MANY_ROWS`), and of 32
 outputs 64: so half as many read the weights again, or x.
 
-**Norm.** RMSNorm is a launch of its own before the product. As a prologue, its gains multiplied
-into x and its squares summed in the loop, it made the loop wait: on an H200 the gate and up of
-Qwen3-8B took 57 us so, with the same tiles 50 and 2 for the norm; QKV 21, and 15 and 2.
+**Norm.** RMSNorm is a launch of its own before the product. As a prologue, gains multiplied into x
+and squares summed in the loop, it made the loop wait: on an H200 the gate and up of Qwen3-8B took
+57 us so in the fastest of all tiles tried, and QKV 21; without it 51 and 15, and 2 for the norm.
 
 **Bits.** A row is a row of its product whatever else is in it: more rows are more programs, fewer
 are zeros, and NaN in one stays there. What orders a row's sums (the depth of a tile, the quarters)
@@ -33,7 +33,7 @@ first that leaves `FEWEST_PROGRAMS`. Shared memory is at most 99 KB, what a bloc
 sm_120, but for the following.
 
 **Programs.** Where there are more than multiprocessors, three fit on each (four stages): the gate
-and up of Qwen3-8B took an H200 63 us in tiles of 64 outputs of which two fit, and 50 in these.
+and up of Qwen3-8B take an H200 51 us so, and took 63 in tiles of 64 outputs of which two fit.
 Where there are not, each is to have one for itself. Launched ahead of time (`launch.py`), those of
 the next product would else begin beside those of this one, two on some multiprocessors and none on
 others: a step of Qwen3-1.7B then takes 10 % longer. So the tiles under way take more than half of
