@@ -58,8 +58,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridgen.kernels.attention_combine_triton import COLUMNS, _combine
 from hybridgen.kernels.attention_plan import MASKED
-from hybridgen.kernels.launch_triton import launch_options, wait_for_previous
+from hybridgen.kernels.launch_triton import launch_options, prefetch, wait_for_previous
 from hybridgen.kernels.triton_utils import blocks, interpreted, multiprocessors
 
 KEYS = 128
@@ -74,15 +75,9 @@ PROGRAMS = 4
 more, most would find that their first chunk lies behind the last key of a row."""
 SHARES = 8
 """Programs of a row and key head, at least: of a long row among many short ones."""
-PARTS = 64
-"""Chunks that `_combine` merges in one step."""
-COLUMNS = 32
-"""Columns of a head in a program of `_combine`."""
 
 _ROWS = tl.constexpr(ROWS)
 _TILES = tl.constexpr(TILES)
-_PARTS = tl.constexpr(PARTS)
-_COLUMNS = tl.constexpr(COLUMNS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _MASKED = tl.constexpr(MASKED)
 
@@ -200,14 +195,18 @@ def _partials(
     tokens' q, k and v with their angles, and the chunks of the cache that they see; writes stats
     and sums, and the new keys and values that fall into its chunks.
     """
-    wait_for_previous(PDL)
     pair = tl.program_id(0)
     batch = (pair // KV_HEADS).to(tl.int64)
     kv_head = pair % KV_HEADS
+    cache_ptr += batch * stride_batch + kv_head.to(tl.int64) * stride_heads
+    if PDL:
+        _prefetch(
+            cache_ptr, start_ptr + batch, chunks * KEYS, stride_values, DIM, PADDED, KEYS, WINDOW
+        )
+    wait_for_previous(PDL)
     qkv_ptr += batch * tokens * stride_row
     cos_ptr += batch * tokens * DIM
     sin_ptr += batch * tokens * DIM
-    cache_ptr += batch * stride_batch + kv_head.to(tl.int64) * stride_heads
     queries = tokens * GROUP
     tile_0 = tl.program_id(2) * _TILES
     tile_end = tl.minimum(tile_0 + _TILES, tl.cdiv(queries, _ROWS))
@@ -273,6 +272,34 @@ def _partials(
 
 
 @triton.jit
+def _prefetch(
+    cache_ptr,
+    start_ptr,
+    positions,
+    stride_values,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
+    """Ask for the program's first chunk of the cache, up to the row's new tokens.
+
+    Ahead of the wait, so where those begin may be any number: a kernel ahead may be about to write
+    it. It is read past the L1 cache, which must not keep it.
+    """
+    LINE: tl.constexpr = 1024 // cache_ptr.dtype.element_ty.primitive_bitwidth
+    new = tl.maximum(tl.load(start_ptr, cache_modifier=".cg").to(tl.int32), 0)
+    new = tl.minimum(new, positions)
+    lowest = 0 if WINDOW == 0 else tl.maximum(new - WINDOW + 1, 0)
+    position = (lowest // KEYS + tl.program_id(1)) * KEYS + tl.arange(0, KEYS)
+    column = tl.arange(0, PADDED // LINE if PADDED > LINE else 1)[None, :] * LINE
+    lines = cache_ptr + position.to(tl.int64)[:, None] * DIM + column
+    mask = (position < new)[:, None] & (column < DIM)
+    prefetch(lines, mask)
+    prefetch(lines + stride_values, mask)
+
+
+@triton.jit
 def _rotated(
     x_ptr,
     qk_norm_ptr,
@@ -326,64 +353,3 @@ def _dot(a, b, INTERPRETED: tl.constexpr):
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit(
-    do_not_specialize=["tokens", "count", "chunks"], do_not_specialize_on_alignment=["start_ptr"]
-)
-def _combine(
-    stats_ptr,
-    sums_ptr,
-    start_ptr,
-    output_ptr,
-    tokens,
-    count,
-    chunks,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    KEYS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    PDL: tl.constexpr = False,
-):
-    """Merge the chunks of a query.
-
-    Grid: rows of the output [R, q_heads * D], query heads, `COLUMNS` columns of a head. Reads the
-    stats and sums of the chunks that the query sees; writes zeros from row ``count`` on.
-    """
-    wait_for_previous(PDL)
-    row = tl.program_id(0)
-    head = tl.program_id(1)
-    d = tl.program_id(2) * _COLUMNS + tl.arange(0, _COLUMNS)
-    in_head = d < DIM
-    output_ptr += (row.to(tl.int64) * (KV_HEADS * GROUP) + head) * DIM + d
-    if row >= count:
-        tl.store(output_ptr, tl.zeros([_COLUMNS], output_ptr.dtype.element_ty), mask=in_head)
-        return
-
-    batch = row // tokens
-    i = row % tokens
-    position = tl.maximum(tl.load(start_ptr + batch).to(tl.int32) + i, 0)
-    last = position // KEYS
-    lowest = 0 if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0) // KEYS
-    pair = (batch * KV_HEADS + head // GROUP).to(tl.int64)
-    place = ((pair * tokens + i) * GROUP + head % GROUP) * chunks
-
-    highest = -float("inf")
-    total = 0.0
-    acc = tl.zeros([_COLUMNS], tl.float32)
-    for part in tl.range(lowest // _PARTS, last // _PARTS + 1, num_stages=3):
-        chunk = part * _PARTS + tl.arange(0, _PARTS)
-        seen = (chunk >= lowest) & (chunk <= last)
-        at = place + chunk
-        m = tl.load(stats_ptr + 2 * at, mask=seen, other=-float("inf"))
-        mass = tl.load(stats_ptr + 2 * at + 1, mask=seen, other=0.0)
-        mask = seen[:, None] & in_head[None, :]
-        o = tl.load(sums_ptr + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
-        higher = tl.maximum(highest, tl.max(m, 0))
-        kept = tl.exp2(highest - higher)
-        weight = tl.exp2(m - higher)
-        total = total * kept + tl.sum(weight * mass, 0)
-        acc = acc * kept + tl.sum(weight[:, None] * o, 0)
-        highest = higher
-    tl.store(output_ptr, (acc / total).to(output_ptr.dtype.element_ty), mask=in_head)

@@ -78,13 +78,16 @@ def _rms_norm(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr = False,
 ):
-    """Normalise a row. Grid: rows. Reads a row of x and the weight, writes a row of the output."""
-    wait_for_previous(PDL)
+    """Normalise a row. Grid: rows. Reads a row of x and the weight, writes a row of the output.
+
+    The weight is read before the wait: nothing writes it while rounds run.
+    """
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     inside = k < width
-    values = tl.load(x_ptr + row * stride_x + k, mask=inside, other=0.0)
     gain = tl.load(weight_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    wait_for_previous(PDL)
+    values = tl.load(x_ptr + row * stride_x + k, mask=inside, other=0.0)
     wide = values.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
     normed = (wide * scale).to(values.dtype).to(tl.float32)
