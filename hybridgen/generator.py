@@ -216,3 +216,4 @@ class HybridGenerator(Generating):
             if isinstance(chosen, RoundStrategy):
                 with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                     chosen.prepare(self.pair, request)
+                    self.pair.prepare_prompts(chosen.reads_slm, chosen.reads_llm)

@@ -19,6 +19,7 @@ from hybridgen.engine.blocks import in_blocks
 from hybridgen.engine.cache import CacheLayout
 from hybridgen.engine.families import Family, multipliers
 from hybridgen.engine.prefill import PromptReader
+from hybridgen.engine.prompt_graphs import Capture
 from hybridgen.engine.rope import context, head_dim, rope_table, rotations
 from hybridgen.engine.weights import LayerWeights, Linear, Weights, fuse
 from hybridgen.kernels.attention import attention
@@ -64,6 +65,7 @@ class Decoder:
         self.config = config
         self.generation_config = generation_config
         self.batch_invariant = batch_invariant
+        self._capture: Capture | None = None
         self._use(weights)
         self.vocab_size = weights.head.weight.shape[0]
         self.head_dim = head_dim(config)
@@ -228,7 +230,16 @@ class Decoder:
         counts = [int(length) for length in lengths]
         rows = range(len(counts)) if rows is None else rows
         starts = [0] * len(counts) if starts is None else starts
-        self._prompts.read(tokens, counts, rows, starts, self._layer_caches, self._rope_table)
+        self._prompts.read(tokens, counts, rows, starts, self.cache, self._rope_table)
+
+    def capture_prompts(self, capture: Capture | None) -> None:
+        """Read short prompts by graphs that ``capture`` makes; None: by none."""
+        self._capture, self._threads = capture, 0
+
+    def prepare_prompts(self) -> None:
+        """Capture those graphs now; the first prompts would do it otherwise."""
+        self._fit_threads()
+        self._prompts.prepare(self.cache, self._rope_table)
 
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x = self._hidden(tokens, start, cache)
@@ -301,7 +312,7 @@ class Decoder:
         if self._threads == threads:
             return
         self._threads, self._tile, self._block = threads, 1, 1 << 30
-        self._prompts = PromptReader(self.weights, self.eps)
+        self._prompts = PromptReader(self.weights, self.eps, self._capture)
         if self.device.type != "cpu":
             return
         self._prompts.find_classes()

@@ -19,7 +19,7 @@ WARM_UPS = 2  # the first call compiles; a second one allocates as every later o
 
 
 class Graphs:
-    """The graphs of one pair on ``device``; ``captured`` is called after each capture."""
+    """The graphs of one pair on ``device``; ``captured`` is called after each round's capture."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -28,7 +28,13 @@ class Graphs:
         self.captured: Callable[[], object] = _nothing
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What replays ``work``. It is called within `ours`, every row at rest."""
+        """What replays the round ``work``. It is called within `ours`, every row at rest."""
+        replay = self.record(work)
+        self.captured()
+        return replay
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What replays ``work``, which is done twice before. It is called within `ours`."""
         for _ in range(WARM_UPS):
             work()
         self.stream.synchronize()
@@ -38,8 +44,7 @@ class Graphs:
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         ):
             work()
-        self.captured()
-        return graph.replay
+        return _Replay(graph, work)
 
     @contextmanager
     def ours(self) -> Iterator[None]:
@@ -52,6 +57,20 @@ class Graphs:
                     yield
                 finally:
                     before.wait_stream(self.stream)
+
+
+class _Replay:
+    """A captured graph, and the work that it was captured of.
+
+    The graph knows no more than the addresses of what the work reads and holds: tensors that went
+    with the work would be memory of others, and read all the same.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, work: Callable[[], None]) -> None:
+        self.graph, self.work = graph, work
+
+    def __call__(self) -> None:
+        self.graph.replay()
 
 
 def _nothing() -> None:

@@ -77,6 +77,8 @@ class Pair:
         on_gpu = llm.device.type == "cuda"
         self.graphs: Graphs | None = Graphs(llm.device) if on_gpu else None
         self.reports: Reports = Pinned(max_rows) if on_gpu else Immediate()
+        if self.graphs is not None:
+            self.read_prompts_by(self.graphs)
         self._batches: dict[int, Batch] = {}
         self._locks: dict[int, Any] = {}  # by process: a fork may copy one that nobody releases
         self._busy: int | None = None  # the thread that a call runs in
@@ -143,6 +145,21 @@ class Pair:
         assert self.graphs is not None
         self.held = nothing_held()
         return self.graphs.capture(work)
+
+    def read_prompts_by(self, graphs: Graphs) -> None:
+        """Let the models that can read short prompts by graphs do so."""
+        for model in self._models:
+            by = getattr(model, "capture_prompts", None)
+            if by is not None:
+                by(graphs.record)
+
+    def prepare_prompts(self, reads_slm: bool, reads_llm: bool) -> None:
+        """Capture what short prompts are read by, in a turn; of these of the models."""
+        reads = zip((self.slm, self.llm), (reads_slm, reads_llm), strict=True)
+        for model in [model for model, read in reads if read]:
+            prepare = getattr(model, "prepare_prompts", None)
+            if prepare is not None:
+                prepare()
 
     @property
     def _capturable(self) -> bool:

@@ -8,6 +8,8 @@ the same bits whatever it was read beside:
 - a prompt is cut into pieces at fixed places of its own, and its length alone, with where it is
   read from, decides in blocks of which bits its tokens are read.
 
+On a GPU short prompts are read by graphs (`prompt_graphs.py`), in blocks of their own.
+
 A later piece sees what the earlier ones wrote to the cache. Of the last layer only keys and values
 are needed. Memory is that of one block, and of a mask of one piece over the keys.
 """
@@ -19,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridgen.engine.prompt_graphs import SLOTS, Capture, PromptGraph, slot, space_for
 from hybridgen.engine.rope import rotations
 from hybridgen.engine.weights import Weights
 from hybridgen.kernels.block_sizes import size_classes
@@ -147,10 +150,15 @@ def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class PromptReader:
-    """Reads prompts with ``weights``, which give their device and dtype; eps is that of norms."""
+    """Reads prompts with ``weights``, which give their device and dtype; eps is that of norms.
 
-    def __init__(self, weights: Weights, eps: float) -> None:
-        self.weights, self.eps = weights, eps
+    capture  None: no prompt is read by graphs. A graph is captured when it is first needed.
+    """
+
+    def __init__(self, weights: Weights, eps: float, capture: Capture | None = None) -> None:
+        self.weights, self.eps, self.capture = weights, eps, capture
+        self._graphs: dict[int, PromptGraph] = {}
+        self._space: Tensor | None = None
         cpu = weights.embedding.is_cpu
         self.sizes = CPU if cpu else GPU
         self.dtype = _attention_dtype(weights.dtype) if cpu else weights.dtype
@@ -169,20 +177,77 @@ class PromptReader:
         lengths: Sequence[int],
         rows: Sequence[int],
         starts: Sequence[int],
-        caches: Sequence[Tensor],
+        cache: Tensor,
         rope: Tensor,
     ) -> None:
         """Write keys and values of the prompts ``tokens[i, starts[i]:lengths[i]]`` to ``rows[i]``.
 
         tokens  int64 [N, T]
-        caches  of each layer, [2, kv_heads, rows, positions, D]
+        cache   [layers, 2, kv_heads, rows, positions, D]
         rope    float32 [2, positions, 1, D], see `rope.rope_table`
         """
-        heads, dim = caches[0].shape[1], caches[0].shape[4]
-        group = self.weights.layers[0].output.weight.shape[1] // (heads * dim)
-        masks = Masks(max(lengths, default=0), self.sizes.piece, group, self.dtype, tokens.device)
-        for block in plan(lengths, rows, starts, self.find_classes(), *self.sizes[1:]):
+        classes = self.find_classes()
+        if self.capture is not None:
+            read = self._read_short(tokens, lengths, rows, starts, cache, rope)
+            starts = [n if i in read else starts[i] for i, n in enumerate(lengths)]
+        longest = max((n for n, start in zip(lengths, starts, strict=True) if n > start), default=0)
+        masks, caches = self._masks(longest, self.sizes.piece, cache), cache.unbind()
+        for block in plan(lengths, rows, starts, classes, *self.sizes[1:]):
             self._read_block(block, tokens, caches, rope, masks)
+
+    def _masks(self, longest: int, piece: int, cache: Tensor) -> Masks:
+        _, _, heads, _, _, dim = cache.shape
+        group = self.weights.layers[0].output.weight.shape[1] // (heads * dim)
+        return Masks(longest, piece, group, self.dtype, cache.device)
+
+    def _read_short(
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int],
+        rows: Sequence[int],
+        starts: Sequence[int],
+        cache: Tensor,
+        rope: Tensor,
+    ) -> set[int]:
+        """Read what graphs can read, as in `read`; which prompts that were."""
+        read: set[int] = set()
+        homes = [slot(n, start) for n, start in zip(lengths, starts, strict=True)]
+        for length in self._captured_lengths():
+            mine = [i for i, home in enumerate(homes) if home == length]
+            read.update(mine)
+            for at in range(0, len(mine), SLOTS[length]):
+                some = mine[at : at + SLOTS[length]]
+                prompts = [tokens[i, : lengths[i]] for i in some]
+                self._graph(length, cache, rope).read(prompts, [rows[i] for i in some], cache)
+        return read
+
+    def prepare(self, cache: Tensor, rope: Tensor) -> None:
+        """Capture, now, what prompts may need; ``cache`` and ``rope`` as in `read`."""
+        if self.capture is not None:
+            for length in self._captured_lengths():
+                self._graph(length, cache, rope)
+
+    def _captured_lengths(self) -> list[int]:
+        """Of slots whose prompts keep their bits wherever in a block they stand."""
+        rows = {size for sizes in self.find_classes() for size in sizes}
+        return [length for length, slots in SLOTS.items() if slots * length in rows]
+
+    def _graph(self, length: int, cache: Tensor, rope: Tensor) -> PromptGraph:
+        if length not in self._graphs:
+            assert self.capture is not None
+            masks = self._masks(length, length, cache)
+            pieces = [Piece(i, i, 0, length) for i in range(SLOTS[length])]
+            block = Block(len(pieces) * length, pieces)
+            reader = PromptReader(self.weights, self.eps)  # not this one, which has the graph
+
+            def read(tokens: Tensor, kept: Tensor) -> None:
+                reader._read_block(block, tokens, kept.unbind(), rope, masks)
+
+            if self._space is None:
+                self._space = space_for(cache)
+            graph = PromptGraph(length, cache, self._space, read, self.capture)
+            self._graphs[length] = graph
+        return self._graphs[length]
 
     def _read_block(
         self, block: Block, tokens: Tensor, caches: Sequence[Tensor], rope: Tensor, masks: Masks

@@ -107,6 +107,9 @@ def test_the_headline_says_what_was_run() -> None:
     said = tables([line("llm", [1], setting=sampled, facts={"agreement": 0.8})])
     assert "embedded, agreement 0.8.**" in said
     assert "4 at a time; temperature 0.6, top-k 20, top-p 0.95" in said
+    int8 = {"dtypes": {"slm": "bfloat16", "llm": "bfloat16"}, "weights": {"slm_weights": "int8"}}
+    said = tables([line("llm", [1], setting=int8)])
+    assert "SLM in bfloat16, its weights in int8, LLM in bfloat16" in said
 
 
 def test_settings_and_machines_have_tables_of_their_own() -> None:

@@ -1,10 +1,13 @@
 """What is kept of a prompt: what transformers would keep, whatever the prompt is read with."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from fake_graph import FakeGraphs
 from test_decoder import FAMILIES, SLIDING, WIDE, Allocations, close
 from tiny_models import at, bound, random_model, random_tokens, reference_logits
 from torch import Tensor
@@ -13,6 +16,7 @@ from hybridgen.engine import prefill
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.prefill import CPU, Block, Piece, plan
+from hybridgen.kernels import linear
 
 CLASSES = {
     "all equal": [(16, 32, 64, 128, 256)],
@@ -243,6 +247,60 @@ def test_rows_that_depend_on_their_place_are_read_alone(monkeypatch: pytest.Monk
     assert set(sizes) == {128, 22, 20}
     read(decoder, prompts[1:])
     assert torch.equal(kept(decoder, 0, 20), together)
+
+
+# --- captured ---
+
+
+def test_short_prompts_are_read_by_graphs(classes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They keep what they keep without, and the same bits beside others and after others."""
+    monkeypatch.setattr(linear, "reads_plain", lambda dtype: False)  # a stand-in notes torch's ops
+    plain, captured = wide(torch.float32, False, rows=6), wide(torch.float32, False, rows=6)
+    graphs, made = FakeGraphs(), list[object]()
+    captured.capture_prompts(lambda work: made.append(work) or graphs.record(work))
+    alone = {}
+    for length in (1, 64, 65, 100, 128, 200, 500, 600):
+        prompt = random_tokens(1, length, seed=length)[0]
+        for decoder in (plain, captured):
+            read(decoder, [prompt], [2])
+        alone[length] = kept(captured, 2, length)
+        torch.testing.assert_close(alone[length], kept(plain, 2, length), atol=1e-4, rtol=1e-4)
+    for lengths in ([65, 600, 1, 100, 64, 128], [500, 200, 0, 1], [64, 1, 64, 1, 64, 1]):
+        read(captured, [random_tokens(1, n, seed=n)[0] for n in lengths])
+        for row, length in enumerate(lengths):
+            assert length == 0 or torch.equal(kept(captured, row, length), alone[length])
+    sizes = {size for sizes in CLASSES[classes] for size in sizes}
+    assert len(made) == 3 * (256 in sizes) + (512 in sizes)
+    assert graphs.replays == (6 + 3 + 2 + 2) * (256 in sizes) + 2 * (512 in sizes)
+
+
+def test_graphs_go_with_their_reader() -> None:
+    """At once: what they hold is large, and nobody may be collecting cycles."""
+    decoder = wide(torch.float32, False, rows=1)
+    decoder.capture_prompts(lambda work: work)
+    read(decoder, [random_tokens(1, 20)[0]])
+    reader = weakref.ref(decoder._prompts)
+    gc.disable()
+    try:
+        decoder.capture_prompts(None)
+        read(decoder, [random_tokens(1, 20)[0]])
+        assert reader() is None
+    finally:
+        gc.enable()
+
+
+def test_a_prompt_goes_on_after_a_graph_has_read_it() -> None:
+    """Beside prompts that begin where they are read from."""
+    plain, captured = wide(torch.float32, False, rows=2), wide(torch.float32, False, rows=2)
+    captured.capture_prompts(lambda work: work)
+    first, second = random_tokens(2, 300)
+    for decoder in (plain, captured):
+        read(decoder, [first[:90]])
+        decoder.prefill(torch.stack([first, second]), [300, 40], [0, 1], [90, 0])
+    for row, length in ((0, 300), (1, 40)):
+        torch.testing.assert_close(
+            kept(captured, row, length), kept(plain, row, length), atol=1e-4, rtol=1e-4
+        )
 
 
 # --- what is written, and memory ---

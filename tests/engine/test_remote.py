@@ -100,7 +100,7 @@ ROUNDS: dict[str, tuple[Any, int]] = {
 )
 @pytest.mark.parametrize("name", ROUNDS)
 def test_no_op_mixes_the_cards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = SimpleNamespace(capture=lambda work: work)
+    graphs = SimpleNamespace(capture=lambda work: work, record=lambda work: work)
     monkeypatch.setattr(pairs, "Graphs", lambda device: graphs)  # these two ask for a card
     monkeypatch.setattr(pairs, "Pinned", lambda rows: Immediate())
     small, large = tiny_model(400, 1, 32, seed=1), tiny_model(384, 2, 64, seed=2)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from hybridgen import HybridGenerator, verify_exactness
 from hybridgen.engine import loop
+from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.reports import Immediate
 from hybridgen.engine.rounds import Batch
@@ -121,6 +122,35 @@ def test_a_replay_equals_the_eager_round(generator: HybridGenerator, name: str) 
         with eagerly(generator.pair):
             expected = write(generator, prompt, **STRATEGIES[name])
         assert write(generator, prompt, **STRATEGIES[name]).tokens == expected.tokens
+
+
+def test_short_prompts_are_read_by_graphs(generator: HybridGenerator, place: str) -> None:
+    """They keep what they keep without, and the same bits beside others and after others."""
+    pair, vocab = generator.pair, generator.pair.vocab_size
+    assert pair.graphs is not None
+    record = pair.graphs.record if place == "cuda" else lambda work: work  # numba's are not noted
+    tokens = torch.arange(4 * 300, dtype=torch.int64, device=generator.device).view(4, 300)
+    tokens = tokens * 7 % min(vocab, 300)
+    for model in (pair.slm, pair.llm):
+        assert isinstance(model, Decoder)
+
+        def read(lengths: list[int], rows: list[int], model: Any = model) -> list[torch.Tensor]:
+            model.cache.fill_(7.0)
+            model.prefill(tokens[rows], lengths, rows)
+            parts = zip(rows, lengths, strict=True)
+            return [model.cache[:, :, :, row, :length].clone() for row, length in parts]
+
+        lengths = [5, 200, 60, 120]
+        with pair.turn(), torch.inference_mode():
+            model.capture_prompts(None)
+            plain = read(lengths, [0, 1, 2, 3])
+            model.capture_prompts(record)
+            first = read(lengths, [0, 1, 2, 3])
+            alone = [read([length], [row])[0] for row, length in enumerate(lengths)]
+        assert model._prompts._graphs
+        for one, other, without in zip(first, alone, plain, strict=True):
+            assert torch.equal(one, other)
+            torch.testing.assert_close(one, without, atol=0.05 * without.abs().max().item(), rtol=0)
 
 
 def test_a_round_is_captured_anew_for_other_launches(generator: HybridGenerator) -> None:

@@ -71,19 +71,23 @@ def storage(tensor: Tensor) -> int:
 
 
 class FakeGraphs:
-    """In the place of `hybridgen.engine.graphs.Graphs`. ``rounds`` counts captures."""
+    """In the place of `hybridgen.engine.graphs.Graphs`. ``rounds`` counts captures of rounds."""
 
     def __init__(self) -> None:
         self.rounds = self.replays = 0
         self.captured: Callable[[], object] = lambda: None
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        replay = self.record(work)
+        self.rounds += 1
+        self.captured()
+        return replay
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
         work()
         recording = Recording()
         with recording, ops_noted(recording):
             work()
-        self.rounds += 1
-        self.captured()
 
         def replay() -> None:
             self.replays += 1

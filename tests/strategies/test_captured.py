@@ -7,6 +7,7 @@ arrive late. Prompts change between replays, in number, length, seed and samplin
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from conftest import TinyPair
 from fake_graph import FakeGraphs, ReadBack, as_on_a_gpu
 
 from hybridgen import HybridGenerator
+from hybridgen.engine import prefill, prompt_graphs
 from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies import base
@@ -120,6 +122,24 @@ def test_warmup_captures_all_that_a_call_needs(
     for count in (1, 2, 3, 4, 8):
         write(captured, PROMPTS[:count], threshold=1.0, **options)
     assert graphs.rounds == before
+
+
+@pytest.mark.parametrize(("strategy", "both"), [("speculative", True), ("llm", False)])
+def test_warmup_captures_what_reads_short_prompts(
+    tiny_pair: TinyPair, strategy: str, both: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (prefill, prompt_graphs):
+        monkeypatch.setattr(module, "SLOTS", {16: 2, 64: 1})
+    generator = made(tiny_pair)
+    works: list[object] = []
+    graphs: Any = SimpleNamespace(record=lambda work: works.append(work) or work)
+    generator.pair.read_prompts_by(graphs)
+    generator.warmup(strategy, batch_sizes=[1, 2])
+    assert len(works) == (4 if both else 2)
+    texts = [write(generator, prompt, strategy=strategy).tokens for prompt in PROMPTS[:3]]
+    assert len(works) == (4 if both else 2)
+    plain = made(tiny_pair)
+    assert texts == [write(plain, prompt, strategy=strategy).tokens for prompt in PROMPTS[:3]]
 
 
 def test_warmup_of_some_widths_captures_these(
