@@ -200,8 +200,14 @@ def _what(setting: dict[str, Any]) -> list[str]:
     if "new_tokens" not in setting:
         return []
     dtypes = setting.get("dtypes", {})
+    kept = {who: setting.get("weights", {}).get(f"{who}_weights") for who in dtypes}
     said = [
-        ", ".join(f"{NAMES.get(who, who)} in {dtype}" for who, dtype in dtypes.items() if dtype)
+        ", ".join(
+            f"{NAMES.get(who, who)} in {dtype}"
+            + (f", its weights in {kept[who]}" * bool(kept[who]))
+            for who, dtype in dtypes.items()
+            if dtype
+        )
     ]
     prompts = f"{setting.get('num_prompts', '')} prompts ({setting.get('prompts', '')})".strip()
     said += [f"{prompts}, {setting['new_tokens']} new tokens each"]
