@@ -187,6 +187,7 @@ class Decoder:
         self.cache = cache
         self._layer_caches = cache.unbind()
         self._rope_table = rope_table(self.config, cache.shape[4], self.device, self._scores)
+        self._threads = 0  # graphs that read prompts know the table before
         self._fit_threads()
         if self.device.type == "cpu" and is_compiled(self.head_dim, self.dtype):
             self._compile()

@@ -289,6 +289,17 @@ def test_graphs_go_with_their_reader() -> None:
         gc.enable()
 
 
+def test_a_new_cache_has_graphs_of_its_own() -> None:
+    """For they rotate by the table of the one before, which may end sooner."""
+    decoder = Decoder.from_model(random_model("qwen3", **WIDE))
+    decoder.capture_prompts(lambda work: work)
+    for positions in (256, 768):
+        decoder.bind(Arena([decoder.cache_layout()], 1, positions, "cpu").caches[0])
+        assert not decoder._prompts._graphs
+        read(decoder, [random_tokens(1, 250, seed=1)[0]])
+        assert list(decoder._prompts._graphs) == [256]
+
+
 def test_a_prompt_goes_on_after_a_graph_has_read_it() -> None:
     """Beside prompts that begin where they are read from."""
     plain, captured = wide(torch.float32, False, rows=2), wide(torch.float32, False, rows=2)
