@@ -35,7 +35,7 @@ ALLOWED = {
     # The gain: weights, which nothing writes while rounds run.
     "_rms_norm": re.compile(r"ld\.global\S*|LDG\S*"),
     # Where a row's new tokens begin, as a hint what to prefetch; past the L1 cache.
-    "_partials": re.compile(r"ld\.global\.cg\.b64|LDG\.E\.64\.STRONG\.GPU"),
+    "_partials": re.compile(r"ld\.global\.cg\S*|LDG\S*\.STRONG\.GPU"),
 }
 """What else than prefetching the programs of a kernel may do before they wait."""
 
