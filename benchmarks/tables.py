@@ -200,20 +200,18 @@ def _what(setting: dict[str, Any]) -> list[str]:
     if "new_tokens" not in setting:
         return []
     dtypes = setting.get("dtypes", {})
-    kept = {who: setting.get("weights", {}).get(f"{who}_weights") for who in dtypes}
-    said = [
-        ", ".join(
-            f"{NAMES.get(who, who)} in {dtype}"
-            + (f", its weights in {kept[who]}" * bool(kept[who]))
-            for who, dtype in dtypes.items()
-            if dtype
-        )
-    ]
+    said = [", ".join(_model(who, setting) for who, dtype in dtypes.items() if dtype)]
     prompts = f"{setting.get('num_prompts', '')} prompts ({setting.get('prompts', '')})".strip()
     said += [f"{prompts}, {setting['new_tokens']} new tokens each"]
     if setting.get("batch", 1) != 1:
         said += [f"{setting['batch']} at a time"]
     return [each for each in [*said, sampling(setting)] if each]
+
+
+def _model(who: str, setting: dict[str, Any]) -> str:
+    said = f"{NAMES.get(who, who)} in {setting['dtypes'][who]}"
+    weights = setting.get("weights", {}).get(f"{who}_weights")
+    return f"{said}, its weights in {weights}" if weights else said
 
 
 def sampling(setting: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ measures it ("without PDL").
         generator.generate(...)  # captures its rounds; a replay launches as was captured
 
 **Order.** Every program of a kernel of ours waits before it reads or writes any memory (but for
-the norm's gain, which nothing writes, and the cache, which attention asks for to L2), so that
+the norm's gain, which nothing writes, and for what attention asks for to the L2 cache, where it
+guesses by a number that may be about to change), so that
 
 - a kernel does not end before the one ahead of it has: what a kernel reads was written by any of
   those before it, not by the last one alone;
@@ -28,8 +29,8 @@ has ended, as ever. So results are the same to the bit.
 Programs that wait take room. If one of the next kernel fits beside each of this one, they are not
 spread evenly when this one has ended: a multiprocessor that was idle gets two, which then take
 twice as long as the others. `linear_triton.py` sees to that. For a product to bring its first
-16 to 64 KB of weights to the L2 cache ahead of its wait was tried on an H200: steps of Qwen3-1.7B
-took 1 to 4 % less time, of Qwen3-8B 1 to 4 % more, and speculation no less.
+16 to 64 KB of weights to the L2 cache ahead of its wait was tried on an H200, with the signal ahead
+too: steps of Qwen3-1.7B took up to 3 % less time, of Qwen3-8B 2 to 4 % more, speculation no less.
 
 Triton 3.6 and later launch so with ``launch_pdl=True``, in a capture too. In CUDA graphs that is
 of CUDA 12.3 and later; sgl-project/sglang#18596 saw a capture with it fail on an RTX 5090.

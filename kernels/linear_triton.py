@@ -45,8 +45,8 @@ become bfloat16 by four (a permutation, two of logic, a subtraction, all exact),
 conversion each, and the loops take 4.7 to 5.4 a weight, where bfloat16 weights take 2.8 to 3.6. A
 depth of whole tiles has no masks (`WHOLE`: 4.7 for 5.8). A thread takes four neighbours of the
 depth to a product, hence other sums than with the same numbers in bfloat16, but the same for any R.
-On an H200 a step of Qwen3-1.7B takes 1.14 ms with int8 weights, and 1.31 with bfloat16 ones. Eight
-warps a program take longer, and so do tiles of 8 rows.
+On an H200 a step of Qwen3-1.7B took 1.14 ms with int8 weights, and 1.31 with bfloat16 ones. Eight
+warps a program took longer, and so did tiles of 8 rows with bfloat16 weights.
 
 Measured on an H200, of which a torch sum reads 4.1 TB/s, bfloat16, 1 row (1.7B) and 5 (8B), in a
 graph; what another card does is in `benchmarks/results`:

@@ -187,9 +187,10 @@ class PromptReader:
         rope    float32 [2, positions, 1, D], see `rope.rope_table`
         """
         classes = self.find_classes()
-        if self.capture is not None:
-            read = self._read_short(tokens, lengths, rows, starts, cache, rope)
-            starts = [n if i in read else starts[i] for i, n in enumerate(lengths)]
+        for length, mine in self._short(lengths, starts).items():
+            prompts = [tokens[i, : lengths[i]] for i in mine]
+            self._graph(length, cache, rope).read(prompts, [rows[i] for i in mine], cache)
+            starts = [n if i in mine else starts[i] for i, n in enumerate(lengths)]
         longest = max((n for n, start in zip(lengths, starts, strict=True) if n > start), default=0)
         masks, caches = self._masks(longest, self.sizes.piece, cache), cache.unbind()
         for block in plan(lengths, rows, starts, classes, *self.sizes[1:]):
@@ -200,35 +201,21 @@ class PromptReader:
         group = self.weights.layers[0].output.weight.shape[1] // (heads * dim)
         return Masks(longest, piece, group, self.dtype, cache.device)
 
-    def _read_short(
-        self,
-        tokens: Tensor,
-        lengths: Sequence[int],
-        rows: Sequence[int],
-        starts: Sequence[int],
-        cache: Tensor,
-        rope: Tensor,
-    ) -> set[int]:
-        """Read what graphs can read, as in `read`; which prompts that were."""
-        read: set[int] = set()
+    def _short(self, lengths: Sequence[int], starts: Sequence[int]) -> dict[int, list[int]]:
+        """Prompts that graphs are to read, by the tokens of their slots."""
         homes = [slot(n, start) for n, start in zip(lengths, starts, strict=True)]
-        for length in self._captured_lengths():
-            mine = [i for i, home in enumerate(homes) if home == length]
-            read.update(mine)
-            for at in range(0, len(mine), SLOTS[length]):
-                some = mine[at : at + SLOTS[length]]
-                prompts = [tokens[i, : lengths[i]] for i in some]
-                self._graph(length, cache, rope).read(prompts, [rows[i] for i in some], cache)
-        return read
+        captured = [length for length in self._captured_lengths() if length in homes]
+        return {length: [i for i, n in enumerate(homes) if n == length] for length in captured}
 
     def prepare(self, cache: Tensor, rope: Tensor) -> None:
         """Capture, now, what prompts may need; ``cache`` and ``rope`` as in `read`."""
-        if self.capture is not None:
-            for length in self._captured_lengths():
-                self._graph(length, cache, rope)
+        for length in self._captured_lengths():
+            self._graph(length, cache, rope)
 
     def _captured_lengths(self) -> list[int]:
         """Of slots whose prompts keep their bits wherever in a block they stand."""
+        if self.capture is None:
+            return []
         rows = {size for sizes in self.find_classes() for size in sizes}
         return [length for length, slots in SLOTS.items() if slots * length in rows]
 
@@ -245,8 +232,7 @@ class PromptReader:
 
             if self._space is None:
                 self._space = space_for(cache)
-            graph = PromptGraph(length, cache, self._space, read, self.capture)
-            self._graphs[length] = graph
+            self._graphs[length] = PromptGraph(length, cache, self._space, read, self.capture)
         return self._graphs[length]
 
     def _read_block(

@@ -39,7 +39,7 @@ def space_for(cache: Tensor) -> Tensor:
 
 
 class PromptGraph:
-    """Reads up to ``SLOTS[length]`` prompts of up to ``length`` tokens.
+    """Reads prompts of up to ``length`` tokens, ``SLOTS[length]`` at a time.
 
     read   of ``tokens`` [slots, length] all keys and values into ``kept``, made like the cache but
            with slots for rows: called with both, it is captured
@@ -63,8 +63,11 @@ class PromptGraph:
 
     def read(self, prompts: Sequence[Tensor], rows: Sequence[int], cache: Tensor) -> None:
         """Keys and values of the prompts, int64 [T] each, to ``rows`` of the cache."""
-        for at, prompt in enumerate(prompts):
-            self.tokens[at, : len(prompt)].copy_(prompt)
-        self._replay()
-        for at, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-            cache[:, :, :, row, : len(prompt)].copy_(self.kept[:, :, :, at, : len(prompt)])
+        slots = len(self.tokens)
+        for first in range(0, len(prompts), slots):
+            some = prompts[first : first + slots]
+            for at, prompt in enumerate(some):
+                self.tokens[at, : len(prompt)].copy_(prompt)
+            self._replay()
+            for at, (prompt, row) in enumerate(zip(some, rows[first:], strict=False)):
+                cache[:, :, :, row, : len(prompt)].copy_(self.kept[:, :, :, at, : len(prompt)])
