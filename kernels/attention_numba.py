@@ -9,22 +9,31 @@ them are unrolled: each comes as a tuple, whose length is part of its type. Thre
 heads of all rows, of which each is one thread's: their number changes no bits.
 """
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from numba import njit, types
 from torch import Tensor
 
 from hybridgen.kernels.attention import attention_reference
 from hybridgen.kernels.attention_plan import EIGHT, is_compiled
-from hybridgen.kernels.numba_utils import ELEMENT, FAST, compiled, exp, numbers_at, rounded, wide
+from hybridgen.kernels.numba_utils import ELEMENT, FAST, c_function, exp, numbers_at, rounded, wide
 
 # Multiplications from which threads share the work: 450 us of one thread, 370 of two; of half as
 # many two threads take as long as one.
 SHARED = 1 << 22
+
+# What a task is, int64 each: addresses, strides of the cache in numbers, sizes.
+QKV, START, COS, SIN, OUTPUT, NORM, CACHE, _VALUE_STRIDE, _HEAD_STRIDE, _ROW_STRIDE = range(10)
+POSITIONS, BATCH, COUNT, ROWS, KV_HEADS, WINDOW = range(10, 16)
+TASK = 16
+Task = ctypes.c_int64 * TASK
+
+_NO_INT = np.int64(0)
 _ZERO, _ONE, _TWO, _LOWEST = np.float32(0), np.float32(1), np.float32(2), np.float32(-1e30)
 
 
@@ -50,25 +59,20 @@ def attention(
     count, batch = cos.shape[0], start.shape[0]
     if tokens > count:
         output[count:].zero_()
-    norm = cos if qk_norm is None else qk_norm.contiguous()
-    given: Any = (
-        (0,) * (dim // EIGHT),
-        (0,) * group,
-        (qkv.data_ptr(), start.data_ptr(), cos.data_ptr(), sin.data_ptr()),
-        (cache.data_ptr(), *cache.stride()[:3]),
-        (norm.data_ptr(), qk_norm is not None),
-        output.data_ptr(),
-        ELEMENT[qkv.dtype],
-        (batch, count, tokens, kv_heads, positions),
-        eps,
-        window,
-        softcap,
+    norm = None if qk_norm is None else qk_norm.contiguous()
+    task = Task(
+        *(t.data_ptr() for t in (qkv, start, cos, sin, output)),
+        0 if norm is None else norm.data_ptr(),
+        *(cache.data_ptr(), *cache.stride()[:3], positions),
+        *(batch, count, tokens, kv_heads, window),
     )
+    function = attend_function(dim // EIGHT, group, qkv.dtype).ctypes
+    given = ctypes.addressof(task), eps, softcap
     pairs, threads = batch * kv_heads, torch.get_num_threads()
     if threads == 1 or pairs == 1 or count * output.shape[1] * _keys(start, window) < SHARED:
-        _attention(0, pairs, *given)
+        function(0, pairs, *given)
     else:
-        _share(threads, pairs, given)
+        _share(threads, pairs, function, given)
     return output
 
 
@@ -77,12 +81,12 @@ def _keys(start: Tensor, window: int) -> int:
     return window or int(start.max()) + 1
 
 
-def _share(threads: int, pairs: int, given: Any) -> None:
-    """`_attention` of all ``pairs`` by so many threads, this one among them."""
+def _share(threads: int, pairs: int, function: Any, given: Any) -> None:
+    """``function`` of all ``pairs`` by so many threads, this one among them."""
     share = -(-pairs // threads)
     parts = [(i, min(i + share, pairs)) for i in range(0, pairs, share)]
-    others = [_pool(threads - 1).submit(_attention, *part, *given) for part in parts[1:]]
-    _attention(*parts[0], *given)
+    others = [_pool(threads - 1).submit(function, *part, *given) for part in parts[1:]]
+    function(*parts[0], *given)
     for other in others:
         other.result()
 
@@ -92,58 +96,56 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hybridgen-attention")
 
 
-@compiled
-def _attention(
-    first_pair: int,
-    last_pair: int,
-    eights: Any,  # D = 8 * its length
-    heads: Any,  # G: its length
-    read: Any,  # where qkv [R, kv_heads * (G + 2) * D], start, cos and sin are
-    cached: Any,  # where the cache is, float32, and the strides of its first three axes
-    normed: Any,  # where the norm is, float32 [kv_heads * (G + 1), D], and whether there is one
-    written: int,  # where the output [R, kv_heads * G * D] is
-    element: Any,  # of qkv and the output
-    sizes: Any,  # B, B * M, R, kv_heads, positions
-    eps: float,
-    window: int,
-    softcap: float,
-) -> None:
-    D, G = EIGHT * len(eights), len(heads)
-    batch, count, rows, kv_heads, positions = sizes
-    qkv = numbers_at(read[0], element, (rows, kv_heads * (G + 2) * D))
-    output = numbers_at(written, element, (rows, kv_heads * G * D))
-    start = numbers_at(read[1], np.int64(0), batch)
-    cos = numbers_at(read[2], _ZERO, (count, D))
-    sin = numbers_at(read[3], _ZERO, (count, D))
-    norm_heads = kv_heads * (G + 1) if normed[1] else 0
-    norm = numbers_at(normed[0], _ZERO, (norm_heads, D))
-    tokens = count // batch
-    eps, softcap = np.float32(eps), np.float32(softcap)
-    q, x = np.empty((G, D), np.float32), np.empty(D, np.float32)
-    sums, scores = np.empty((G, D), np.float32), np.empty((G, positions), np.float32)
-    for pair in range(first_pair, last_pair):
-        b, h = pair // kv_heads, pair % kv_heads
-        first_key = cached[0] + 4 * (h * cached[2] + b * cached[3])
-        keys = numbers_at(first_key, _ZERO, (positions, D))
-        values = numbers_at(first_key + 4 * cached[1], _ZERO, (positions, D))
-        for i in range(tokens):
-            row, place = b * tokens + i, max(start[b] + i, 0)
-            key, value = kv_heads * G + h, kv_heads * (G + 1) + h
-            _head(eights, qkv[row], key, norm, eps, x)
-            _turn(eights, x, cos[row], sin[row], keys[place])
-            for d in range(D):
-                values[place, d] = wide(qkv[row, value * D + d])
-        for i in range(tokens):
-            row, place = b * tokens + i, max(start[b] + i, 0)
-            for g in range(G):
-                _head(eights, qkv[row], h * G + g, norm, eps, x)
-                _turn(eights, x, cos[row], sin[row], q[g])
-            first = max(place + 1 - window, 0) if window > 0 else 0
-            seen = slice(first, place + 1)
-            _attend(eights, heads, q, keys[seen], values[seen], softcap, scores, sums)
-            for g in range(G):
+@cache
+def attend_function(num_eights: int, group: int, kept: torch.dtype) -> Any:
+    """Attention of pairs of a row and a key head, ``first_pair`` to ``last_pair - 1``, of a `Task`.
+
+    For heads of 8 * ``num_eights`` numbers, ``group`` query heads to a key head, and qkv and output
+    of dtype ``kept``.
+    """
+    eights, heads, element = (0,) * num_eights, (0,) * group, ELEMENT[kept]
+    D, G = EIGHT * num_eights, group
+
+    @c_function(*[types.int64] * 3, *[types.float32] * 2)
+    def run(first_pair, last_pair, address, eps, softcap):
+        task = numbers_at(address, _NO_INT, TASK)
+        batch, count, rows, kv_heads = task[BATCH], task[COUNT], task[ROWS], task[KV_HEADS]
+        positions = task[POSITIONS]
+        qkv = numbers_at(task[QKV], element, (rows, kv_heads * (G + 2) * D))
+        output = numbers_at(task[OUTPUT], element, (rows, kv_heads * G * D))
+        start = numbers_at(task[START], _NO_INT, batch)
+        cos = numbers_at(task[COS], _ZERO, (count, D))
+        sin = numbers_at(task[SIN], _ZERO, (count, D))
+        norm_heads = kv_heads * (G + 1) if task[NORM] else 0
+        norm = numbers_at(task[NORM], _ZERO, (norm_heads, D))
+        tokens = count // batch
+        q, x = np.empty((G, D), np.float32), np.empty(D, np.float32)
+        sums, scores = np.empty((G, D), np.float32), np.empty((G, positions), np.float32)
+        for pair in range(first_pair, last_pair):
+            b, h = pair // kv_heads, pair % kv_heads
+            first_key = task[CACHE] + 4 * (h * task[_HEAD_STRIDE] + b * task[_ROW_STRIDE])
+            keys = numbers_at(first_key, _ZERO, (positions, D))
+            values = numbers_at(first_key + 4 * task[_VALUE_STRIDE], _ZERO, (positions, D))
+            for i in range(tokens):
+                row, place = b * tokens + i, max(start[b] + i, 0)
+                key, value = kv_heads * G + h, kv_heads * (G + 1) + h
+                _head(eights, qkv[row], key, norm, eps, x)
+                _turn(eights, x, cos[row], sin[row], keys[place])
                 for d in range(D):
-                    output[row, (h * G + g) * D + d] = rounded(sums[g, d], output)
+                    values[place, d] = wide(qkv[row, value * D + d])
+            for i in range(tokens):
+                row, place = b * tokens + i, max(start[b] + i, 0)
+                for g in range(G):
+                    _head(eights, qkv[row], h * G + g, norm, eps, x)
+                    _turn(eights, x, cos[row], sin[row], q[g])
+                first = max(place + 1 - task[WINDOW], 0) if task[WINDOW] > 0 else 0
+                seen = slice(first, place + 1)
+                _attend(eights, heads, q, keys[seen], values[seen], softcap, scores, sums)
+                for g in range(G):
+                    for d in range(D):
+                        output[row, (h * G + g) * D + d] = rounded(sums[g, d], output)
+
+    return run
 
 
 @njit(fastmath=FAST, inline="always")

@@ -89,17 +89,6 @@ def dots(
     return signature, generate
 
 
-@intrinsic
-def claim(typing_context: Any, counter: Any) -> Any:
-    """The int64 at address ``counter``, which is one more for whoever claims next."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.inttoptr(arguments[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", place, _I64(1), "monotonic")
-
-    return types.int64(types.int64), generate
-
-
 def _at(builder: Any, start: Any, stride: Any, count: int) -> Any:
     return builder.add(start, builder.mul(stride, _I64(count)))
 

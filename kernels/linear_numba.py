@@ -5,25 +5,27 @@ references round: in half precision to nearest after the normalised row and afte
 Rows are taken one by one, so that a row's bits do not depend on the others.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from numba import types
 from torch import Tensor
 
 from hybridgen.kernels import linear, product_numba
 from hybridgen.kernels.linear import is_compiled, product
-from hybridgen.kernels.numba_utils import ELEMENT, compiled, exp, numbers_at, rounded, wide
+from hybridgen.kernels.numba_utils import ELEMENT, c_function, exp, numbers_at, rounded, wide
 
-_ONE = np.float32(1)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`layers.rms_norm` of x [R, H], of any stride, with weight [H]."""
     x, weight, (rows, width) = x.contiguous(), weight.contiguous(), x.shape
     y = x.new_empty(rows, width)
-    elements = ELEMENT[x.dtype], ELEMENT[weight.dtype]
-    _rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), *elements, rows, width, eps)
+    run = norm_function(x.dtype, weight.dtype)
+    run.ctypes(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, eps)
     return y
 
 
@@ -31,7 +33,8 @@ def gated(both: Tensor) -> Tensor:
     """``silu(gate) * up`` [R, I] of ``both`` [R, 2 I], gate beside up."""
     both, (rows, width) = both.contiguous(), both.shape
     y = both.new_empty(rows, width // 2)
-    _gated(both.data_ptr(), y.data_ptr(), ELEMENT[both.dtype], rows, width // 2)
+    inner = width // 2
+    gate_function(both.dtype).ctypes(both.data_ptr(), y.data_ptr(), rows, inner, 0, inner)
     return y
 
 
@@ -72,38 +75,46 @@ def linear_residual(
     return linear.linear_residual_reference(x, weight, bias, residual, scale)
 
 
-@compiled
-def _rms_norm(
-    x_at: int,  # [rows, width], contiguous, as y is
-    weight_at: int,  # [width]
-    y_at: int,
-    element: Any,  # of x and y
-    weight_element: Any,
-    rows: int,
-    width: int,
-    eps: float,
-) -> None:
-    x, y = numbers_at(x_at, element, (rows, width)), numbers_at(y_at, element, (rows, width))
-    weight = numbers_at(weight_at, weight_element, width)
-    for r in range(rows):
-        total = np.float32(0)
-        for i in range(width):
-            value = wide(x[r, i])
-            total += value * value
-        scale = _ONE / np.sqrt(total / np.float32(width) + np.float32(eps))
-        for i in range(width):
-            value = rounded(wide(x[r, i]) * scale, y)
-            y[r, i] = rounded(wide(value) * wide(weight[i]), y)
+@cache
+def norm_function(kept: torch.dtype, kept_weight: torch.dtype) -> Any:
+    """RMSNorm of contiguous rows at address ``x`` to ``y``, with ``weight`` [width]."""
+    element, weight_element = ELEMENT[kept], ELEMENT[kept_weight]
+
+    @c_function(*[types.int64] * 5, types.float32)
+    def run(x, weight, y, rows, width, eps):
+        given, target = numbers_at(x, element, (rows, width)), numbers_at(y, element, (rows, width))
+        norm = numbers_at(weight, weight_element, width)
+        for r in range(rows):
+            total = _ZERO
+            for i in range(width):
+                value = wide(given[r, i])
+                total += value * value
+            scale = _ONE / np.sqrt(total / np.float32(width) + eps)
+            for i in range(width):
+                value = rounded(wide(given[r, i]) * scale, target)
+                target[r, i] = rounded(wide(value) * wide(norm[i]), target)
+
+    return run
 
 
-@compiled
-def _gated(both_at: int, y_at: int, element: Any, rows: int, width: int) -> None:
-    both = numbers_at(both_at, element, (rows, 2 * width))
-    y = numbers_at(y_at, element, (rows, width))
-    for r in range(rows):
-        for i in range(width):
-            gate = wide(both[r, i])
-            power = exp(-abs(gate))
-            part = _ONE / (_ONE + power)
-            silu = rounded(gate * (part if gate >= 0 else power * part), y)
-            y[r, i] = rounded(wide(silu) * wide(both[r, width + i]), y)
+@cache
+def gate_function(kept: torch.dtype) -> Any:
+    """Numbers ``first`` to ``last - 1`` of each row of silu(gate) * up, at ``y`` [rows, width].
+
+    ``both`` is the address of contiguous rows of gates [width] and ups [width].
+    """
+    element = ELEMENT[kept]
+
+    @c_function(*[types.int64] * 6)
+    def run(both, y, rows, width, first, last):
+        given = numbers_at(both, element, (rows, 2 * width))
+        target = numbers_at(y, element, (rows, width))
+        for r in range(rows):
+            for i in range(first, last):
+                gate = wide(given[r, i])
+                power = exp(-abs(gate))
+                part = _ONE / (_ONE + power)
+                silu = rounded(gate * (part if gate >= 0 else power * part), target)
+                target[r, i] = rounded(wide(silu) * wide(given[r, width + i]), target)
+
+    return run

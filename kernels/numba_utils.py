@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import carray
 from torch import Tensor
@@ -50,6 +50,26 @@ def _compiled(function: Any, fastmath: set[str]) -> Any:
         return njit(cache=True, **options)(function)
     except RuntimeError:
         return njit(**options)(function)
+
+
+def c_function(*parameters: Any) -> Any:
+    """A decorator: compile what takes ``parameters`` and returns nothing to a function of C.
+
+    It is called by its ``ctypes``, which lets other threads of Python run meanwhile, or, by
+    compiled code, by its ``address``. For the rest see `compiled`. What several are to compute
+    alike to the bit is one C function that they call: of one in numba each may get a copy that is
+    made for its place, and which of them runs depends on what has been loaded before.
+    """
+
+    def decorate(function: Any) -> Any:
+        options: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
+        signature = types.void(*parameters)
+        try:
+            return cfunc(signature, cache=True, **options)(function)
+        except RuntimeError:
+            return cfunc(signature, **options)(function)
+
+    return decorate
 
 
 @intrinsic

@@ -14,26 +14,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import cfunc, njit, types
-from numba.np.numpy_support import carray
+from numba import njit, types
 from torch import Tensor
 
-from hybridgen.kernels.dots_numba import claim, dots
+from hybridgen.kernels.dots_numba import dots
 from hybridgen.kernels.linear import STEP
-from hybridgen.kernels.numba_utils import FAST, numbers_at
+from hybridgen.kernels.numba_utils import FAST, c_function, numbers_at
 from hybridgen.kernels.openmp import parallel
+from hybridgen.kernels.team_numba import claim
 
 SHARED = 1 << 17  # multiplications from which threads share a product
 CLAIMED = 1 << 16  # numbers of a weight, about, that a thread takes at a time
 TOGETHER = 6  # rows up to which one output's sums are in registers; beyond, three rows of two
 
 _ELEMENTS = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0), torch.int8: np.int8(0)}
-_ZERO = np.float32(0)
+_ZERO, _NO_INT = np.float32(0), np.int64(0)
 _1, _2, _3, _4, _5, _6 = ((0,) * count for count in range(1, 7))
 
-# What a task is, int64 each.
-_NEXT, _OUTPUTS, _CLAIMED, _ROWS, _DEPTH, _X, _WEIGHT, _Y, _SCALE, _BIAS, _RESIDUAL = range(11)
-_Task = ctypes.c_int64 * 11
+# What a task is, int64 each: what is claimed next, sizes, addresses.
+NEXT, _OUTPUTS, _CLAIMED, ROWS, _DEPTH, X, _WEIGHT, Y, _SCALE, _BIAS, RESIDUAL = range(11)
+TASK = 11
+Task = ctypes.c_int64 * TASK
 
 
 def product(
@@ -49,12 +50,9 @@ def product(
     wide = x if x.dtype == torch.float32 and x.is_contiguous() else x.float().contiguous()
     (rows, depth), outputs = x.shape, weight.shape[0]
     y = wide.new_empty(rows, outputs)
-    claimed = max(CLAIMED // depth, 2) & -2  # outputs, two of them beside each other
     others = [None if t is None else t.float().contiguous() for t in (scale, bias, residual)]
-    given = [0 if t is None else t.data_ptr() for t in others]
-    places = wide.data_ptr(), weight.data_ptr(), y.data_ptr()
-    task = _Task(0, outputs, claimed, rows, depth, *places, *given)
-    run, threads = _function(weight.dtype), torch.get_num_threads()
+    task = task_of(wide, weight, y, *others)
+    run, threads = product_function(weight.dtype), torch.get_num_threads()
     team = parallel()
     if threads == 1 or team is None or rows * outputs * depth < SHARED:
         run.ctypes(ctypes.addressof(task))
@@ -63,18 +61,32 @@ def product(
     return y if x.dtype == torch.float32 else y.to(x.dtype)
 
 
+def task_of(
+    x: Tensor, weight: Tensor, y: Tensor, *others: Tensor | None
+) -> "ctypes.Array[ctypes.c_int64]":
+    """Of x [R, H], weight [O, H] and y [R, O], then scale [O], bias [O] and residual [R, O].
+
+    All are contiguous, all but the weight float32, and the caller holds them until it is done.
+    """
+    (rows, depth), outputs = x.shape, weight.shape[0]
+    claimed = max(CLAIMED // depth, 2) & -2  # outputs, two of them beside each other
+    given = [0 if t is None else t.data_ptr() for t in others]
+    places = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+    return Task(0, outputs, claimed, rows, depth, *places, *given)
+
+
 @cache
-def _function(kept: torch.dtype) -> Any:
+def product_function(kept: torch.dtype) -> Any:
     """Does its share of a task, whose address it takes; compiled for weights of dtype ``kept``."""
     element = _ELEMENTS[kept]
     size = element.itemsize
 
-    @cfunc(types.void(types.voidptr), cache=True)
+    @c_function(types.int64)
     def run(address):
-        task = carray(address, (11,), np.int64)
+        task = numbers_at(address, _NO_INT, TASK)
         outputs, claimed = task[_OUTPUTS], task[_CLAIMED]
         while True:
-            first = claim(task.ctypes.data) * claimed
+            first = claim(address + 8 * NEXT) * claimed
             if first >= outputs:
                 return
             last = min(first + claimed, outputs)
@@ -87,7 +99,7 @@ def _function(kept: torch.dtype) -> Any:
 @njit
 def _products(first, last, task, element, size):
     """The sums of outputs ``first`` to ``last - 1`` for all rows."""
-    rows = task[_ROWS]
+    rows = task[ROWS]
     if rows == 1:
         _outputs(first, last, 0, task, element, size, _1, _1)
     elif rows == 2:
@@ -110,7 +122,7 @@ def _products(first, last, task, element, size):
 @njit
 def _rows(first, last, task, element, size, together):
     """All rows' sums of as many outputs as ``together``, which stay in the nearest cache."""
-    rows = task[_ROWS]
+    rows = task[ROWS]
     for row in range(0, rows - 2, 3):
         _outputs(first, last, row, task, element, size, _3, together)
     if rows % 3 == 1:
@@ -124,7 +136,7 @@ def _outputs(first, last, row, task, element, size, rows, together):
     """Outputs of as many rows as ``rows`` from ``row`` on, as many at a time as ``together``."""
     depth, y_stride = task[_DEPTH], 4 * task[_OUTPUTS]
     x_stride, weight_stride = 4 * depth, size * depth
-    x, y = task[_X] + row * x_stride, task[_Y] + row * y_stride
+    x, y = task[X] + row * x_stride, task[Y] + row * y_stride
     for o in range(first, last, len(together)):
         weight, at = task[_WEIGHT] + o * weight_stride, y + 4 * o
         steps = depth // STEP
@@ -134,8 +146,8 @@ def _outputs(first, last, row, task, element, size, rows, together):
 @njit(fastmath=FAST)
 def _finish(first, last, task):
     """Scale, bias and residual of these outputs, in place."""
-    rows, outputs = task[_ROWS], task[_OUTPUTS]
-    y = numbers_at(task[_Y], _ZERO, (rows, outputs))
+    rows, outputs = task[ROWS], task[_OUTPUTS]
+    y = numbers_at(task[Y], _ZERO, (rows, outputs))
     if task[_SCALE]:
         scale = numbers_at(task[_SCALE], _ZERO, outputs)
         for r in range(rows):
@@ -146,8 +158,8 @@ def _finish(first, last, task):
         for r in range(rows):
             for o in range(first, last):
                 y[r, o] += bias[o]
-    if task[_RESIDUAL]:
-        residual = numbers_at(task[_RESIDUAL], _ZERO, (rows, outputs))
+    if task[RESIDUAL]:
+        residual = numbers_at(task[RESIDUAL], _ZERO, (rows, outputs))
         for r in range(rows):
             for o in range(first, last):
                 y[r, o] += residual[r, o]

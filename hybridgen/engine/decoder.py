@@ -27,6 +27,7 @@ from hybridgen.kernels.attention_plan import is_compiled, prepare
 from hybridgen.kernels.int8_cpu import quantise_for_cpu
 from hybridgen.kernels.layers import embed
 from hybridgen.kernels.linear import (
+    FEW_ROWS,
     can_pack,
     linear_residual,
     norm_gated_linear,
@@ -38,6 +39,7 @@ from hybridgen.kernels.linear import (
 from hybridgen.kernels.quantise import quantise
 from hybridgen.kernels.query_tile import KEYS, query_tile
 from hybridgen.kernels.row_tile import row_tile
+from hybridgen.kernels.step import step
 
 
 def cache_layout(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> CacheLayout:
@@ -66,7 +68,6 @@ class Decoder:
         self.generation_config = generation_config
         self.batch_invariant = batch_invariant
         self._capture: Capture | None = None
-        self._use(weights)
         self.vocab_size = weights.head.weight.shape[0]
         self.head_dim = head_dim(config)
         self.group = config.num_attention_heads // config.num_key_value_heads
@@ -74,6 +75,7 @@ class Decoder:
         self._scores = times.scores
         # The residual stream is kept divided by its multiplier (see `weights.fuse`).
         self.eps = float(config.rms_norm_eps) / times.residual**2
+        self._use(weights)
         self.windows = tuple(sorted({layer.window for layer in weights.layers}))
         self._rotates = tuple(layer.rotates for layer in weights.layers)
 
@@ -144,7 +146,7 @@ class Decoder:
 
     def _use(self, weights: Weights) -> None:
         """Compute with these from now on; for no number of threads are the row counts known."""
-        self.weights, self._threads = weights, 0
+        self.weights, self._threads, self._step = weights, 0, None
 
     @property
     def device(self) -> torch.device:
@@ -189,6 +191,10 @@ class Decoder:
         self._rope_table = rope_table(self.config, cache.shape[4], self.device, self._scores)
         self._threads = 0  # graphs that read prompts know the table before
         self._fit_threads()
+        weights = self.weights
+        self._step = step(
+            weights.layers, weights.norm, weights.head, self.eps, self.head_dim, self.group
+        )
         if self.device.type == "cpu" and is_compiled(self.head_dim, self.dtype):
             self._compile()
 
@@ -243,19 +249,17 @@ class Decoder:
         self._prompts.prepare(self.cache, self._rope_table)
 
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
-        x = self._hidden(tokens, start, cache)
-        weights = self.weights
-        logits: Tensor = norm_linear(x, weights.norm, self.eps, *weights.head)
-        batch, count = tokens.shape
-        return logits[: batch * count].view(batch, count, -1)
-
-    def _hidden(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
-        """The residual stream [rows padded to the tile, hidden] after the last layer."""
         x, cos, sin = self._embed(tokens, start)
+        if self._step is not None and len(x) <= FEW_ROWS:
+            logits: Tensor = self._step(x, start, cos, sin, cache)
+            return logits.view(*tokens.shape, -1)
         turns = rotations(self._rotates, cos, sin)
         for layer, layer_cache, (cos, sin) in zip(self.weights.layers, cache, turns, strict=True):
             x = self._layer(layer, layer_cache, x, start, cos, sin)
-        return x
+        weights = self.weights
+        logits = norm_linear(x, weights.norm, self.eps, *weights.head)
+        batch, count = tokens.shape
+        return logits[: batch * count].view(batch, count, -1)
 
     def _layer(
         self,

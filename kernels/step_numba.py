@@ -1,0 +1,237 @@
+"""All layers of a decoder and its head on a CPU in one call, by one team of threads.
+
+The parts are those of the ops of `linear.py` and `attention.py`, called by their addresses, and
+give the same bits. An op costs 10 to 20 us beside its work, and threads are woken for each product,
+which for a small model is longer than the products take. Here they are woken once, and meet at the
+end of each line of a layer:
+
+    normed = rms_norm(x)
+    qkv = normed W_qkv
+    seen = attention(qkv)
+    y = x + seen W_output
+    normed = rms_norm(y)
+    both = normed W_gate_up
+    inner = silu(gate) * up, both = (gate, up)
+    x = y + inner W_down
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, types
+from torch import Tensor
+
+from hybridgen.kernels import attention_numba as attending
+from hybridgen.kernels import product_numba as multiplying
+from hybridgen.kernels.attention_plan import EIGHT
+from hybridgen.kernels.linear import FEW_ROWS
+from hybridgen.kernels.linear_numba import gate_function, norm_function
+from hybridgen.kernels.numba_utils import c_function, numbers_at
+from hybridgen.kernels.openmp import parallel, team_size
+from hybridgen.kernels.step import Layer, Product
+from hybridgen.kernels.team_numba import ask, call, claim, meet, offering
+
+SHARED = 1 << 19  # multiplications from which threads share a step
+MEETINGS = 8  # of a layer
+UNIT = 64  # gates that are one thread's: some vectors
+_NO_INT, _ZERO = np.int64(0), np.float32(0)
+
+# What a step is, int64 each: addresses of data and of functions, sizes.
+_X, _Y, _NORMED, _BOTH, _INNER, _PRODUCTS, _ATTENDS, _NORMS, _EPS, _COUNTERS = range(10)
+_MULTIPLY, _MULTIPLY_LAST, _ATTEND, _NORM, _GATE, _OFFER, _THREADS = range(10, 17)
+_LAYERS, _ROWS, _PAIRS, _HIDDEN, _WIDTH = range(17, 22)
+_STEP = 22
+_Step = ctypes.c_int64 * _STEP
+
+
+class Step:
+    """The layers and the head of one decoder; see `step.step`, which makes it.
+
+    It has room for the activations of `linear.FEW_ROWS` tokens: as with a decoder's cache, two
+    threads of Python cannot use it at once.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        norm: Tensor,
+        head: Product,
+        eps: float,
+        head_dim: int,
+        group: int,
+    ) -> None:
+        (qkv, _, _), (output, _, _), (both, _, _), (down, _, _) = layers[0].products
+        self._hidden, self._width = down.shape
+        self._kv_heads, self._vocab = len(qkv) // head_dim // (group + 2), len(head[0])
+        self._work = sum(p[0].numel() for layer in layers for p in layer.products)
+        widths = len(output), len(output), len(output), len(qkv), output.shape[1], len(both)
+        self._space = [norm.new_empty(FEW_ROWS, width) for width in (*widths, self._width)]
+        self._held: list[Tensor] = []  # what addresses are of, beside the space
+
+        norms = [each for layer in layers for each in (layer.input_norm, layer.mlp_norm)]
+        tasks = [task for layer in layers for task in self._multiply(layer)]
+        logits = norm.new_empty(FEW_ROWS, 0)  # each step has its own
+        tasks.append(self._task(self._space[2], head, logits, None))
+        self._products = np.array(tasks, np.int64)
+        self._attends = np.array([self._attend(layer) for layer in layers], np.int64)
+        self._norms = np.array([self._vector(each).data_ptr() for each in (*norms, norm)], np.int64)
+        self._eps = np.array([eps], np.float32)
+        self._still = [i for i, layer in enumerate(layers) if not layer.rotates]
+        functions = (
+            multiplying.product_function(qkv.dtype),
+            multiplying.product_function(head[0].dtype),
+            attending.attend_function(head_dim // EIGHT, group, torch.float32),
+            norm_function(torch.float32, torch.float32),
+            gate_function(torch.float32),
+        )
+        self._functions = [function.address for function in functions]
+        self._run = _function()
+
+    def _multiply(self, layer: Layer) -> list[Any]:
+        """The tasks of its products."""
+        x, y, normed, qkv, seen, both, inner = self._space
+        ends = (normed, qkv, None), (seen, y, x), (normed, both, None), (inner, x, y)
+        pairs = zip(layer.products, ends, strict=True)
+        return [self._task(given, product, to, added) for product, (given, to, added) in pairs]
+
+    def _task(self, x: Tensor, product: Product, y: Tensor, residual: Tensor | None) -> Any:
+        weight, bias, scale = product
+        self._held.append(weight)
+        vectors = [None if each is None else self._vector(each) for each in (scale, bias)]
+        return multiplying.task_of(x, weight, y, *vectors, residual)
+
+    def _attend(self, layer: Layer) -> list[int]:
+        """The task of its attention, but for what a step brings."""
+        task = [0] * attending.TASK
+        task[attending.QKV], task[attending.OUTPUT] = (each.data_ptr() for each in self._space[3:5])
+        task[attending.KV_HEADS], task[attending.WINDOW] = self._kv_heads, layer.window
+        if layer.qk_norm is not None:
+            task[attending.NORM] = self._vector(layer.qk_norm).data_ptr()
+        return task
+
+    def _vector(self, tensor: Tensor) -> Tensor:
+        self._held.append(tensor.float().contiguous())
+        return self._held[-1]
+
+    def __call__(
+        self, x: Tensor, start: Tensor, cos: Tensor, sin: Tensor, cache: Sequence[Tensor]
+    ) -> Tensor:
+        """Logits [R, V] float32 of the residual stream x [R, H] before the first layer.
+
+        R = B * M; start int64 [B]; cos, sin float32 [R, 1, D], of `attention_plan.prepare`; cache:
+        of each layer [2, kv_heads, B, positions, D] float32, in one tensor.
+        """
+        rows, batch, layers = len(x), len(start), len(self._attends)
+        team, threads = parallel(), torch.get_num_threads()
+        if team is None or self._work * rows < SHARED:
+            threads = 1
+        start, cos, sin = start.contiguous(), cos.contiguous(), sin.contiguous()
+        logits, still = x.new_empty(rows, self._vocab), None
+        self._space[0][:rows] = x
+        self._bring(rows, start, cos, sin, cache)
+        if self._still:
+            still = torch.ones_like(cos), torch.zeros_like(sin)
+            places = [each.data_ptr() for each in still]
+            self._attends[self._still, attending.COS : attending.SIN + 1] = places
+        self._products[-1, multiplying.Y] = logits.data_ptr()
+        counters = np.zeros(1 + MEETINGS * layers + 1, np.int64)
+        x, y, normed, _, _, both, inner = self._space
+        data = self._products, self._attends, self._norms, self._eps, counters
+        given = _Step(
+            *(each.data_ptr() for each in (x, y, normed, both, inner)),
+            *(each.ctypes.data for each in data),
+            *self._functions,
+            offering(),
+            team_size() if threads > 1 else 0,
+            *(layers, rows, batch * self._kv_heads, self._hidden, self._width),
+        )
+        if threads == 1 or team is None:
+            self._run.ctypes(ctypes.addressof(given))
+        else:
+            team(self._run.address, ctypes.addressof(given), threads, 0)
+        return logits
+
+    def _bring(
+        self, rows: int, start: Tensor, cos: Tensor, sin: Tensor, cache: Sequence[Tensor]
+    ) -> None:
+        """Put into the tasks what is a step's own."""
+        products, attends, first = self._products, self._attends, cache[0]
+        products[:, multiplying.NEXT], products[:, multiplying.ROWS] = 0, rows
+        attends[:, attending.START : attending.SIN + 1] = [t.data_ptr() for t in (start, cos, sin)]
+        places = [each.data_ptr() for each in cache]
+        attends[:, attending.CACHE] = places
+        strides = *first.stride()[:3], first.shape[3]
+        attends[:, attending.CACHE + 1 : attending.POSITIONS + 1] = strides
+        sizes = len(start), rows, rows
+        attends[:, attending.BATCH : attending.ROWS + 1] = sizes
+
+
+@cache
+def _function() -> Any:
+    """A thread's part of a step, whose address it takes."""
+
+    @c_function(types.int64)
+    def run(address):
+        step = numbers_at(address, _NO_INT, _STEP)
+        threads = ask(step[_THREADS]) if step[_THREADS] != 0 else np.int64(1)
+        me, met = claim(step[_COUNTERS]), step[_COUNTERS] + 8
+        product, attend, norm = step[_PRODUCTS], step[_ATTENDS], step[_NORMS]
+        for _ in range(step[_LAYERS]):
+            _layer(step, (me, threads, met), product, attend, norm)
+            product += 8 * 4 * multiplying.TASK
+            attend += 8 * attending.TASK
+            norm += 8 * 2
+            met += 8 * MEETINGS
+        _norm(step, me, threads, step[_X], norm)
+        meet(met, threads, step[_OFFER])
+        call(step[_MULTIPLY_LAST], (product,))
+
+    return run
+
+
+@njit
+def _layer(step, team, product, attend, norm):
+    """The addresses are of its first product, of its attention, and of its first norm's."""
+    me, threads, met = team
+    eps, offer, task = numbers_at(step[_EPS], _ZERO, 1)[0], step[_OFFER], 8 * multiplying.TASK
+    _norm(step, me, threads, step[_X], norm)
+    meet(met, threads, offer)
+    call(step[_MULTIPLY], (product,))
+    meet(met + 8, threads, offer)
+    first, last = _part(me, threads, step[_PAIRS])
+    call(step[_ATTEND], (first, last, attend, eps, _ZERO))
+    meet(met + 16, threads, offer)
+    call(step[_MULTIPLY], (product + task,))
+    meet(met + 24, threads, offer)
+    _norm(step, me, threads, step[_Y], norm + 8)
+    meet(met + 32, threads, offer)
+    call(step[_MULTIPLY], (product + 2 * task,))
+    meet(met + 40, threads, offer)
+    rows, width = step[_ROWS], step[_WIDTH]
+    first, last = _part(me, threads, (width + UNIT - 1) // UNIT)
+    first, last = first * UNIT, min(last * UNIT, width)
+    call(step[_GATE], (step[_BOTH], step[_INNER], rows, width, first, last))
+    meet(met + 48, threads, offer)
+    call(step[_MULTIPLY], (product + 3 * task,))
+    meet(met + 56, threads, offer)
+
+
+@njit
+def _norm(step, me, threads, x, norm):
+    """This thread's rows of those at ``x``, by the weights whose address is at ``norm``."""
+    first, last = _part(me, threads, step[_ROWS])
+    weight, eps = numbers_at(norm, _NO_INT, 1)[0], numbers_at(step[_EPS], _ZERO, 1)[0]
+    width = step[_HIDDEN]
+    at = 4 * width * first
+    call(step[_NORM], (x + at, weight, step[_NORMED] + at, last - first, width, eps))
+
+
+@njit
+def _part(me, threads, count):
+    """Thread ``me``'s of ``count``, as the first and the one after the last."""
+    each = (count + threads - 1) // threads
+    return min(me * each, count), min((me + 1) * each, count)
