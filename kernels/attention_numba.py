@@ -27,10 +27,12 @@ from hybridgen.kernels.numba_utils import ELEMENT, FAST, c_function, exp, number
 # many two threads take as long as one.
 SHARED = 1 << 22
 
-# What a task is, int64 each: addresses, strides of the cache in numbers, sizes.
-QKV, START, COS, SIN, OUTPUT, NORM, CACHE, _VALUE_STRIDE, _HEAD_STRIDE, _ROW_STRIDE = range(10)
-POSITIONS, BATCH, COUNT, ROWS, KV_HEADS, WINDOW = range(10, 16)
-TASK = 16
+# What a task is, int64 each: addresses and sizes of a layer; then those of a step, in which strides
+# of the cache are in numbers.
+QKV, OUTPUT, NORM, KV_HEADS, WINDOW, CACHE = range(6)
+_START, COS, SIN, _BATCH, _COUNT, _ROWS, _POSITIONS = range(6, 13)
+_VALUE_STRIDE, _HEAD_STRIDE, _ROW_STRIDE = range(13, 16)
+STEP, TASK = _START, 16
 Task = ctypes.c_int64 * TASK
 
 _NO_INT = np.int64(0)
@@ -51,7 +53,7 @@ def attention(
     """See `hybridgen.kernels.attention.attention_reference`; cos and sin need carry no plan."""
     if not is_compiled(cache.shape[4], qkv.dtype):
         return attention_reference(qkv, cache, start, cos, sin, qk_norm, eps, window, softcap)
-    _, kv_heads, _, positions, dim = cache.shape
+    _, kv_heads, _, _, dim = cache.shape
     tokens, width = qkv.shape
     group = width // (dim * kv_heads) - 2
     qkv, start, cos, sin = (x.contiguous() for x in (qkv, start, cos, sin))
@@ -60,12 +62,9 @@ def attention(
     if tokens > count:
         output[count:].zero_()
     norm = None if qk_norm is None else qk_norm.contiguous()
-    task = Task(
-        *(t.data_ptr() for t in (qkv, start, cos, sin, output)),
-        0 if norm is None else norm.data_ptr(),
-        *(cache.data_ptr(), *cache.stride()[:3], positions),
-        *(batch, count, tokens, kv_heads, window),
-    )
+    norm_at = 0 if norm is None else norm.data_ptr()
+    own = qkv.data_ptr(), output.data_ptr(), norm_at, kv_heads, window, cache.data_ptr()
+    task = Task(*own, *step_of(start, cos, sin, tokens, cache))
     function = attend_function(dim // EIGHT, group, qkv.dtype).ctypes
     given = ctypes.addressof(task), eps, softcap
     pairs, threads = batch * kv_heads, torch.get_num_threads()
@@ -74,6 +73,15 @@ def attention(
     else:
         _share(threads, pairs, function, given)
     return output
+
+
+def step_of(start: Tensor, cos: Tensor, sin: Tensor, rows: int, cache: Tensor) -> tuple[int, ...]:
+    """What a task has from `STEP` on, the same for all layers of a step; all but cache contiguous.
+
+    rows    of qkv and the output
+    """
+    places = start.data_ptr(), cos.data_ptr(), sin.data_ptr()
+    return *places, len(start), len(cos), rows, cache.shape[3], *cache.stride()[:3]
 
 
 def _keys(start: Tensor, window: int) -> int:
@@ -109,11 +117,11 @@ def attend_function(num_eights: int, group: int, kept: torch.dtype) -> Any:
     @c_function(*[types.int64] * 3, *[types.float32] * 2)
     def run(first_pair, last_pair, address, eps, softcap):
         task = numbers_at(address, _NO_INT, TASK)
-        batch, count, rows, kv_heads = task[BATCH], task[COUNT], task[ROWS], task[KV_HEADS]
-        positions = task[POSITIONS]
+        batch, count, rows, kv_heads = task[_BATCH], task[_COUNT], task[_ROWS], task[KV_HEADS]
+        positions = task[_POSITIONS]
         qkv = numbers_at(task[QKV], element, (rows, kv_heads * (G + 2) * D))
         output = numbers_at(task[OUTPUT], element, (rows, kv_heads * G * D))
-        start = numbers_at(task[START], _NO_INT, batch)
+        start = numbers_at(task[_START], _NO_INT, batch)
         cos = numbers_at(task[COS], _ZERO, (count, D))
         sin = numbers_at(task[SIN], _ZERO, (count, D))
         norm_heads = kv_heads * (G + 1) if task[NORM] else 0

@@ -65,11 +65,10 @@ class Step:
         group: int,
     ) -> None:
         (qkv, _, _), (output, _, _), (both, _, _), (down, _, _) = layers[0].products
-        self._hidden, self._width = down.shape
         self._kv_heads, self._vocab = len(qkv) // head_dim // (group + 2), len(head[0])
         self._work = sum(p[0].numel() for layer in layers for p in layer.products)
         widths = len(output), len(output), len(output), len(qkv), output.shape[1], len(both)
-        self._space = [norm.new_empty(FEW_ROWS, width) for width in (*widths, self._width)]
+        self._space = [norm.new_empty(FEW_ROWS, width) for width in (*widths, down.shape[1])]
         self._held: list[Tensor] = []  # what addresses are of, beside the space
 
         norms = [each for layer in layers for each in (layer.input_norm, layer.mlp_norm)]
@@ -78,9 +77,14 @@ class Step:
         tasks.append(self._task(self._space[2], head, logits, None))
         self._products = np.array(tasks, np.int64)
         self._attends = np.array([self._attend(layer) for layer in layers], np.int64)
-        self._norms = np.array([self._vector(each).data_ptr() for each in (*norms, norm)], np.int64)
-        self._eps = np.array([eps], np.float32)
+        self._order = np.arange(len(layers))
         self._still = [i for i, layer in enumerate(layers) if not layer.rotates]
+        self._counters = np.zeros(1 + MEETINGS * len(layers) + 1, np.int64)
+        addresses = np.array([self._vector(t).data_ptr() for t in (*norms, norm)], np.int64)
+        self._norms, self._eps = addresses, np.array([eps], np.float32)
+
+        places = [space.data_ptr() for space in self._space]
+        data = self._products, self._attends, self._norms, self._eps, self._counters
         functions = (
             multiplying.product_function(qkv.dtype),
             multiplying.product_function(head[0].dtype),
@@ -88,8 +92,12 @@ class Step:
             norm_function(torch.float32, torch.float32),
             gate_function(torch.float32),
         )
-        self._functions = [function.address for function in functions]
-        self._run = _function()
+        self._step = _Step(
+            *(*places[:3], *places[5:]),  # those between are in tasks alone
+            *(each.ctypes.data for each in data),
+            *(function.address for function in functions),
+            *(offering(), 0, len(layers), 0, 0, len(output), down.shape[1]),
+        )
 
     def _multiply(self, layer: Layer) -> list[Any]:
         """The tasks of its products."""
@@ -125,34 +133,27 @@ class Step:
         R = B * M; start int64 [B]; cos, sin float32 [R, 1, D], of `attention_plan.prepare`; cache:
         of each layer [2, kv_heads, B, positions, D] float32, in one tensor.
         """
-        rows, batch, layers = len(x), len(start), len(self._attends)
+        rows, step = len(x), self._step
         team, threads = parallel(), torch.get_num_threads()
-        if team is None or self._work * rows < SHARED:
+        if self._work * rows < SHARED:
             threads = 1
         start, cos, sin = start.contiguous(), cos.contiguous(), sin.contiguous()
-        logits, still = x.new_empty(rows, self._vocab), None
-        self._space[0][:rows] = x
         self._bring(rows, start, cos, sin, cache)
         if self._still:
             still = torch.ones_like(cos), torch.zeros_like(sin)
             places = [each.data_ptr() for each in still]
             self._attends[self._still, attending.COS : attending.SIN + 1] = places
+        self._space[0][:rows] = x
+        logits = x.new_empty(rows, self._vocab)
         self._products[-1, multiplying.Y] = logits.data_ptr()
-        counters = np.zeros(1 + MEETINGS * layers + 1, np.int64)
-        x, y, normed, _, _, both, inner = self._space
-        data = self._products, self._attends, self._norms, self._eps, counters
-        given = _Step(
-            *(each.data_ptr() for each in (x, y, normed, both, inner)),
-            *(each.ctypes.data for each in data),
-            *self._functions,
-            offering(),
-            team_size() if threads > 1 else 0,
-            *(layers, rows, batch * self._kv_heads, self._hidden, self._width),
-        )
+        self._counters.fill(0)
+        step[_ROWS], step[_PAIRS] = rows, len(start) * self._kv_heads
         if threads == 1 or team is None:
-            self._run.ctypes(ctypes.addressof(given))
+            step[_THREADS] = 0
+            _function().ctypes(ctypes.addressof(step))
         else:
-            team(self._run.address, ctypes.addressof(given), threads, 0)
+            step[_THREADS] = team_size()
+            team(_function().address, ctypes.addressof(step), threads, 0)
         return logits
 
     def _bring(
@@ -161,13 +162,9 @@ class Step:
         """Put into the tasks what is a step's own."""
         products, attends, first = self._products, self._attends, cache[0]
         products[:, multiplying.NEXT], products[:, multiplying.ROWS] = 0, rows
-        attends[:, attending.START : attending.SIN + 1] = [t.data_ptr() for t in (start, cos, sin)]
-        places = [each.data_ptr() for each in cache]
-        attends[:, attending.CACHE] = places
-        strides = *first.stride()[:3], first.shape[3]
-        attends[:, attending.CACHE + 1 : attending.POSITIONS + 1] = strides
-        sizes = len(start), rows, rows
-        attends[:, attending.BATCH : attending.ROWS + 1] = sizes
+        attends[:, attending.STEP :] = attending.step_of(start, cos, sin, rows, first)
+        place, apart = first.data_ptr(), cache[-1].data_ptr() - first.data_ptr()
+        attends[:, attending.CACHE] = place + apart // max(len(cache) - 1, 1) * self._order
 
 
 @cache
