@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hybridgen.kernels import linear
 from hybridgen.kernels.attention_plan import is_compiled
-from hybridgen.kernels.linear import reads_plain, suits
 
 Product = tuple[Tensor, Tensor | None, Tensor | None]
 """Weight [O, H], bias [O], and the scale [O] of an int8 weight; None where there is none."""
@@ -47,8 +47,8 @@ def step(
     """
     weights = [product[0] for layer in layers for product in layer.products]
     same = len({weight.dtype for weight in weights}) == 1
-    fits = all(weight.is_cpu and suits(weight) for weight in (*weights, head[0]))
-    if norm.dtype != torch.float32 or not (same and fits and reads_plain(norm.dtype)):
+    fits = all(weight.is_cpu and linear.suits(weight) for weight in (*weights, head[0]))
+    if norm.dtype != torch.float32 or not (same and fits and linear.reads_plain(norm.dtype)):
         return None
     if not is_compiled(head_dim, norm.dtype):
         return None

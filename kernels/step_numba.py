@@ -43,8 +43,8 @@ _NO_INT, _ZERO = np.int64(0), np.float32(0)
 # What a step is, int64 each: addresses of data and of functions, sizes.
 _X, _Y, _NORMED, _BOTH, _INNER, _PRODUCTS, _ATTENDS, _NORMS, _EPS, _COUNTERS = range(10)
 _MULTIPLY, _MULTIPLY_LAST, _ATTEND, _NORM, _GATE, _OFFER, _THREADS = range(10, 17)
-_LAYERS, _ROWS, _PAIRS, _HIDDEN, _WIDTH = range(17, 22)
-_STEP = 22
+_LAYERS, _ROWS, _PAIRS, _HIDDEN, _WIDTH, _FILLS = range(17, 23)
+_STEP = 23
 _Step = ctypes.c_int64 * _STEP
 
 
@@ -96,7 +96,7 @@ class Step:
             *(*places[:3], *places[5:]),  # those between are in tasks alone
             *(each.ctypes.data for each in data),
             *(function.address for function in functions),
-            *(offering(), 0, len(layers), 0, 0, len(output), down.shape[1]),
+            *(offering(), 0, len(layers), 0, 0, len(output), down.shape[1], 0),
         )
 
     def _multiply(self, layer: Layer) -> list[Any]:
@@ -130,9 +130,30 @@ class Step:
     ) -> Tensor:
         """Logits [R, V] float32 of the residual stream x [R, H] before the first layer.
 
-        R = B * M; start int64 [B]; cos, sin float32 [R, 1, D], of `attention_plan.prepare`; cache:
-        of each layer [2, kv_heads, B, positions, D] float32, in one tensor.
+        R = B * M, up to `linear.FEW_ROWS`; start int64 [B]; cos, sin float32 [R, 1, D], of
+        `attention_plan.prepare`; cache: of each layer [2, kv_heads, B, positions, D] float32, in
+        one tensor.
         """
+        logits = x.new_empty(len(x), self._vocab)
+        self._products[-1, multiplying.Y] = logits.data_ptr()
+        self._run(x, start, cos, sin, cache, False)
+        return logits
+
+    def fill(
+        self, x: Tensor, start: Tensor, cos: Tensor, sin: Tensor, cache: Sequence[Tensor]
+    ) -> None:
+        """Write the keys and values of such a step, as far as they go, and compute no more."""
+        self._run(x, start, cos, sin, cache, True)
+
+    def _run(
+        self,
+        x: Tensor,
+        start: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Sequence[Tensor],
+        fills: bool,
+    ) -> None:
         rows, step = len(x), self._step
         team, threads = parallel(), torch.get_num_threads()
         if self._work * rows < SHARED:
@@ -144,17 +165,14 @@ class Step:
             places = [each.data_ptr() for each in still]
             self._attends[self._still, attending.COS : attending.SIN + 1] = places
         self._space[0][:rows] = x
-        logits = x.new_empty(rows, self._vocab)
-        self._products[-1, multiplying.Y] = logits.data_ptr()
         self._counters.fill(0)
-        step[_ROWS], step[_PAIRS] = rows, len(start) * self._kv_heads
+        step[_ROWS], step[_PAIRS], step[_FILLS] = rows, len(start) * self._kv_heads, fills
         if threads == 1 or team is None:
             step[_THREADS] = 0
             _function().ctypes(ctypes.addressof(step))
         else:
             step[_THREADS] = team_size()
             team(_function().address, ctypes.addressof(step), threads, 0)
-        return logits
 
     def _bring(
         self, rows: int, start: Tensor, cos: Tensor, sin: Tensor, cache: Sequence[Tensor]
@@ -177,7 +195,10 @@ def _function() -> Any:
         threads = ask(step[_THREADS]) if step[_THREADS] != 0 else np.int64(1)
         me, met = claim(step[_COUNTERS]), step[_COUNTERS] + 8
         product, attend, norm = step[_PRODUCTS], step[_ATTENDS], step[_NORMS]
-        for _ in range(step[_LAYERS]):
+        for i in range(step[_LAYERS]):
+            if step[_FILLS] and i == step[_LAYERS] - 1:
+                _attend(step, (me, threads, met), product, attend, norm)
+                return
             _layer(step, (me, threads, met), product, attend, norm)
             product += 8 * 4 * multiplying.TASK
             attend += 8 * attending.TASK
@@ -194,13 +215,8 @@ def _function() -> Any:
 def _layer(step, team, product, attend, norm):
     """The addresses are of its first product, of its attention, and of its first norm's."""
     me, threads, met = team
-    eps, offer, task = numbers_at(step[_EPS], _ZERO, 1)[0], step[_OFFER], 8 * multiplying.TASK
-    _norm(step, me, threads, step[_X], norm)
-    meet(met, threads, offer)
-    call(step[_MULTIPLY], (product,))
-    meet(met + 8, threads, offer)
-    first, last = _part(me, threads, step[_PAIRS])
-    call(step[_ATTEND], (first, last, attend, eps, _ZERO))
+    offer, task = step[_OFFER], 8 * multiplying.TASK
+    _attend(step, team, product, attend, norm)
     meet(met + 16, threads, offer)
     call(step[_MULTIPLY], (product + task,))
     meet(met + 24, threads, offer)
@@ -215,6 +231,19 @@ def _layer(step, team, product, attend, norm):
     meet(met + 48, threads, offer)
     call(step[_MULTIPLY], (product + 3 * task,))
     meet(met + 56, threads, offer)
+
+
+@njit
+def _attend(step, team, product, attend, norm):
+    """Its first half: what it writes to the cache, and what it sees there."""
+    me, threads, met = team
+    _norm(step, me, threads, step[_X], norm)
+    meet(met, threads, step[_OFFER])
+    call(step[_MULTIPLY], (product,))
+    meet(met + 8, threads, step[_OFFER])
+    first, last = _part(me, threads, step[_PAIRS])
+    eps = numbers_at(step[_EPS], _ZERO, 1)[0]
+    call(step[_ATTEND], (first, last, attend, eps, _ZERO))
 
 
 @njit

@@ -350,4 +350,5 @@ commit = define(
     commit_reference,
     _commit_fake,
     "commit_triton:commit",
+    "commit_numba:commit",
 )

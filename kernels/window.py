@@ -55,4 +55,5 @@ window = define(
     window_reference,
     _window_fake,
     "window_triton:window",
+    "commit_numba:window",
 )

@@ -9,6 +9,7 @@ up to its own: rolling back is forgetting, the next call overwrites. One layer i
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,7 @@ class Decoder:
         self.generation_config = generation_config
         self.batch_invariant = batch_invariant
         self._capture: Capture | None = None
+        self._step: Any = None  # see `step.step`
         self.vocab_size = weights.head.weight.shape[0]
         self.head_dim = head_dim(config)
         self.group = config.num_attention_heads // config.num_key_value_heads
@@ -231,13 +233,25 @@ class Decoder:
     ) -> None:
         """Write keys and values of the prompts ``tokens[i, starts[i]:lengths[i]]``, see `Model`.
 
-        tokens int64 [N, T]. See `prefill.py`.
+        tokens int64 [N, T]. See `prefill.py`. On a CPU where a step is one call, so is the reading
+        of what is no longer than a step: its tokens have the bits of their own there.
         """
         self._fit_threads()
         counts = [int(length) for length in lengths]
         rows = range(len(counts)) if rows is None else rows
-        starts = [0] * len(counts) if starts is None else starts
+        starts = [0] * len(counts) if starts is None else [*starts]
+        if self._step is not None:
+            for i, (row, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
+                if 0 < count - start <= FEW_ROWS:
+                    self._fill(tokens[i : i + 1, start:count], row, start)
+                    starts[i] = count
         self._prompts.read(tokens, counts, rows, starts, self.cache, self._rope_table)
+
+    def _fill(self, tokens: Tensor, row: int, start: int) -> None:
+        """Write keys and values of ``tokens`` [1, M] from position ``start`` of ``row`` on."""
+        at = torch.tensor([start], dtype=torch.int64, device="cpu")
+        x, cos, sin = self._embed(tokens, at)
+        self._step.fill(x, at, cos, sin, self.cache[:, :, :, row : row + 1].unbind())
 
     def capture_prompts(self, capture: Capture | None) -> None:
         """Read short prompts by graphs that ``capture`` makes; None: by none."""

@@ -241,12 +241,12 @@ def test_rows_that_depend_on_their_place_are_read_alone(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(prefill, "product", product)
     decoder = wide(torch.float32, False, rows=2)
-    prompts = [random_tokens(1, n, seed=n)[0] for n in (150, 20)]
+    prompts = [random_tokens(1, n, seed=n)[0] for n in (150, 70)]
     read(decoder, prompts)
-    together = kept(decoder, 1, 20)
-    assert set(sizes) == {128, 22, 20}
+    together = kept(decoder, 1, 70)
+    assert set(sizes) == {128, 22, 70}
     read(decoder, prompts[1:])
-    assert torch.equal(kept(decoder, 0, 20), together)
+    assert torch.equal(kept(decoder, 0, 70), together)
 
 
 # --- captured ---
@@ -351,5 +351,5 @@ def test_the_last_layer_computes_keys_and_values_alone(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(prefill, "product", product)
     decoder = wide(torch.float32, False, rows=1)
-    decoder.prefill(random_tokens(1, 20), [20])
+    decoder.prefill(random_tokens(1, 70), [70])
     assert shapes == [(8 + 2 * 2) * 64, 256, 2 * 768, 256, (8 + 2 * 2) * 64]

@@ -167,3 +167,20 @@ def test_two_generators_step_side_by_side(monkeypatch: pytest.MonkeyPatch) -> No
         thread.join()
     for found in results:
         assert_alike(found, expected)
+
+
+@pytest.mark.parametrize(("kind", "options"), MODELS)
+def test_a_short_prompt_is_read_as_steps_are(
+    kind: str, options: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys and values have the bits of a step's, and nothing else of the cache is written."""
+    monkeypatch.setattr(step_numba, "SHARED", 0)
+    decoder = as_kept(kind, options, torch.bfloat16)
+    tokens, rows, starts, ends = random_tokens(3, 70), [5, 0, 9], [0, 3, 60], [40, 64, 61]
+    decoder.cache.normal_(generator=torch.Generator().manual_seed(4))
+    expected = decoder.cache.clone()
+    for i, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
+        layers = expected[:, :, :, row : row + 1].unbind()
+        decoder._logits(tokens[i : i + 1, start:end], torch.tensor([start]), layers)
+    decoder.prefill(tokens, ends, rows, starts)
+    assert torch.equal(bits(decoder.cache), bits(expected))
