@@ -81,7 +81,7 @@ def step_of(start: Tensor, cos: Tensor, sin: Tensor, rows: int, cache: Tensor) -
     rows    of qkv and the output
     """
     places = start.data_ptr(), cos.data_ptr(), sin.data_ptr()
-    return *places, len(start), len(cos), rows, cache.shape[3], *cache.stride()[:3]
+    return *places, start.shape[0], cos.shape[0], rows, cache.shape[3], *cache.stride()[:3]
 
 
 def _keys(start: Tensor, window: int) -> int:

@@ -52,8 +52,8 @@ def commit(
         tuple(each.data_ptr() for each in written),
         tuple(0 if each is None else each.data_ptr() for each in read),
         _INT if count is None else _COUNT[count.dtype],
-        (len(tokens), tokens.shape[1], report.shape[1], new_tokens.shape[1], eos.shape[1]),
-        0 if truncation is None else truncation.numel() // len(tokens),
+        (*tokens.shape, report.shape[1], new_tokens.shape[1], eos.shape[1]),
+        0 if truncation is None else truncation.numel() // tokens.shape[0],
         writer,
         drafter,
     )
@@ -69,7 +69,7 @@ def window(
     _window(
         (tokens.data_ptr(), length.data_ptr(), 0 if start is None else start.data_ptr()),
         (ids.data_ptr(), ids.stride(0), positions.data_ptr(), positions.stride(0)),
-        (*tokens.shape, ids.shape[1], len(positions)),
+        (*tokens.shape, ids.shape[1], positions.shape[0]),
     )
 
 

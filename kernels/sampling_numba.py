@@ -34,7 +34,7 @@ def filter_logits(logits: Tensor, sampling: Tensor) -> Tensor:
     """See `filter_logits_reference`."""
     if not is_compiled(logits, sampling):
         return filter_logits_reference(logits, sampling)
-    truncation = torch.empty(len(logits), 3, dtype=torch.float32, device="cpu")
+    truncation = torch.empty(logits.shape[0], 3, dtype=torch.float32, device="cpu")
     _filter(*rows_of(logits), logits.shape[1], array(sampling), truncation.numpy())
     return truncation
 
@@ -45,8 +45,8 @@ def sample(
     """See `sample_reference`."""
     if not is_compiled(logits, sampling):
         return sample_reference(logits, sampling, seed, position, stream)
-    token = seed.new_empty(len(logits))
-    truncation = torch.empty(len(logits), 3, dtype=torch.float32, device="cpu")
+    token = seed.new_empty(logits.shape[0])
+    truncation = torch.empty(logits.shape[0], 3, dtype=torch.float32, device="cpu")
     of = array(sampling), array(seed), array(position), stream
     _sample(*rows_of(logits), logits.shape[1], *of, token.numpy(), truncation.numpy())
     return token, truncation

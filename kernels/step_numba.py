@@ -134,7 +134,7 @@ class Step:
         `attention_plan.prepare`; cache: of each layer [2, kv_heads, B, positions, D] float32, in
         one tensor.
         """
-        logits = x.new_empty(len(x), self._vocab)
+        logits = x.new_empty(x.shape[0], self._vocab)
         self._products[-1, multiplying.Y] = logits.data_ptr()
         self._run(x, start, cos, sin, cache, False)
         return logits
@@ -154,7 +154,7 @@ class Step:
         cache: Sequence[Tensor],
         fills: bool,
     ) -> None:
-        rows, step = len(x), self._step
+        rows, step = x.shape[0], self._step
         team, threads = parallel(), torch.get_num_threads()
         if self._work * rows < SHARED:
             threads = 1
@@ -166,7 +166,7 @@ class Step:
             self._attends[self._still, attending.COS : attending.SIN + 1] = places
         self._space[0][:rows] = x
         self._counters.fill(0)
-        step[_ROWS], step[_PAIRS], step[_FILLS] = rows, len(start) * self._kv_heads, fills
+        step[_ROWS], step[_PAIRS], step[_FILLS] = rows, start.shape[0] * self._kv_heads, fills
         if threads == 1 or team is None:
             step[_THREADS] = 0
             _function().ctypes(ctypes.addressof(step))

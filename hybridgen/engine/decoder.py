@@ -264,7 +264,7 @@ class Decoder:
 
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
         x, cos, sin = self._embed(tokens, start)
-        if self._step is not None and len(x) <= FEW_ROWS:
+        if self._step is not None and x.shape[0] <= FEW_ROWS:
             logits: Tensor = self._step(x, start, cos, sin, cache)
             return logits.view(*tokens.shape, -1)
         turns = rotations(self._rotates, cos, sin)
@@ -316,7 +316,7 @@ class Decoder:
             start, count, rope, windows, self.group, self.batch_invariant, self.dtype
         )
         ids = tokens.reshape(-1)
-        padding = -len(ids) % self._tile
+        padding = -ids.shape[0] % self._tile
         if padding:
             ids = F.pad(ids, (0, padding))
         return self.weights.rows(ids), cos, sin

@@ -70,7 +70,7 @@ def feed(rows: Rows, model: Model, count: int, start: Tensor | None = None) -> T
              one is read. None: the last ``count`` of the row
     """
     length = rows.length
-    ids, positions = length.new_empty(len(length), count), length.new_empty(1, len(length))
+    ids, positions = length.new_empty(*length.shape, count), length.new_empty(1, *length.shape)
     window(rows.tokens, length, start, ids, positions)
     return read(rows, model, ids, positions.select(0, 0), drafted=False)
 
