@@ -3,7 +3,6 @@
 Eagerly, and as on a GPU: captured, replayed and one round ahead (see `fake_graph`).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from fake_graph import as_on_a_gpu
 from transformers import PreTrainedTokenizerFast
 
 from hybridgen import HybridGenerator
+from hybridgen.engine import decoder
 from hybridgen.kernels.registry import Op
 
 SAMPLED = {"temperature": 0.8, "top_k": 30, "top_p": 0.95, "seed": 5}
@@ -33,17 +33,18 @@ def generator(tiny_tokenizer: PreTrainedTokenizerFast) -> HybridGenerator:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Every op takes its Triton launcher, on CPU tensors too; the names of those that ran."""
+def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Until the patch is undone every op takes its Triton launcher, on CPU tensors too, and a step
+    is made of ops; the names of those that ran."""
     ran: set[str] = set()
 
     def launch(op: Op, *arguments: Any) -> Any:
         ran.add(op.name)
         return op.launcher()(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Op, "__call__", launch)
-        yield ran
+    monkeypatch.setattr(Op, "__call__", launch)
+    monkeypatch.setattr(decoder, "FEW_ROWS", 0)
+    return ran
 
 
 FORWARD = {"norm_linear", "attention", "linear_residual", "norm_gated_linear"}
@@ -67,7 +68,9 @@ def test_text_is_that_of_the_references(
     result = generator.generate("def area", **request, **QUIET)
     assert launched == EVERY | ops
     monkeypatch.undo()
+    launched.clear()
     assert generator.generate("def area", **request, **QUIET).tokens == result.tokens
+    assert not launched
 
 
 def test_coupled_text_is_the_llms_own(generator: HybridGenerator, launched: set[str]) -> None:
@@ -93,4 +96,6 @@ def test_replays_write_it_too(
     assert graphs.replays > 3
     assert launched == EVERY | ops
     monkeypatch.undo()
+    launched.clear()
     assert generator.generate(prompts, **request, **QUIET).tokens == result.tokens
+    assert not launched
