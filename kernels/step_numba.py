@@ -92,6 +92,7 @@ class Step:
             norm_function(torch.float32, torch.float32),
             gate_function(torch.float32),
         )
+        self._drive = _function()  # compiled here, not in the midst of the first text
         self._step = _Step(
             *(*places[:3], *places[5:]),  # those between are in tasks alone
             *(each.ctypes.data for each in data),
@@ -169,10 +170,10 @@ class Step:
         step[_ROWS], step[_PAIRS], step[_FILLS] = rows, start.shape[0] * self._kv_heads, fills
         if threads == 1 or team is None:
             step[_THREADS] = 0
-            _function().ctypes(ctypes.addressof(step))
+            self._drive.ctypes(ctypes.addressof(step))
         else:
             step[_THREADS] = team_size()
-            team(_function().address, ctypes.addressof(step), threads, 0)
+            team(self._drive.address, ctypes.addressof(step), threads, 0)
 
     def _bring(
         self, rows: int, start: Tensor, cos: Tensor, sin: Tensor, cache: Sequence[Tensor]

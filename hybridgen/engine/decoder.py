@@ -234,7 +234,7 @@ class Decoder:
         """Write keys and values of the prompts ``tokens[i, starts[i]:lengths[i]]``, see `Model`.
 
         tokens int64 [N, T]. See `prefill.py`. On a CPU where a step is one call, so is the reading
-        of what is no longer than a step: its tokens have the bits of their own there.
+        of what is no longer than a step, in which a token's bits do not depend on the others.
         """
         self._fit_threads()
         counts = [int(length) for length in lengths]
