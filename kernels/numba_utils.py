@@ -161,26 +161,13 @@ def numbers_at(address, element, shape):
     return carray(_pointer(address, element), shape)
 
 
-def rows_of(tensor: Tensor) -> tuple[Any, int]:
-    """Rows [R, V] with numbers of one row beside each other, as one array, and their stride.
-
-    Whatever the stride, it is an array of one type. Its last number is that of the last row.
-    """
-    tensor = tensor.detach()
-    if tensor.stride(1) != 1 and tensor.shape[1] > 1:
-        tensor = tensor.contiguous()
-    rows, vocab = tensor.shape
-    stride = tensor.stride(0) if rows > 1 else vocab
-    return array(tensor.as_strided(((rows - 1) * stride + vocab,), (1,))), stride
+def compact(tensor: Tensor) -> Tensor:
+    """``tensor``, or a copy, with the numbers of its last dimension side by side."""
+    beside = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    return tensor if beside else tensor.contiguous()
 
 
-def array(tensor: Tensor) -> Any:
-    """A CPU ``tensor`` as an array, of bfloat16 the bits, as uint16.
-
-    Without a copy if it is contiguous: for other strides numba would compile other code, and that
-    would order sums otherwise.
-    """
-    tensor = tensor.contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy()
-    return tensor.numpy()
+def rows_of(tensor: Tensor) -> tuple[int, ...]:
+    """Where a ``tensor`` begins, and the strides in bytes of all its dimensions but the last."""
+    size = tensor.element_size()
+    return (tensor.data_ptr(), *(stride * size for stride in tensor.stride()[:-1]))

@@ -12,7 +12,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from hybridgen.kernels.numba_utils import array, exactly, rows_of, wide
+from hybridgen.kernels.numba_utils import ELEMENT, compact, exactly, numbers_at, rows_of, wide
 from hybridgen.kernels.philox_numba import gumbel, gumbel_of, uniform
 from hybridgen.kernels.sampling import (
     LARGEST,
@@ -23,11 +23,12 @@ from hybridgen.kernels.sampling import (
     TOP_K,
     TOP_P,
     filter_logits_reference,
-    sample_reference,
+    sample_into_reference,
 )
 from hybridgen.kernels.truncation_numba import bounded, truncate
 
 BLOCK, _FEW = 64, 8
+_INT, _FLOAT, _DOUBLE = np.int64(0), np.float32(0), np.float64(0)
 
 
 def filter_logits(logits: Tensor, sampling: Tensor) -> Tensor:
@@ -35,7 +36,9 @@ def filter_logits(logits: Tensor, sampling: Tensor) -> Tensor:
     if not is_compiled(logits, sampling):
         return filter_logits_reference(logits, sampling)
     truncation = torch.empty(logits.shape[0], 3, dtype=torch.float32, device="cpu")
-    _filter(*rows_of(logits), logits.shape[1], array(sampling), truncation.numpy())
+    logits, sampling = compact(logits), sampling.contiguous()
+    of = *rows_of(logits), sampling.data_ptr()
+    _filter(of, truncation.data_ptr(), (*logits.shape,), ELEMENT[logits.dtype])
     return truncation
 
 
@@ -43,12 +46,9 @@ def sample(
     logits: Tensor, sampling: Tensor, seed: Tensor, position: Tensor, stream: int
 ) -> tuple[Tensor, Tensor]:
     """See `sample_reference`."""
-    if not is_compiled(logits, sampling):
-        return sample_reference(logits, sampling, seed, position, stream)
     token = seed.new_empty(logits.shape[0])
     truncation = torch.empty(logits.shape[0], 3, dtype=torch.float32, device="cpu")
-    of = array(sampling), array(seed), array(position), stream
-    _sample(*rows_of(logits), logits.shape[1], *of, token.numpy(), truncation.numpy())
+    sample_into(logits, sampling, seed, position, stream, token, truncation, None)
     return token, truncation
 
 
@@ -63,11 +63,20 @@ def sample_into(
     kept: Tensor | None,
 ) -> None:
     """See `sample_into_reference`."""
-    drawn, of = sample(logits, sampling, seed, position, stream)
-    token.copy_(drawn)
-    truncation.copy_(of)
+    if not is_compiled(logits, sampling):
+        of = sampling, seed, position, stream
+        return sample_into_reference(logits, *of, token, truncation, kept)
     if kept is not None:
         kept.copy_(logits)
+    logits, sampling = compact(logits), sampling.contiguous()
+    seed, position = seed.contiguous(), position.contiguous()
+    _sample(
+        (*rows_of(logits), sampling.data_ptr(), seed.data_ptr(), position.data_ptr()),
+        (token.data_ptr(), token.stride(0) * 8, *rows_of(truncation)),
+        (*logits.shape,),
+        stream,
+        ELEMENT[logits.dtype],
+    )
 
 
 def is_compiled(logits: Tensor, sampling: Tensor) -> bool:
@@ -78,29 +87,38 @@ def is_compiled(logits: Tensor, sampling: Tensor) -> bool:
 
 
 @exactly
-def _filter(rows: Any, stride: int, vocab: int, sampling: Any, truncation: Any) -> None:
-    for r in range(len(sampling)):
-        row = rows[r * stride : r * stride + vocab]
-        tell(truncation[r], truncated(row, sampling[r]))
+def _filter(
+    read: Any,  # where logits [R, V] are and their stride, and where sampling float64 [R, 4] is
+    truncation: int,  # where float32 [R, 3] are
+    sizes: Any,  # R, V
+    kind: Any,  # of the logits
+) -> None:
+    rows, vocab = sizes
+    sampling = numbers_at(read[2], _DOUBLE, (rows, 4))
+    told = numbers_at(truncation, _FLOAT, (rows, 3))
+    for r in range(rows):
+        row = numbers_at(read[0] + r * read[1], kind, vocab)
+        tell(told[r], truncated(row, sampling[r]))
 
 
 @exactly
 def _sample(
-    rows: Any,  # [R, V] of this stride
-    stride: int,
-    vocab: int,
-    sampling: Any,  # float64 [R, 4]
-    seed: Any,  # int64 [R]
-    position: Any,
+    read: Any,  # where logits [R, V] are and their stride, and where sampling float64 [R, 4],
+    # seed and position int64 [R] are
+    written: Any,  # where token int64 [R] and truncation float32 [R, 3] are, each with its stride
+    sizes: Any,  # R, V
     stream: int,
-    token: Any,
-    truncation: Any,  # float32 [R, 3]
+    kind: Any,  # of the logits
 ) -> None:
-    for r in range(len(sampling)):
-        row = rows[r * stride : r * stride + vocab]
+    rows, vocab = sizes
+    sampling = numbers_at(read[2], _DOUBLE, (rows, 4))
+    seed, position = numbers_at(read[3], _INT, rows), numbers_at(read[4], _INT, rows)
+    for r in range(rows):
+        row = numbers_at(read[0] + r * read[1], kind, vocab)
         numbers = truncated(row, sampling[r])
-        tell(truncation[r], numbers)
-        token[r] = draw(row, numbers, sampling[r], seed[r], position[r], stream)
+        tell(numbers_at(written[2] + r * written[3], _FLOAT, 3), numbers)
+        token = numbers_at(written[0] + r * written[1], _INT, 1)
+        token[0] = draw(row, numbers, sampling[r], seed[r], position[r], stream)
 
 
 @njit(error_model="numpy")

@@ -109,18 +109,22 @@ def _of_few(row, largest, rate, k, share, least):
 @njit(error_model="numpy")
 def in_order(row, top, ids):
     """The largest numbers of ``row``, descending, into ``top`` [k <= V]; whose they are into
-    ``ids`` [k], or [0] where nobody asks."""
+    ``ids`` [k], or [0] where nobody asks.
+
+    As many blocks as are asked for have a number not below ``bound``; in the others what is below
+    it is not looked at.
+    """
     k, count, told = len(top), 0, len(ids) > 0
-    floor = _FIRST
-    for first in range(0, len(row), _BLOCK):
-        most = _FIRST
-        for i in range(first, min(first + _BLOCK, len(row))):
-            most = max(most, _ordered(as_bits(wide(row[i]))))
-        if count == k and most <= floor:
+    most = _largest_of_blocks(row)
+    bound = _kth_largest(most, k) if k < len(most) else _FIRST
+    bound = bound if bound != _0 else np.int32(-1)  # 0.0 and -0.0 are equal
+    floor, least = bound, as_float(_ordered(bound))
+    for block in range(len(most)):
+        if most[block] < bound or (count == k and most[block] <= floor):
             continue
-        for i in range(first, min(first + _BLOCK, len(row))):
+        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(row))):
             x = wide(row[i])
-            if count == k and not x > top[k - 1]:
+            if x < least or (count == k and not x > top[k - 1]):
                 continue
             at = min(count, k - 1)
             while at > 0 and top[at - 1] < x:
@@ -133,6 +137,34 @@ def in_order(row, top, ids):
                 ids[at] = i
             count = min(count + 1, k)
             floor = _ordered(as_bits(top[count - 1]))
+
+
+@njit(error_model="numpy")
+def _largest_of_blocks(row):
+    """As ordered bits."""
+    most = np.empty(-(-len(row) // _BLOCK), np.int32)
+    for block in range(len(most)):
+        largest = _FIRST
+        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(row))):
+            largest = max(largest, _ordered(as_bits(wide(row[i]))))
+        most[block] = largest
+    return most
+
+
+@njit(error_model="numpy")
+def _kth_largest(numbers, k):
+    """Of more than k."""
+    top, count = np.empty(k, np.int32), 0
+    for x in numbers:
+        if count == k and x <= top[k - 1]:
+            continue
+        at = min(count, k - 1)
+        while at > 0 and top[at - 1] < x:
+            top[at] = top[at - 1]
+            at -= 1
+        top[at] = x
+        count = min(count + 1, k)
+    return top[k - 1]
 
 
 @njit(error_model="numpy")

@@ -12,10 +12,19 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from hybridgen.kernels.numba_utils import FAST, array, compiled, exactly, exp, rows_of, wide
+from hybridgen.kernels.numba_utils import (
+    ELEMENT,
+    FAST,
+    compact,
+    exactly,
+    exp,
+    numbers_at,
+    rows_of,
+    wide,
+)
 from hybridgen.kernels.sampling import LARGEST, LOG_Z, TEMPERATURE
 from hybridgen.kernels.sampling_numba import draw, is_compiled, tell, truncated
-from hybridgen.kernels.truncation_numba import bounded, in_order, largest_of
+from hybridgen.kernels.truncation_numba import bounded, in_order
 from hybridgen.kernels.uncertainty import (
     ALEATORIC,
     ENTROPY,
@@ -27,6 +36,7 @@ from hybridgen.kernels.uncertainty import (
     sample_measured_reference,
 )
 
+_INT, _FLOAT, _DOUBLE = np.int64(0), np.float32(0), np.float64(0)
 _BLOCK = 128
 _UNDERFLOW = np.float32(-1000)
 _ASYMPTOTIC = 8.0
@@ -50,43 +60,40 @@ def sample_measured(
     truncation, measures = (
         torch.empty(rows, width, dtype=torch.float32, device="cpu") for width in (3, MEASURES)
     )
-    read = array(sampling), array(seed), array(position), stream, min(k, vocab), evidence
-    written = token.numpy(), truncation.numpy(), measures.numpy()
-    _sample_measured(*rows_of(logits), vocab, *read, *written)
+    logits, sampling = compact(logits), sampling.contiguous()
+    seed, position = seed.contiguous(), position.contiguous()
+    _sample_measured(
+        (*rows_of(logits), sampling.data_ptr(), seed.data_ptr(), position.data_ptr()),
+        (token.data_ptr(), truncation.data_ptr(), measures.data_ptr()),
+        (rows, vocab, min(k, vocab)),
+        stream,
+        evidence,
+        ELEMENT[logits.dtype],
+    )
     return token, truncation, measures
-
-
-def likeliest(
-    logits: Tensor,
-    place: Tensor,
-    top: Tensor,
-    ids: Tensor,
-    logprob: Tensor,
-    negentropy: Tensor,
-) -> None:
-    """See `hybridgen.kernels.likeliest.likeliest`."""
-    written = (x.numpy() for x in (top, ids, logprob, negentropy))
-    _likeliest(*rows_of(logits), logits.shape[1], array(place), *written)
 
 
 @exactly
 def _sample_measured(
-    rows: Any,  # [R, V] of this stride
-    stride: int,
-    vocab: int,
-    sampling: Any,  # float64 [R, 4]
-    seed: Any,  # int64 [R]
-    position: Any,
+    read: Any,  # where logits [R, V] are and their stride, and where sampling float64 [R, 4],
+    # seed and position int64 [R] are
+    written: Any,  # where token [R], truncation float32 [R, 3] and measures [R, MEASURES] are
+    sizes: Any,  # R, V, k
     stream: int,
-    k: int,
     evidence: int,
-    token: Any,
-    truncation: Any,  # float32 [R, 3]
-    measures: Any,  # float32 [R, MEASURES]
+    kind: Any,  # of the logits
 ) -> None:
+    rows, vocab, k = sizes
+    sampling = numbers_at(read[2], _DOUBLE, (rows, 4))
+    seed, position = numbers_at(read[3], _INT, rows), numbers_at(read[4], _INT, rows)
+    token, truncation = (
+        numbers_at(written[0], _INT, rows),
+        numbers_at(written[1], _FLOAT, (rows, 3)),
+    )
+    measures = numbers_at(written[2], _FLOAT, (rows, MEASURES))
     top, no_ids = np.empty(k, np.float32), np.empty(0, np.int64)
-    for r in range(len(sampling)):
-        row = rows[r * stride : r * stride + vocab]
+    for r in range(rows):
+        row = numbers_at(read[0] + r * read[1], kind, vocab)
         numbers = truncated(row, sampling[r])
         tell(truncation[r], numbers)
         token[r] = draw(row, numbers, sampling[r], seed[r], position[r], stream)
@@ -95,7 +102,7 @@ def _sample_measured(
             continue
         below = np.float64(wide(row[token[r]])) - numbers[LARGEST]
         heat = sampling[r, TEMPERATURE]
-        log_mass, entropy = _spread(row, numbers[LARGEST])
+        log_mass, entropy = spread(row, numbers[LARGEST])
         measures[r, LOGPROB] = below / bounded(heat) - numbers[LOG_Z] if heat > 0 else 0
         measures[r, FULL_LOGPROB] = below - log_mass
         measures[r, ENTROPY] = entropy
@@ -104,26 +111,8 @@ def _sample_measured(
             measures[r, ALEATORIC], measures[r, EPISTEMIC] = _logtoku(top, evidence)
 
 
-@compiled
-def _likeliest(
-    rows: Any,  # [N, V] of this stride
-    stride: int,
-    vocab: int,
-    place: Any,  # int64 [N]
-    top: Any,  # float32 [P, k]
-    ids: Any,  # int64 [P, k]
-    logprob: Any,  # float32 [P]
-    negentropy: Any,
-) -> None:
-    for n in range(len(place)):
-        row, at = rows[n * stride : n * stride + vocab], place[n]
-        in_order(row, top[at], ids[at])
-        log_mass, entropy = _spread(row, largest_of(row))
-        logprob[at], negentropy[at] = -log_mass, -entropy
-
-
 @njit(error_model="numpy", fastmath=FAST)
-def _spread(row, largest):
+def spread(row, largest):
     """log of the sum of exp(x - largest), and the entropy, of softmax(``row`` [V])."""
     mass = product = 0.0
     for first in range(0, len(row), _BLOCK):

@@ -10,7 +10,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from hybridgen.kernels.numba_utils import array, exactly, rows_of, wide
+from hybridgen.kernels.numba_utils import ELEMENT, compact, exactly, numbers_at, rows_of, wide
 from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET
 from hybridgen.kernels.philox_numba import uniform
 from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU, TEMPERATURE
@@ -25,6 +25,8 @@ from hybridgen.kernels.sampling_numba import (
 from hybridgen.kernels.truncation_numba import bounded
 from hybridgen.kernels.verify import Verdict, verify_coupled_reference, verify_rejection_reference
 
+_INT, _FLOAT, _DOUBLE, _BYTE = np.int64(0), np.float32(0), np.float64(0), np.uint8(0)
+
 
 def verify_coupled(
     target_logits: Tensor,
@@ -38,9 +40,8 @@ def verify_coupled(
     if not is_compiled(target_logits, sampling):
         of = drafts, sampling, seed, length
         return verify_coupled_reference(target_logits, *of, target_truncation)
-    verdict, given = _asked(target_logits, drafts, sampling, seed, length, target_truncation)
-    _coupled(*given)
-    return verdict
+    how = sampling, seed, length
+    return _verdict((), target_logits, drafts, how, target_truncation)
 
 
 def verify_rejection(
@@ -57,96 +58,97 @@ def verify_rejection(
     if not (is_compiled(target_logits, sampling) and is_compiled(draft_logits, sampling)):
         of = drafts, draft_truncation, sampling, seed, length
         return verify_rejection_reference(target_logits, draft_logits, *of, target_truncation)
-    verdict, given = _asked(target_logits, drafts, sampling, seed, length, target_truncation)
-    if drafts.shape[1]:
-        rows = rows_of(draft_logits.flatten(0, 1))
-        _rejection(*rows, draft_logits.shape[2], array(draft_truncation), *given)
-    else:
+    proposed = (draft_logits, draft_truncation) if drafts.shape[1] else ()
+    return _verdict(proposed, target_logits, drafts, (sampling, seed, length), target_truncation)
+
+
+def _verdict(
+    proposed: tuple[Tensor, ...],
+    logits: Tensor,
+    drafts: Tensor,
+    how: tuple[Tensor, ...],
+    truncation: Tensor | None,
+) -> Verdict:
+    """By rejection of what was ``proposed``, its logits and truncations; of nothing by coupling."""
+    batch, columns, vocab = logits.shape
+    verdict = (
+        drafts.new_zeros(batch, columns),
+        drafts.new_empty(batch),
+        torch.empty(batch, dtype=torch.bool, device="cpu"),
+    )
+    logits, drafts, how = compact(logits), compact(drafts), tuple(x.contiguous() for x in how)
+    places = [x.data_ptr() for x in (*how, *verdict)]
+    truncations = (0, 0, 0) if truncation is None else rows_of(truncation)
+    given = (
+        (*rows_of(logits), *rows_of(drafts), *places, *truncations),
+        (batch, columns, vocab),
+        ELEMENT[logits.dtype],
+    )
+    if not proposed:
         _coupled(*given)
+        return verdict
+    draft_logits, draft_truncation = compact(proposed[0]), compact(proposed[1])
+    of = *rows_of(draft_logits), draft_logits.shape[2], *rows_of(draft_truncation)
+    _rejection(of, ELEMENT[draft_logits.dtype], *given)
     return verdict
 
 
-def _asked(
-    logits: Tensor,
-    drafts: Tensor,
-    sampling: Tensor,
-    seed: Tensor,
-    length: Tensor,
-    truncation: Tensor | None,
-) -> tuple[Verdict, Any]:
-    """A verdict, and what `_coupled` takes to write it."""
-    batch, columns, vocab = logits.shape
-    tokens, count = drafts.new_zeros(batch, columns), length.new_empty(batch)
-    broken = torch.empty(batch, dtype=torch.bool, device="cpu")
-    every = truncation is not None
-    if truncation is None:
-        truncation = torch.empty(batch, columns, 3, dtype=torch.float32, device="cpu")
-    read = array(drafts), array(sampling), array(seed), array(length), every
-    written = tokens.numpy(), count.numpy(), broken.numpy(), truncation.numpy()
-    return (tokens, count, broken), (*rows_of(logits.flatten(0, 1)), vocab, *read, *written)
+_LOGITS, _DRAFTS, _SAMPLING, _SEED, _LENGTH = 0, 3, 5, 6, 7
+_TOKENS, _COUNT, _BROKEN, _TRUNCATION = 8, 9, 10, 11
+"""What `_coupled` is told of places: strides follow where there are any. Logits [B, K + 1, V],
+drafts int64 [B, K], sampling float64 [B, 4], seed and length int64 [B]; to be written are tokens
+int64 [B, K + 1], which are zeros, count int64 [B], broken bool [B], and truncations float32
+[B, K + 1, 3] of all rows, or 0 where nobody asks for them."""
 
 
 @exactly
 def _coupled(
-    rows: Any,  # [B * (K + 1), V] of this stride
-    stride: int,
-    vocab: int,
-    drafts: Any,  # int64 [B, K]
-    sampling: Any,  # float64 [B, 4]
-    seed: Any,  # int64 [B]
-    length: Any,
-    every: bool,  # the truncations of all rows are asked for
-    tokens: Any,  # int64 [B, K + 1], zeros
-    count: Any,  # int64 [B]
-    broken: Any,  # bool [B]
-    truncation: Any,  # float32 [B, K + 1, 3]
+    at: Any,  # see above
+    sizes: Any,  # B, K + 1, V
+    kind: Any,  # of the logits
 ) -> None:
-    batch, columns = tokens.shape
+    batch, columns, vocab = sizes
+    sampling, seed, length, tokens, count, broken = _arrays(at, batch, columns)
+    every = at[_TRUNCATION] != 0
     for b in range(batch):
         broken[b], stands = False, True
+        drafts = numbers_at(at[_DRAFTS] + b * at[_DRAFTS + 1], _INT, columns - 1)
         for c in range(columns):
             if not (stands or every):
                 break
-            at = (b * columns + c) * stride
-            row = rows[at : at + vocab]
+            row = _row(at, b, c, kind, vocab)
             numbers = truncated(row, sampling[b])
-            tell(truncation[b, c], numbers)
+            if every:
+                tell(_told(at, b, c), numbers)
             if stands:
                 choice = draw(row, numbers, sampling[b], seed[b], length[b] + c, TARGET)
                 tokens[b, c], count[b] = choice, c + 1
                 broken[b] |= numbers[LOG_Z] != numbers[LOG_Z]
-                stands = c < columns - 1 and choice == drafts[b, c]
+                stands = c < columns - 1 and choice == drafts[c]
 
 
 @exactly
 def _rejection(
-    draft_rows: Any,  # [B * K, V'] of this stride
-    draft_stride: int,
-    draft_vocab: int,
-    draft_truncation: Any,  # float32 [B, K, 3]
-    rows: Any,  # from here on as `_coupled` takes it
-    stride: int,
-    vocab: int,
-    drafts: Any,
-    sampling: Any,
-    seed: Any,
-    length: Any,
-    every: bool,
-    tokens: Any,
-    count: Any,
-    broken: Any,
-    truncation: Any,
+    of: Any,  # where draft logits [B, K, V'] are, strides, V', and where their truncations are,
+    # float32 [B, K, 3], strides
+    draft_kind: Any,  # of the draft logits
+    at: Any,  # from here on as `_coupled` takes it
+    sizes: Any,
+    kind: Any,
 ) -> None:
-    batch, columns = tokens.shape
+    batch, columns, vocab = sizes
+    sampling, seed, length, tokens, count, broken = _arrays(at, batch, columns)
+    every = at[_TRUNCATION] != 0
     for b in range(batch):
         broken[b], stands = False, True
+        drafts = numbers_at(at[_DRAFTS] + b * at[_DRAFTS + 1], _INT, columns - 1)
         for c in range(columns):
             if not (stands or every):
                 break
-            at = (b * columns + c) * stride
-            row = rows[at : at + vocab]
+            row = _row(at, b, c, kind, vocab)
             p = truncated(row, sampling[b])
-            tell(truncation[b, c], p)
+            if every:
+                tell(_told(at, b, c), p)
             if not stands:
                 continue
             who = sampling[b], seed[b], length[b] + c
@@ -155,10 +157,37 @@ def _rejection(
             if c == columns - 1:
                 tokens[b, c] = draw(row, p, *who, TARGET)
                 continue
-            at = (b * (columns - 1) + c) * draft_stride
-            draft_row, told = draft_rows[at : at + draft_vocab], draft_truncation[b, c]
+            draft_row = numbers_at(of[0] + b * of[1] + c * of[2], draft_kind, of[3])
+            told = numbers_at(of[4] + b * of[5] + c * of[6], _FLOAT, 3)
             q = told[TAU], told[LARGEST], told[LOG_Z]
-            tokens[b, c], stands = _judge(row, p, draft_row, q, drafts[b, c], *who)
+            tokens[b, c], stands = _judge(row, p, draft_row, q, drafts[c], *who)
+
+
+@njit(error_model="numpy")
+def _arrays(at, batch, columns):
+    """Sampling, seed, length, tokens, count and broken."""
+    return (
+        numbers_at(at[_SAMPLING], _DOUBLE, (batch, 4)),
+        numbers_at(at[_SEED], _INT, batch),
+        numbers_at(at[_LENGTH], _INT, batch),
+        numbers_at(at[_TOKENS], _INT, (batch, columns)),
+        numbers_at(at[_COUNT], _INT, batch),
+        numbers_at(at[_BROKEN], _BYTE, batch),
+    )
+
+
+@njit(error_model="numpy", inline="always")
+def _row(at, b, c, kind, vocab):
+    """The LLM's logits of one column."""
+    return numbers_at(at[_LOGITS] + b * at[_LOGITS + 1] + c * at[_LOGITS + 2], kind, vocab)
+
+
+@njit(error_model="numpy")
+def _told(at, b, c):
+    """Where the truncation of one column is to be written."""
+    return numbers_at(
+        at[_TRUNCATION] + b * at[_TRUNCATION + 1] + c * at[_TRUNCATION + 2], _FLOAT, 3
+    )
 
 
 @njit(error_model="numpy")

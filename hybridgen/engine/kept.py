@@ -1,39 +1,38 @@
-"""Where a recorder keeps what is known of every token."""
+"""Where a recorder keeps what is known of drafts."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 
-import torch
 from torch import Tensor
+
+from hybridgen.kernels.recording import keep_drafts
+from hybridgen.kernels.registry import has_numba
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """Of the token at each position of B rows.
+    """Of the last draft that stood at each position of B rows.
 
-    values    [B, T, ...]
-    by_host   whether the host may look where the tokens are: on a CPU, where no round is captured
+    values     float32 [B, T, recording.KEPT]
+    by_host    on a CPU, where no round is captured: compiled code may write them
+    drawn      the logits [B, V] that the drafts of this round were drawn from, so far
     """
 
     values: Tensor
     by_host: bool
+    drawn: list[Tensor] = field(default_factory=list)
 
-    def keep(self, start: Tensor, measured: Tensor) -> None:
-        """Keep ``measured`` [B * N, ...] of the tokens at position ``start`` int64 [B] and after.
-
-        What is not committed is overwritten by what is committed there later.
-        """
-        batch, positions, *rest = self.values.shape
-        count = measured.numel() // (batch * math.prod(rest))
-        measured = measured.to(self.values.dtype).view(batch, count, *rest)
-        if self.by_host:  # a few hundred calls of torch's ops are a small model's step
-            kept, new = self.values.numpy(), measured.numpy()
-            for row, first in enumerate(start.tolist()):
-                kept[row, first : first + count] = new[row, : positions - first]
-            return
-        place = start[:, None]
-        if count > 1:
-            place = place + torch.arange(count, dtype=torch.int64, device=start.device)
-        place = place.clamp_max(positions - 1)
-        index = place.view(*place.shape, *[1] * len(rest)).expand(measured.shape)
-        self.values.scatter_(1, index, measured)
+    def keep(
+        self,
+        start: Tensor,
+        tokens: Tensor,
+        draft_truncation: Tensor,
+        logits: Tensor,
+        truncation: Tensor,
+    ) -> None:
+        """Keep the round's drafts from position ``start`` [B] on, see `recording.keep_drafts`."""
+        of = start, tokens, self.drawn, draft_truncation, logits, truncation
+        if self.by_host and has_numba():
+            import_module("hybridgen.kernels.recording_numba").keep_drafts(self.values, *of)
+        else:
+            keep_drafts(self.values, *of)

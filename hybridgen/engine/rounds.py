@@ -6,7 +6,7 @@ GPU (`hybridgen.engine.graphs`) and replayed: `Batch.round` is where that is kep
 call runs the function.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -63,6 +63,11 @@ class Batch:
         return self.rows.length.shape[0]
 
     @property
+    def by_host(self) -> bool:
+        """Whether rounds run where the host sees all of it: on a CPU, and none is captured."""
+        return self.rows.tokens.is_cpu and self.capture is None
+
+    @property
     def slm(self) -> Model:
         """The small model, which a round that asks it must have."""
         assert self.small is not None, "the pair has no SLM"
@@ -109,8 +114,7 @@ class Batch:
         capture = self.capture if captured else None
         return replace(self, rows=rows, capture=capture, _drafts={}, _rounds={}, _owned={})
 
-    def recording(self, measures: Mapping[str, Tensor]) -> "Batch":
-        """This batch with rounds that also keep what they measure, in buffers [B, T, ...]."""
-        by_host = self.rows.tokens.is_cpu and self.capture is None
-        kept = {name: Kept(values, by_host) for name, values in measures.items()}
-        return replace(self, rows=replace(self.rows, measures=kept), _rounds={})
+    def recording(self, drafts: Tensor) -> "Batch":
+        """This batch with rounds that also keep their drafts, in a buffer as `Kept` has it."""
+        rows = replace(self.rows, kept=Kept(drafts, self.by_host))
+        return replace(self, rows=rows, _rounds={})

@@ -8,8 +8,8 @@ runs at a time, and loads what it uses: what is left of the last one does not ma
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -71,9 +71,8 @@ class Hook(Protocol):
 class Rows:
     """B texts of at most T tokens.
 
-    ``measures`` are what a recorder keeps of every token, by name: `steps.keep` writes it at the
-    token's position where the round has measured it. ``hooks`` change
-    what models say before tokens are drawn from it (see `hybridgen.engine.processing`).
+    ``kept`` is where a recorder keeps what is known of drafts. ``hooks`` change what models say
+    before tokens are drawn from it (see `hybridgen.engine.processing`).
     """
 
     vocab_size: int  # of the LLM: committed ids are below it
@@ -86,7 +85,7 @@ class Rows:
     seed: Tensor  # [B] int64
     sampling: Tensor  # [B, 4] float64: temperature, top-k, top-p, min-p
     eos: Tensor  # [B, MAX_EOS] int64, padded with -1
-    measures: Mapping[str, Kept] = field(default_factory=dict)
+    kept: Kept | None = None
     hooks: tuple[Hook, ...] = ()
 
     @classmethod

@@ -7,7 +7,7 @@ nothing of it changes. Feeding a token twice rewrites the same K/V, which is wha
 different history share one shape.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -17,8 +17,6 @@ from hybridgen.kernels.philox import TARGET
 from hybridgen.kernels.sampling import sample
 from hybridgen.kernels.verify import SOURCE_SLM, commit
 from hybridgen.kernels.window import window
-
-NOTHING: Mapping[str, Tensor] = {}
 
 
 def read(rows: Rows, model: Model, tokens: Tensor, start: Tensor, drafted: bool = True) -> Tensor:
@@ -87,7 +85,6 @@ def append(
     count: Tensor | None,
     broken: Tensor | None,
     source: int,
-    measures: Mapping[str, Tensor] = NOTHING,
     drafter: int = SOURCE_SLM,
     truncation: Tensor | None = None,
 ) -> None:
@@ -96,12 +93,9 @@ def append(
     new         int64 [B, N]; the last of a row's tokens is by ``source``, the rest by ``drafter``
     count       int64 or bool [B]; None: N of every row. A row that is done gets none
     broken      bool [B]: nothing is appended, the row is done and marked. None: no row is
-    measures    what is known of the tokens, by name, [B * N, ...] each; kept where
-                ``rows.measures`` has a buffer of that name
     truncation  float32 [B, ..., 3]: what tokens were drawn from (see `kernels.sampling`); where
                 one is of broken logits, so is the row
     """
-    keep(rows, rows.length, measures)
     commit(
         rows.tokens,
         rows.length,
@@ -116,13 +110,3 @@ def append(
         rows.eos,
         truncation,
     )
-
-
-def keep(rows: Rows, start: Tensor, measures: Mapping[str, Tensor]) -> None:
-    """Keep what is known of the tokens at position ``start`` [B] and after it, see `Kept`.
-
-    measures    by name, [B * N, ...] each; what ``rows.measures`` has no buffer for is not kept
-    """
-    for name, kept in rows.measures.items():
-        if name in measures:
-            kept.keep(start, measures[name])

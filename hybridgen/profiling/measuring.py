@@ -8,33 +8,25 @@ of drafts keeps what their p and q follow from (see `strategies.drafts`).
 A distribution is of the text if it was measured after the text's own tokens, or in the round that
 wrote them; after drafts that were rejected it is not. The length at the time tells, and what was
 measured after the text's own tokens is not measured again. Nothing here waits for the device.
-
-On a CPU a small model's step is a few hundred calls of ops, so that here each one counts: there
-logits are put aside, and later looked up by the host, which has nothing to wait for, and measured
-many at a time: up to `ASIDE` distributions, but of large vocabularies no more than `ASIDE_LOGITS`
-logits, which stay in a cache. What comes twice is then measured once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hybridgen.engine.adjustment import Adjustment
-from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.model import Model
 from hybridgen.engine.rounds import Batch
-from hybridgen.engine.state import Forward, integers
-from hybridgen.kernels.likeliest import likeliest, likeliest_reference
-from hybridgen.strategies.drafts import DRAWN, JUDGED
+from hybridgen.engine.state import Forward
+from hybridgen.kernels.recording import KEPT, NEVER, Measured, measure
+from hybridgen.kernels.registry import has_numba
 
 CANDIDATES = 10
-ASIDE, ASIDE_LOGITS = 32, 1 << 18
-NEVER = -1
+ASIDE, ASIDE_LOGITS = 32, 1 << 18  # and no more of large vocabularies, which stay in a cache
 
 
 @dataclass(frozen=True)
@@ -49,13 +41,13 @@ class Kind:
 
     def __call__(self, batch: Batch) -> "Recorded":
         hook = Measures.allocate(batch, batch.slm if self.by_slm else batch.llm)
-        shape, device = batch.rows.tokens.shape, batch.rows.tokens.device
-        kept = {
-            name: torch.full((*shape, width), torch.nan, dtype=torch.float32, device=device)
-            for name, width in ((DRAWN, 4), (JUDGED, 5))
-            if self.drafts
-        }
-        return Recorded(batch.hooked(hook).recording(kept), hook)
+        recorded = batch.hooked(hook)
+        if self.drafts:
+            tokens = batch.rows.tokens
+            shape, device = (*tokens.shape, KEPT), tokens.device
+            drafts = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
+            recorded = recorded.recording(drafts)
+        return Recorded(recorded, hook)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,158 +58,62 @@ class Recorded:
     measures: "Measures"
 
 
-class Aside(NamedTuple):
-    """A `Forward` as it was when its logits, ``columns`` of each row, were put aside."""
-
-    columns: int
-    starts: list[int]
-    lengths: list[int]
-    drafted: bool
-
-
 @dataclass(eq=False)
 class Measures:
-    """Of each position of B rows, what ``model`` said before the token there: position p of row b
-    at b * T + p. At position 0, which is a prompt's, is what nobody wants.
+    """Of each position of B rows, what ``model`` said before the token there.
 
-    top           float32 [B * T, k]: the largest logits, in descending order
-    ids           int64 [B * T, k]: whose they are
-    logprob       float32 [B * T]: of the likeliest, in softmax(logits)
-    negentropy    float32 [B * T]: of softmax(logits), in nats
-    then          int64 [B * T]: how long the text was then, `NEVER` where nothing was measured
-    first         int64 [B]: b * T
-    after         int64 [B]: b * T + 1
-    column        int64 [MAX_FEED]: 1, 2, ...
-    held          float32 [N, V]: room for logits put aside; N = 0: all are measured at once, by
-                  torch's ops, which a graph captures
-    aside         whose they are, in order
-    waiting       how many they are
+    compiled    what measures for the host, which has nothing to wait for: logits are put aside,
+                and measured many at a time (`recording_numba`). None: each forward's at once, by
+                torch's ops, which a graph captures
+    room        so many logits are put aside before they are measured
+    aside       in order
+    waiting     how many logits
     """
 
     model: Model
-    top: Tensor
-    ids: Tensor
-    logprob: Tensor
-    negentropy: Tensor
-    then: Tensor
-    first: Tensor
-    after: Tensor
-    column: Tensor
-    held: npt.NDArray[np.float32]
-    aside: list[Aside] = field(default_factory=list)
+    rows: int
+    measured: Measured
+    compiled: Any
+    room: int
+    aside: list[Any] = field(default_factory=list)
     waiting: int = 0
 
     @classmethod
     def allocate(cls, batch: Batch, model: Model) -> "Measures":
         rows, positions = batch.rows.tokens.shape
-        device, places = batch.rows.tokens.device, rows * positions
         vocab = min(model.vocab_size, batch.rows.vocab_size)
-        k, room = min(CANDIDATES, vocab), min(ASIDE, max(1, ASIDE_LOGITS // vocab))
-        by_host = batch.rows.tokens.is_cpu and batch.capture is None
-
-        def numbers(first: int, count: int, step: int = 1) -> Tensor:
-            last = first + count * step
-            return torch.arange(first, last, step, dtype=torch.int64, device=device)
-
-        def never(*shape: int) -> Tensor:
-            return torch.full(shape, NEVER, dtype=torch.int64, device=device)
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=device)
-
-        return cls(
-            model,
-            zeros(places, k),
-            never(places, k),
-            zeros(places),
-            zeros(places),
-            never(places),
-            numbers(0, rows, positions),
-            numbers(1, rows, positions),
-            numbers(1, MAX_FEED),
-            np.zeros((room if by_host else 0, vocab), np.float32),
+        measured = Measured.allocate(
+            rows * positions, min(CANDIDATES, vocab), batch.rows.tokens.device
         )
+        compiled = None
+        if batch.by_host and has_numba():
+            compiled = import_module("hybridgen.kernels.recording_numba")
+        return cls(model, rows, measured, compiled, min(ASIDE * vocab, ASIDE_LOGITS))
 
     def start(self, adjustment: Adjustment, placed: Sequence[tuple[int, Any]]) -> None:
         """Forget what was measured in these rows."""
         self.finish()
-        positions = len(self.then) // len(self.first)
+        then = self.measured.then.view(self.rows, -1)
         for row, _ in placed:
-            self.then[row * positions : (row + 1) * positions].fill_(NEVER)
+            then[row].fill_(NEVER)
 
     def __call__(self, forward: Forward, logits: Tensor) -> Tensor:
         """See `state.Hook`."""
         if forward.model is not self.model:
             return logits
-        if logits.shape[0] * logits.shape[1] <= len(self.held):
-            self._put_aside(forward, logits)
-        else:
+        of = logits, forward.start, forward.rows.length, forward.drafted
+        if self.compiled is None:
+            measure(*of, self.measured)
+            return logits
+        self.aside.append(self.compiled.put_aside(*of))
+        self.waiting += logits.numel()
+        if self.waiting >= self.room:
             self.finish()
-            self._measure_at_once(forward, logits)
         return logits
-
-    def _measure_at_once(self, forward: Forward, logits: Tensor) -> None:
-        columns = logits.shape[1]
-        place = self._places(forward, columns)
-        then = forward.rows.length
-        if columns > 1:
-            then = then.unsqueeze(1).expand(-1, columns).reshape(-1)
-        self.then.index_copy_(0, place, then)
-        self._measure(logits.flatten(0, 1).float(), place)
-
-    def _put_aside(self, forward: Forward, logits: Tensor) -> None:
-        """Let `finish` do what `_measure_at_once` does."""
-        rows, columns, vocab = logits.shape
-        if self.waiting + rows * columns > len(self.held):
-            self.finish()
-        last = self.waiting + rows * columns
-        self.held[self.waiting : last] = logits.float().numpy().reshape(-1, vocab)
-        self.waiting = last
-        starts, lengths = forward.start.tolist(), forward.rows.length.tolist()
-        self.aside.append(Aside(columns, starts, lengths, forward.drafted))
 
     def finish(self) -> None:
         """Measure what has been put aside."""
-        if not self.aside:
-            return
-        wanted = self._wanted()
-        if wanted:
-            logits = torch.from_numpy(self.held[: self.waiting])
-            if len(wanted) < len(logits):
-                logits = logits.index_select(0, integers([*wanted.values()]))
-            self._measure(logits, integers([*wanted]), logits)
-        self.aside.clear()
-        self.waiting = 0
-
-    def _wanted(self) -> dict[int, int]:
-        """To each place that is to be measured, the last of what is ``held`` that is its."""
-        then, wanted, index = self.then.numpy(), dict[int, int](), 0
-        for columns, starts, lengths, drafted in self.aside:
-            for first, start, length in zip(self.first.tolist(), starts, lengths, strict=True):
-                for position in range(start + 1, start + 1 + columns):
-                    place = first + position
-                    if then[place] < position and (position <= length or drafted):
-                        wanted[place], then[place] = index, length
-                    index += 1
-        return wanted
-
-    def _places(self, forward: Forward, columns: int) -> Tensor:
-        """Where the measures of logits [B, M, V] are kept: [B * M]."""
-        if columns == 1:
-            return forward.start + self.after
-        first = self.first.unsqueeze(1)
-        place = (forward.start.unsqueeze(1) + self.column[:columns]).clamp_min_(0)
-        index = (place + first).view(-1)
-        known = self.then.index_select(0, index).view(place.shape) >= place
-        if not forward.drafted:  # behind the end of the text, nobody's tokens were read
-            known |= place > forward.rows.length.unsqueeze(1)
-        return (place.masked_fill_(known, 0) + first).view(-1)
-
-    def _measure(self, logits: Tensor, place: Tensor, relative: Tensor | None = None) -> None:
-        """Measure float32 logits [N, V], and keep that at ``place`` [N].
-
-        relative    where logits less the largest may be written: as good as a buffer of its own
-        """
-        kept = self.top, self.ids, self.logprob, self.negentropy
-        measure = likeliest if len(self.held) else likeliest_reference
-        measure(logits, place, *kept, relative)
+        if self.aside:
+            self.compiled.measure(self.aside, self.measured)
+            self.aside.clear()
+            self.waiting = 0

@@ -15,17 +15,17 @@ from hybridgen.detokenizer import Detokenizer, decode
 from hybridgen.engine.loop import Text
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
+from hybridgen.kernels.recording import DRAWN, JUDGED, NEVER, TOKEN
 from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU, Doubles
 from hybridgen.kernels.uncertainty import EVIDENCE, logtoku
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_LOOKUP, SOURCE_SLM
 from hybridgen.kernels.weights import bounded
-from hybridgen.profiling.measuring import NEVER, Kind, Recorded
+from hybridgen.profiling.measuring import Kind, Recorded
 from hybridgen.profiling.profile import ProfileResult, TokenProfile
 from hybridgen.request import Request
 from hybridgen.strategies.adaptive import MODEL
 from hybridgen.strategies.auto import Choice
 from hybridgen.strategies.base import RoundStrategy
-from hybridgen.strategies.drafts import DRAWN, JUDGED
 from hybridgen.strategies.speculative import Speculative
 
 WRITERS = {SOURCE_SLM: "slm", SOURCE_LLM: "llm", SOURCE_LOOKUP: "lookup"}
@@ -161,15 +161,15 @@ def measures(
     recorded: Recorded, where: slice, rounds: Sequence[RoundOf], evidence: str
 ) -> list[Measured]:
     """Those of the positions ``where`` of the first row, each written in one of ``rounds``."""
-    seen = recorded.measures
-    seen.finish()
+    recorded.measures.finish()
+    seen = recorded.measures.measured
     top = seen.top[where]
     aleatoric, epistemic = map(on_host, logtoku(top, top.shape[1], EVIDENCE[evidence]))
     logits, candidates = on_host(top), on_host(seen.ids[where]).astype(np.int64)
     position = np.arange(where.start, where.stop)
     length = on_host(seen.then[where])
     known = length != NEVER
-    if JUDGED in recorded.batch.rows.measures:
+    if recorded.batch.rows.kept is not None:
         known &= (length >= position) | (length == [each.length for each in rounds])
     entropy = np.maximum(-on_host(seen.negentropy[where]), 0)
     likeliest = on_host(seen.logprob[where])
@@ -201,14 +201,14 @@ def drafts_of(
     recorded: Recorded, where: slice, rounds: Sequence[RoundOf], text: Text, request: Request
 ) -> list[Draft]:
     """Those at the positions ``where`` of the first row."""
-    kept = recorded.batch.rows.measures
-    if JUDGED not in kept:
+    kept = recorded.batch.rows.kept
+    if kept is None:
         return [Draft()] * len(rounds)
-    drawn, said = (on_host(kept[name].values[0, where]) for name in (DRAWN, JUDGED))
+    said = on_host(kept.values[0, where])
     heat, greedy = request.sampling.temperature, request.sampling.greedy
-    token, p = np.nan_to_num(said[:, 0]).astype(np.int64), probability(said[:, 1:], heat)
+    token, p = np.nan_to_num(said[:, TOKEN]).astype(np.int64), probability(said[:, JUDGED:], heat)
     p[token >= recorded.batch.llm.vocab_size] = 0
-    q = probability(drawn, heat)
+    q = probability(said[:, DRAWN:JUDGED], heat)
     found = []
     for i, (choice, length) in enumerate(rounds):
         drafted = isinstance(choice, Choice) and where.start + i < length + choice.arm.drafts

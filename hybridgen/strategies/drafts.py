@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Drafts, Rows
-from hybridgen.engine.steps import NOTHING, append, keep, read
+from hybridgen.engine.steps import append, read
 from hybridgen.kernels.philox import DRAFT, TARGET
 from hybridgen.kernels.sampling import sample_into
 from hybridgen.kernels.verify import (
@@ -24,10 +24,6 @@ from hybridgen.kernels.verify import (
     verify_rejection,
 )
 from hybridgen.kernels.window import window
-
-DRAWN, JUDGED = "drawn", "judged"
-"""What a recorder keeps of drafts, by name: the logit that each had where it was drawn and what
-made that a probability [B, T, 4], and of the LLM as `judged` has it [B, T, 5]; float32."""
 
 
 class Proposer(Protocol):
@@ -69,16 +65,12 @@ class SlmDrafts:
         rows, slm = batch.rows, batch.slm
         tokens, start = drafts.ends, drafts.starts[0]
         stream = TARGET if drafts.q is None else DRAFT
-        drawn = []
         for position, token, fed, truncation, q in drafts.steps:
             logits = read(rows, slm, tokens, start).select(1, -1)
             sample_into(logits, rows.sampling, rows.seed, position, stream, token, truncation, q)
-            if rows.measures:
-                drawn.append(logits.gather(1, fed))
+            if rows.kept is not None:
+                rows.kept.drawn.append(logits)
             tokens, start = fed, position
-        if drawn:
-            logit = torch.cat(drawn, 1).unsqueeze(2).float()
-            keep(rows, rows.length, {DRAWN: torch.cat([logit, drafts.truncation], 2)})
         return drafts.truncation
 
 
@@ -102,23 +94,15 @@ def speculative_round(batch: Batch, proposer: Proposer, num_drafts: int, with_q:
     """Propose ``num_drafts`` tokens, read them in one LLM forward, append what was accepted."""
     rows, drafts = batch.rows, batch.drafts(num_drafts, with_q)
     window(rows.tokens, rows.length, None, drafts.ends, drafts.positions)
+    if rows.kept is not None:
+        rows.kept.drawn.clear()  # a round that was interrupted may have left some
     read_by_it = proposer.propose(batch, drafts)
     logits = read(rows, batch.llm, drafts.block, drafts.starts[1])
-    measures, truncation = NOTHING, None
-    if rows.measures:
+    truncation = None
+    if rows.kept is not None:
         truncation = logits.new_empty(*logits.shape[:2], 3, dtype=torch.float32)
     new, count, broken = verify(logits, drafts, rows, truncation)
-    if truncation is not None:
-        measures = {JUDGED: judged(logits, drafts.tokens, truncation)}
+    if rows.kept is not None and truncation is not None:
+        rows.kept.keep(rows.length, drafts.tokens, drafts.truncation, logits, truncation)
     drafter = SOURCE_SLM if proposer.reads_slm else SOURCE_LOOKUP
-    append(rows, new, count, broken, SOURCE_LLM, measures, drafter, read_by_it)
-
-
-def judged(logits: Tensor, drafts: Tensor, truncation: Tensor) -> Tensor:
-    """Each draft, its logit and what made it a probability, float32 [B, K, 5].
-
-    A draft beyond the vocabulary, which verification rejects, has the logit of its last token.
-    """
-    token = drafts.unsqueeze(2)
-    logit = logits[:, :-1].gather(2, token.clamp_max(logits.shape[2] - 1))
-    return torch.cat([token.float(), logit.float(), truncation[:, :-1]], 2)
+    append(rows, new, count, broken, SOURCE_LLM, drafter, read_by_it)

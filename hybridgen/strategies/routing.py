@@ -127,8 +127,7 @@ def slm_round(batch: Batch, metric: str, evidence: int, moving: bool, count: int
         logits, rows.sampling, rows.seed, rows.length, TARGET, k, evidence
     )
     stands = decide(batch, measures.select(1, column), moving)
-    new, measured = token.unsqueeze(1), {"measures": measures}
-    append(rows, new, stands, None, SOURCE_SLM, measured, truncation=truncation)
+    append(rows, token.unsqueeze(1), stands, None, SOURCE_SLM, truncation=truncation)
 
 
 def decide(batch: Batch, metric: Tensor, moving: bool) -> Tensor:

@@ -1,24 +1,16 @@
 """The two doors of a round: where a model is read, and where tokens are committed."""
 
 import ast
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_model
-from table_decoder import write
-from torch import Tensor
 
 from hybridgen.engine.decoder import Decoder
-from hybridgen.engine.kept import Kept
-from hybridgen.engine.loop import Repeat
 from hybridgen.engine.pair import Pair
 from hybridgen.engine.rounds import Batch
-from hybridgen.engine.steps import append, feed, read
-from hybridgen.kernels.uncertainty import ENTROPY, MEASURES, PROBS, entropy
-from hybridgen.kernels.verify import SOURCE_LLM
-from hybridgen.strategies.routing import slm_round
+from hybridgen.engine.steps import feed, read
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = [[5, 6, 7], [8, 9]]
@@ -78,56 +70,3 @@ def test_feed_reads_each_row_from_a_place_of_its_own() -> None:
     fed = torch.stack([tokens[0, 1:3], tokens[1, 0:2]])
     assert torch.equal(found, made.llm(fed, torch.tensor([1, 0])))
     assert torch.equal(feed(batch.rows, made.llm, 1, length - 1)[:, 0], found[:, 1])
-
-
-def kept_by(
-    batch: Batch, shape: tuple[int, ...], new: Tensor, by_host: bool = True, **measured: Tensor
-) -> Tensor:
-    """What a buffer of [B, T, *shape] named "seen" holds after an append."""
-    buffer = torch.full((*batch.rows.tokens.shape, *shape), -1.0)
-    rows = replace(batch.rows, measures={"seen": Kept(buffer, by_host)})
-    count = torch.tensor([3, 1])
-    append(rows, new, count, torch.zeros(2, dtype=torch.bool), SOURCE_LLM, measured)
-    return buffer
-
-
-@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
-@pytest.mark.parametrize("by_host", [True, False])
-def test_measures_stand_at_the_place_of_their_token(shape: tuple[int, ...], by_host: bool) -> None:
-    batch = start(pair())
-    new = torch.tensor([[10, 11, 12], [20, 21, 22]])
-    measured = torch.arange(6.0).view(6, *[1] * len(shape)).expand(6, *shape)
-    buffer = kept_by(batch, shape, new, by_host, seen=measured, other=measured)
-    assert batch.rows.length.tolist() == [6, 3]
-    for row, tokens in enumerate(PROMPTS):
-        for i in range(int(batch.rows.length[row]) - len(tokens)):
-            assert bool((buffer[row, len(tokens) + i] == 3 * row + i).all())
-        assert bool((buffer[row, : len(tokens)] == -1).all())
-
-
-def test_what_nobody_records_is_not_kept_and_what_nobody_measured_stays() -> None:
-    new = torch.tensor([[10, 11, 12], [20, 21, 22]])
-    assert bool((kept_by(start(pair()), (), new, other=torch.ones(6)) == -1).all())
-
-
-def test_a_recorder_sees_the_entropy_of_every_token_and_changes_none() -> None:
-    made = pair()
-    batch = start(made)
-    run_slm_alone(batch)
-    texts = batch.rows.tokens[:, :22].clone()
-
-    batch = start(made)
-    buffer = torch.full((*batch.rows.tokens.shape, MEASURES), torch.nan)
-    run_slm_alone(batch.recording({"measures": buffer}))
-    assert torch.equal(batch.rows.tokens[:, :22], texts)
-    for row, prompt in enumerate(PROMPTS):
-        for position in range(len(prompt), len(prompt) + 20):
-            before = batch.rows.tokens[row : row + 1, :position]
-            made.slm.prefill(before, [position - 1])
-            logits = made.slm(before[:, -1:], torch.tensor([position - 1]))[0]
-            expected = float(entropy(logits, torch.ones(1, dtype=torch.float64)))
-            assert float(buffer[row, position, ENTROPY]) == pytest.approx(expected, rel=1e-4)
-
-
-def run_slm_alone(batch: Batch) -> None:
-    write(batch, Repeat(batch.round(slm_round, "entropy", PROBS, False, 1)))

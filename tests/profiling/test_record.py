@@ -19,7 +19,7 @@ from hybridgen.fields import merged
 from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU, filter_logits
 from hybridgen.kernels.uncertainty import EVIDENCE, entropy, logtoku
 from hybridgen.parameters import FIELDS
-from hybridgen.profiling import ProfileResult, measuring
+from hybridgen.profiling import ProfileResult
 from hybridgen.profiling.record import Recording, texts_of
 
 BYTES_OF = {c: [f"<0x{byte:02X}>" for byte in c.encode()] for c in "日é"}
@@ -161,17 +161,6 @@ def test_the_numbers_are_what_the_references_say(
     evidence = options.get("evidence", "probs")
     unmeasured = check_numbers(generator, model, found, evidence, banned, penalty)
     assert unmeasured == 0 or name == "auto"
-
-
-@pytest.mark.parametrize(("limit", "value"), [("ASIDE", 3), ("ASIDE_LOGITS", 1)])
-def test_so_they_are_where_few_logits_wait_at_a_time(
-    tiny_pair: TinyPair, limit: str, value: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measuring, limit, value)
-    generator = made(tiny_pair)
-    for name in ("rejection", "entropy, 5 consecutive"):
-        found = profile(generator, **STRATEGIES[name], **SAMPLED)
-        assert check_numbers(generator, generator.slm, found, "probs") == 0
 
 
 def check_numbers(

@@ -19,7 +19,7 @@ from hybridgen.engine.processing import adjusted
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import Rows
 from hybridgen.engine.steps import append
-from hybridgen.kernels.uncertainty import LOGITS, MEASURES, PROBS
+from hybridgen.kernels.uncertainty import LOGITS, PROBS
 from hybridgen.kernels.verify import SOURCE_LLM, SOURCE_SLM
 from hybridgen.profiling.measuring import Kind
 from hybridgen.profiling.random_router import allocate_noise, random_round
@@ -45,13 +45,6 @@ def called(function: Callable[..., None], *static: Any) -> Step:
 
 def drafting(num_drafts: int, rejection: bool) -> Step:
     return called(speculative_round, SlmDrafts(), num_drafts, rejection)
-
-
-def kept(batch: Batch) -> None:
-    """A round whose measures are kept."""
-    rows, positions = batch.rows.tokens.shape
-    kept = {"measures": torch.empty(rows, positions, MEASURES, device="cuda", dtype=torch.float32)}
-    batch.recording(kept).round(slm_round, "entropy", PROBS, False, 1)()
 
 
 def recorded(step: Callable[..., None], *static: Any, by_slm: bool = True) -> Step:
@@ -98,7 +91,6 @@ ROUNDS: dict[str, Step] = {
     "uncertainty, logits": called(slm_round, "uncertainty", LOGITS, True, 1),
     "random router": by_noise(1),
     "random router, after 4 tokens": by_noise(4),
-    "entropy, kept": kept,
     "recorded, rejection": recorded(speculative_round, SlmDrafts(), 4, True),
     "recorded, coupled": recorded(speculative_round, SlmDrafts(), 4, False),
     "recorded, lookup": recorded(speculative_round, NgramDrafts(), 4, False, by_slm=False),
