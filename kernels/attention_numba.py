@@ -30,9 +30,9 @@ SHARED = 1 << 22
 # What a task is, int64 each: addresses and sizes of a layer; then those of a step, in which strides
 # of the cache are in numbers.
 QKV, OUTPUT, NORM, KV_HEADS, WINDOW, CACHE = range(6)
-_START, COS, SIN, _BATCH, _COUNT, _ROWS, _POSITIONS = range(6, 13)
+START, COS, SIN, _BATCH, _COUNT, _ROWS, _POSITIONS = range(6, 13)
 _VALUE_STRIDE, _HEAD_STRIDE, _ROW_STRIDE = range(13, 16)
-STEP, TASK = _START, 16
+STEP, TASK = _BATCH, 16
 Task = ctypes.c_int64 * TASK
 
 _NO_INT = np.int64(0)
@@ -64,7 +64,8 @@ def attention(
     norm = None if qk_norm is None else qk_norm.contiguous()
     norm_at = 0 if norm is None else norm.data_ptr()
     own = qkv.data_ptr(), output.data_ptr(), norm_at, kv_heads, window, cache.data_ptr()
-    task = Task(*own, *step_of(start, cos, sin, tokens, cache))
+    places = start.data_ptr(), cos.data_ptr(), sin.data_ptr()
+    task = Task(*own, *places, *step_of(batch, count, tokens, cache))
     function = attend_function(dim // EIGHT, group, qkv.dtype).ctypes
     given = ctypes.addressof(task), eps, softcap
     pairs, threads = batch * kv_heads, torch.get_num_threads()
@@ -75,13 +76,14 @@ def attention(
     return output
 
 
-def step_of(start: Tensor, cos: Tensor, sin: Tensor, rows: int, cache: Tensor) -> tuple[int, ...]:
-    """What a task has from `STEP` on, the same for all layers of a step; all but cache contiguous.
+def step_of(batch: int, count: int, rows: int, cache: Tensor) -> tuple[int, ...]:
+    """What a task has from `STEP` on, the same for all layers of a step.
+
+    It follows the addresses of start int64 [B], and of cos and sin of ``count`` tokens.
 
     rows    of qkv and the output
     """
-    places = start.data_ptr(), cos.data_ptr(), sin.data_ptr()
-    return *places, start.shape[0], cos.shape[0], rows, cache.shape[3], *cache.stride()[:3]
+    return batch, count, rows, cache.shape[3], *cache.stride()[:3]
 
 
 def _keys(start: Tensor, window: int) -> int:
@@ -121,7 +123,7 @@ def attend_function(num_eights: int, group: int, kept: torch.dtype) -> Any:
         positions = task[_POSITIONS]
         qkv = numbers_at(task[QKV], element, (rows, kv_heads * (G + 2) * D))
         output = numbers_at(task[OUTPUT], element, (rows, kv_heads * G * D))
-        start = numbers_at(task[_START], _NO_INT, batch)
+        start = numbers_at(task[START], _NO_INT, batch)
         cos = numbers_at(task[COS], _ZERO, (count, D))
         sin = numbers_at(task[SIN], _ZERO, (count, D))
         norm_heads = kv_heads * (G + 1) if task[NORM] else 0

@@ -35,22 +35,40 @@ class Layer(Protocol):
     def rotates(self) -> bool: ...
 
 
-def step(
-    layers: Sequence[Layer], norm: Tensor, head: Product, eps: float, head_dim: int, group: int
-) -> Any | None:
-    """The layers and the head as one call, a `step_numba.Step`; None where ops are to be called.
+class Weights(Protocol):
+    """What a step reads of a model.
 
-    norm   [H], ahead of the head, of the dtype that is computed in
+    embedding    [V, H], whose rows are multiplied by ``scale``
+    norm         [H], ahead of the head, of the dtype that is computed in
+    """
+
+    @property
+    def embedding(self) -> Tensor: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def layers(self) -> Sequence[Layer]: ...
+    @property
+    def norm(self) -> Tensor: ...
+    @property
+    def head(self) -> Product: ...
+
+
+def step(weights: Weights, rope: Tensor, eps: float, head_dim: int, group: int) -> Any | None:
+    """A forward as one call, a `step_numba.Step`; None where ops are to be called.
+
+    rope   float32 [2, positions, 1, D], the table of cosines and signed sines
     group  query heads of a key head
 
     It takes float32, of weights that compiled products take, those of the layers of one dtype.
     """
-    weights = [product[0] for layer in layers for product in layer.products]
-    same = len({weight.dtype for weight in weights}) == 1
-    fits = all(weight.is_cpu and linear.suits(weight) for weight in (*weights, head[0]))
-    if norm.dtype != torch.float32 or not (same and fits and linear.reads_plain(norm.dtype)):
+    matrices = [product[0] for layer in weights.layers for product in layer.products]
+    same = len({matrix.dtype for matrix in matrices}) == 1
+    fits = all(each.is_cpu and linear.suits(each) for each in (*matrices, weights.head[0]))
+    dtype, read = weights.norm.dtype, (torch.float32, torch.bfloat16)
+    if dtype != torch.float32 or not (same and fits and linear.reads_plain(dtype)):
         return None
-    if not is_compiled(head_dim, norm.dtype):
+    if weights.embedding.dtype not in read or not is_compiled(head_dim, dtype):
         return None
     module = import_module("hybridgen.kernels.step_numba")
-    return module.Step(layers, norm, head, eps, head_dim, group)
+    return module.Step(weights, rope, eps, head_dim, group)

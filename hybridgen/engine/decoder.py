@@ -193,10 +193,7 @@ class Decoder:
         self._rope_table = rope_table(self.config, cache.shape[4], self.device, self._scores)
         self._threads = 0  # graphs that read prompts know the table before
         self._fit_threads()
-        weights = self.weights
-        self._step = step(
-            weights.layers, weights.norm, weights.head, self.eps, self.head_dim, self.group
-        )
+        self._step = step(self.weights, self._rope_table, self.eps, self.head_dim, self.group)
         if self.device.type == "cpu" and is_compiled(self.head_dim, self.dtype):
             self._compile()
 
@@ -250,8 +247,7 @@ class Decoder:
     def _fill(self, tokens: Tensor, row: int, start: int) -> None:
         """Write keys and values of ``tokens`` [1, M] from position ``start`` of ``row`` on."""
         at = torch.tensor([start], dtype=torch.int64, device="cpu")
-        x, cos, sin = self._embed(tokens, at)
-        self._step.fill(x, at, cos, sin, self.cache[:, :, :, row : row + 1].unbind())
+        self._step.fill(tokens, at, self.cache[:, :, :, row : row + 1].unbind())
 
     def capture_prompts(self, capture: Capture | None) -> None:
         """Read short prompts by graphs that ``capture`` makes; None: by none."""
@@ -263,15 +259,15 @@ class Decoder:
         self._prompts.prepare(self.cache, self._rope_table)
 
     def _logits(self, tokens: Tensor, start: Tensor, cache: Sequence[Tensor]) -> Tensor:
+        if self._step is not None and tokens.numel() <= FEW_ROWS:
+            step: Tensor = self._step(tokens, start, cache)
+            return step
         x, cos, sin = self._embed(tokens, start)
-        if self._step is not None and x.shape[0] <= FEW_ROWS:
-            logits: Tensor = self._step(x, start, cos, sin, cache)
-            return logits.view(*tokens.shape, -1)
         turns = rotations(self._rotates, cos, sin)
         for layer, layer_cache, (cos, sin) in zip(self.weights.layers, cache, turns, strict=True):
             x = self._layer(layer, layer_cache, x, start, cos, sin)
         weights = self.weights
-        logits = norm_linear(x, weights.norm, self.eps, *weights.head)
+        logits: Tensor = norm_linear(x, weights.norm, self.eps, *weights.head)
         batch, count = tokens.shape
         return logits[: batch * count].view(batch, count, -1)
 

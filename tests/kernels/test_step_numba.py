@@ -112,10 +112,25 @@ def test_it_reads_its_tensors_whatever_their_strides() -> None:
     def strided(tensor: Tensor) -> Tensor:
         return torch.stack((tensor, torch.full_like(tensor, 5)), -1)[..., 0]
 
-    x, cos, sin = decoder._embed(tokens, start)
-    given = [strided(each) for each in (x, start, cos, sin)]
+    given = [strided(each) for each in (tokens, start)]
     assert not any(each.is_contiguous() for each in given)
-    assert torch.equal(decoder._step(*given, decoder._layer_caches).view_as(expected), expected)
+    assert torch.equal(decoder._step(*given, decoder._layer_caches), expected)
+
+
+@pytest.mark.parametrize(("token", "place"), [(-1, 0), (96, 0), (2**40, 0), (5, 2**40), (5, None)])
+def test_what_its_tables_have_not_is_refused_and_the_next_step_is_right(
+    token: int, place: int | None, threads: int
+) -> None:
+    decoder = as_kept("llama", {}, torch.bfloat16)
+    tokens, start = random_tokens(2, 1), torch.tensor([3, 7])
+    expected, kept = decoder(tokens, start), decoder.cache.clone()
+    wrong = torch.tensor([[1], [token]])
+    place = decoder.cache.shape[4] if place is None else place
+    assert decoder.vocab_size == 96
+    with pytest.raises(IndexError, match="beyond the tables"):
+        decoder._step(wrong, torch.tensor([3, place]), decoder._layer_caches)
+    assert torch.equal(decoder.cache, kept)
+    assert torch.equal(decoder(tokens, start), expected)
 
 
 def test_a_logit_is_not_written_to_again() -> None:
@@ -144,9 +159,8 @@ def narrow(decoder: Decoder) -> None:
 def test_weights_of_other_forms_are_left_to_ops(change: Callable[[Decoder], None]) -> None:
     decoder = Decoder.from_model(random_model("llama"))
     change(decoder)
-    weights = decoder.weights
-    given = weights.layers, weights.norm, weights.head, 1e-6, decoder.head_dim, decoder.group
-    assert step(*given) is None
+    rope = torch.zeros(2, POSITIONS, 1, decoder.head_dim)
+    assert step(decoder.weights, rope, 1e-6, decoder.head_dim, decoder.group) is None
 
 
 def test_two_generators_step_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
