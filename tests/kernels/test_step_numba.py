@@ -53,6 +53,8 @@ def fed(decoder: Decoder, by: Any) -> list[Tensor]:
         start = torch.randint(-1, POSITIONS - count, (rows,), generator=generator)
         if count > 1:
             start.clamp_min_(0)
+        else:
+            start[-1] = -1  # counts as 0
         if by is not None:
             for space in by._space:
                 space.fill_(torch.nan)
@@ -187,14 +189,17 @@ def test_two_generators_step_side_by_side(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_short_prompt_is_read_as_steps_are(
     kind: str, options: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its keys and values have the bits of a step's, and nothing else of the cache is written."""
+    """Its keys and values have the bits of ops', and nothing else of the cache is written."""
     monkeypatch.setattr(step_numba, "SHARED", 0)
     decoder = as_kept(kind, options, torch.bfloat16)
-    tokens, rows, starts, ends = random_tokens(3, 70), [5, 0, 9], [0, 3, 60], [40, 64, 61]
+    tokens, rows = random_tokens(4, 70), [5, 2, 0, 9]
+    starts, ends = [0, 0, 3, 60], [40, 40, 64, 61]
     decoder.cache.normal_(generator=torch.Generator().manual_seed(4))
-    expected = decoder.cache.clone()
+    expected, by = decoder.cache.clone(), decoder._step
+    decoder._step = None
     for i, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
         layers = expected[:, :, :, row : row + 1].unbind()
         decoder._logits(tokens[i : i + 1, start:end], torch.tensor([start]), layers)
+    decoder._step = by
     decoder.prefill(tokens, ends, rows, starts)
     assert torch.equal(bits(decoder.cache), bits(expected))
