@@ -27,7 +27,7 @@ from hybridgen.kernels.sampling import (
 )
 from hybridgen.kernels.truncation_numba import bounded, truncate
 
-BLOCK, _FEW = 64, 8
+BLOCK, FEW = 64, 8
 _INT, _FLOAT, _DOUBLE = np.int64(0), np.float32(0), np.float64(0)
 
 
@@ -146,12 +146,16 @@ def draw(row, truncation, sampling, seed, position, stream):
     best, token = -np.inf, 0
     for first in range(0, len(row), BLOCK):
         last = min(first + BLOCK, len(row))
-        if not noise_of_kept(row, tau, first, last, seed, position, stream, noise):
+        count = kept_of(row, tau, first, last)
+        if count == 0:
             continue
+        if count > FEW:
+            noise_of_all(first, last, seed, position, stream, noise)
         for i in range(first, last):
             x = wide(row[i])
             if x >= tau:
-                score = (np.float64(x) - largest) / temperature + noise[i - first]
+                own = noise[i - first] if count > FEW else gumbel(seed, position, i, stream)
+                score = (np.float64(x) - largest) / temperature + own
                 if score > best:
                     best, token = score, i
     return token
@@ -172,22 +176,20 @@ def first_equal(row, x):
     return i
 
 
-@njit(error_model="numpy")
-def noise_of_kept(row, tau, first, last, seed, position, stream, noise):
-    """Noise of the tokens from ``first`` to ``last`` that are not below ``tau``, if any is.
-
-    Of many it is as quick to compute it for all: a loop without a condition makes vectors.
-    """
+@njit(error_model="numpy", inline="always")
+def kept_of(row, tau, first, last):
+    """How many of the tokens from ``first`` to ``last`` are not below ``tau``."""
     count = 0
     for i in range(first, last):
         count += wide(row[i]) >= tau
-    if count > _FEW:
-        for i in range(first, last):
-            noise[i - first] = uniform(seed, position, i, stream)
-        for i in range(len(noise)):
-            noise[i] = gumbel_of(noise[i])
-    elif count > 0:
-        for i in range(first, last):
-            if wide(row[i]) >= tau:
-                noise[i - first] = gumbel(seed, position, i, stream)
-    return count > 0
+    return count
+
+
+@njit(error_model="numpy", inline="always")
+def noise_of_all(first, last, seed, position, stream, noise):
+    """Noise of the tokens from ``first`` to ``last``: of more than `FEW` of a block it is as quick
+    to compute it for all, for a loop without a condition makes vectors."""
+    for i in range(first, last):
+        noise[i - first] = uniform(seed, position, i, stream)
+    for i in range(len(noise)):
+        noise[i] = gumbel_of(noise[i])

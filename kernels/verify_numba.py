@@ -12,13 +12,15 @@ from torch import Tensor
 
 from hybridgen.kernels.numba_utils import ELEMENT, compact, exactly, numbers_at, rows_of, wide
 from hybridgen.kernels.philox import ACCEPT, RESIDUAL, TARGET
-from hybridgen.kernels.philox_numba import uniform
+from hybridgen.kernels.philox_numba import gumbel, uniform
 from hybridgen.kernels.sampling import LARGEST, LOG_Z, TAU, TEMPERATURE
 from hybridgen.kernels.sampling_numba import (
     BLOCK,
+    FEW,
     draw,
     is_compiled,
-    noise_of_kept,
+    kept_of,
+    noise_of_all,
     tell,
     truncated,
 )
@@ -229,8 +231,11 @@ def _residual(row, p, draft_row, q, temperature, seed, position):
     best, token, mass = -np.inf, -1, 0.0
     for first in range(0, len(row), BLOCK):
         last = min(first + BLOCK, len(row))
-        if not noise_of_kept(row, p[0], first, last, seed, position, RESIDUAL, noise):
+        count = kept_of(row, p[0], first, last)
+        if count == 0:
             continue
+        if count > FEW:
+            noise_of_all(first, last, seed, position, RESIDUAL, noise)
         for i in range(first, last):
             x = wide(row[i])
             if x < p[0]:
@@ -241,7 +246,8 @@ def _residual(row, p, draft_row, q, temperature, seed, position):
                 return -1
             if more > 0:
                 mass += more
-                score = np.log(more) + noise[i - first]
+                own = noise[i - first] if count > FEW else gumbel(seed, position, i, RESIDUAL)
+                score = np.log(more) + own
                 if score > best:
                     best, token = score, i
     return token if mass < np.inf else -1
