@@ -8,7 +8,7 @@ Three generators of one pair: plain, with an int8 SLM, and with both models int8
 held-out loss on this package's sources, fed in steps of 16 tokens; the processor's time of a step
 of 1 and of 5 tokens behind a quarter of the positions, interleaved; and the bytes that a step
 reads. Of each generator the rounds of K = 4, greedy and drawn with rejection at temperature 0.8,
-all rows of the prompts at once. bfloat16 on a CPU, where times are those of the process.
+all rows of the prompts at once. On a CPU, where times are those of the process.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def opened(
         arguments.slm,
         arguments.llm,
         device="cpu",
-        dtype="bfloat16",
+        dtype=arguments.dtype,
         slm_weights=slm_weights,
         llm_weights=llm_weights,
         max_batch_size=arguments.count,
@@ -81,6 +81,7 @@ def opened(
 def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = pair_options(__doc__)
     parser.add_argument("--table", nargs="+", metavar="PAIR=FILE", help="of results, in markdown")
+    parser.add_argument("--dtype", default="bfloat16", help="that is computed in")
     parser.add_argument("--prompts", default="code", help="see `hybridgen bench`")
     parser.add_argument("--count", type=int, default=8, help="prompts, written at once")
     parser.add_argument("--new-tokens", type=int, default=100)
