@@ -58,4 +58,5 @@ lookup = define(
     lookup_reference,
     _lookup_fake,
     "lookup_triton:lookup",
+    "lookup_numba:lookup",
 )

@@ -21,7 +21,7 @@ from hybridgen.engine.cache import ALIGNMENT, round_up
 from hybridgen.engine.kept import Kept
 from hybridgen.engine.limits import MAX_EOS
 from hybridgen.engine.model import Model
-from hybridgen.kernels.verify import HEAD, LENGTH, WINDOW
+from hybridgen.kernels.verify import HEAD, LENGTH, PENDING, WINDOW
 
 QUANTILE_WINDOW = 128
 
@@ -105,6 +105,11 @@ class Rows:
     def first(self, rows: int) -> "Rows":
         """Views of the first ``rows`` rows."""
         return _first(self, rows)
+
+    @cached_property
+    def pending(self) -> Tensor:
+        """What a round leaves of each row for the host: [B] int64, a view of ``report``."""
+        return self.report[:, PENDING]
 
     def rest(self) -> None:
         """No row has anything to write: rounds may run, and nothing that is committed changes."""
@@ -219,6 +224,11 @@ class Drafts:
     def starts(self) -> tuple[Tensor, Tensor]:
         """Where ``ends`` begins, and ``block``: [B] int64 each."""
         return self.positions[0], self.positions[1]
+
+    @cached_property
+    def none(self) -> Tensor:
+        """No drafts: [B, 0] int64."""
+        return self.tokens[:, :0]
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:

@@ -26,7 +26,8 @@ is forgotten as they come up, until they are worth another try.
 """
 
 import math
-from collections import Counter, deque
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -35,7 +36,9 @@ LLM, MODEL, LOOKUP = "llm", "model", "lookup"
 REMEMBERED = 25  # rounds of an arm whose median is its time: times vary by a draft's own
 TIMED = 2  # rounds of drafts that the first text of a pair begins with
 SURE = 3  # rounds after which a median stands by itself
+NOTICED = 0.01  # by what share a median must move for the estimates to follow it
 FORGET = 0.97  # of what is known of survival, a round
+LARGEST_UNIT = 1e9  # numbers in units are kept below what they would overflow at, by far
 PRIOR = 3.0  # trials that the prior is worth, and all that is known from another text or of old
 MODEL_PRIOR = 0.6
 LOOKUP_PRIOR = (0.0, 0.4, 0.5, 0.6, 0.8)  # by how many tokens were found
@@ -44,6 +47,7 @@ START, RISK = 1.5, 0.02  # rounds, and of the text, that drafts may lose: 3 % of
 HORIZON = 8  # rounds over which it pays that the SLM has caught up
 STAY = 0.2  # of a draft's time, what it is worth that the SLM keeps reading: coming back is dear
 FIRST_WAIT, LONGEST_WAIT = 24, 256  # rounds between probes of the SLM
+PAUSE = 3  # rounds of the LLM alone after which it is weighed again whether the SLM pays
 TIMING = 2  # rounds of the LLM in a row, of which the last is timed
 FEW, STALE, PATIENT, MARGIN = 8, 64, 4, 0.3  # rounds, their factor and tokens, see `choose`
 HOPE = 0.9  # survival that a probe hopes for
@@ -60,44 +64,79 @@ ALONE = Arm(LLM, 0)
 
 
 class Survival:
-    """How likely a draft is accepted where those before it were, from what has been."""
+    """How likely a draft is accepted where those before it were, from what has been.
+
+    Hits and trials are kept in units that grow, so that to forget is one division.
+    """
 
     def __init__(self, prior: float, most: int) -> None:
         self.prior = prior
         self.hits, self.trials = [0.0] * most, [0.0] * most
+        self._unit = 1.0
         self._gains: list[float] | None = None
 
     def saw(self, accepted: int, drafts: int) -> None:
         """So many of so many drafts were accepted."""
         for i in range(min(accepted + 1, drafts)):
-            self.trials[i] += 1
+            self.trials[i] += self._unit
         for i in range(accepted):
-            self.hits[i] += 1
+            self.hits[i] += self._unit
         self._gains = None
 
     def fade(self, share: float) -> None:
         """Keep this share of the weight of what was seen."""
-        self.hits = [hits * share for hits in self.hits]
-        self.trials = [trials * share for trials in self.trials]
+        self._unit /= share
         self._gains = None
+        if self._unit > LARGEST_UNIT:
+            self.hits = [hits / self._unit for hits in self.hits]
+            self.trials = [trials / self._unit for trials in self.trials]
+            self._unit = 1.0
 
     def weaken(self, most: float) -> None:
         """Let what was seen weigh no more than ``most`` trials of the first draft."""
-        if self.trials[0] > most:
-            self.fade(most / self.trials[0])
+        if self.trials[0] > most * self._unit:
+            self.fade(most * self._unit / self.trials[0])
 
     @property
     def gains(self) -> list[float]:
         """Tokens of a round with 0, 1, 2, ... drafts, the LLM's own among them."""
         if self._gains is not None:
             return self._gains
-        pooled = (sum(self.hits) + PRIOR * self.prior) / (sum(self.trials) + PRIOR)
+        prior = PRIOR * self._unit
+        pooled = (sum(self.hits) + prior * self.prior) / (sum(self.trials) + prior)
         gains, alive = [1.0], 1.0
         for hits, trials in zip(self.hits, self.trials, strict=True):
-            alive *= (hits + PRIOR * pooled) / (trials + PRIOR)
+            alive *= (hits + prior * pooled) / (trials + prior)
             gains.append(gains[-1] + alive)
         self._gains = gains
         return gains
+
+
+class Recent:
+    """The last `REMEMBERED` of some numbers, and their median without sorting them anew."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque()
+        self._ordered: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def add(self, number: float) -> None:
+        """Forget the first where there are too many."""
+        if len(self._last) == REMEMBERED:
+            del self._ordered[bisect_left(self._ordered, self._last.popleft())]
+        self._last.append(number)
+        insort(self._ordered, number)
+
+    @property
+    def typical(self) -> float:
+        """The median; of fewer than `SURE` the least."""
+        ordered, count = self._ordered, len(self._ordered)
+        if count < SURE:
+            return ordered[0]
+        half = count // 2
+        return ordered[half] if count % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 class Costs:
@@ -111,8 +150,9 @@ class Costs:
         self.arms = tuple(arms)
         self.seconds = dict.fromkeys(self.arms, 1.0)
         self._chains = {name: [arm for arm in self.arms if arm.drafter == name] for name in STEP}
-        self._seen: dict[Arm, deque[float]] = {}
+        self._seen: dict[Arm, Recent] = {}
         self._typical: dict[Arm, float] = {}
+        self._counted: dict[Arm, int] = {}  # how many rounds that is of
         self._caught_up: deque[float] = deque(maxlen=REMEMBERED)
         self._settle()
 
@@ -124,11 +164,15 @@ class Costs:
         """A round took so long, with so many forwards before it in which the SLM caught up."""
         if catch_ups:
             self._caught_up.append(max(seconds - self.seconds[arm], 0.0) / catch_ups)
-        else:
-            seen = self._seen.setdefault(arm, deque(maxlen=REMEMBERED))
-            seen.append(seconds)
-            self._typical[arm] = median(seen) if len(seen) >= SURE else min(seen)
-        self._settle()
+            self._settle()
+            return
+        seen = self._seen.setdefault(arm, Recent())
+        seen.add(seconds)
+        count, typical, known = len(seen), seen.typical, self._typical.get(arm, 0.0)
+        # Between two rounds of a small model there is no time to weigh what has hardly changed.
+        if abs(typical - known) > NOTICED * known or count > 1.5 * self._counted[arm]:
+            self._typical[arm], self._counted[arm] = typical, count
+            self._settle()
 
     def _settle(self) -> None:
         typical, means = self._typical, {}
@@ -137,7 +181,7 @@ class Costs:
             weight = drafts = seconds = 0.0
             for arm in arms:
                 if arm in typical:
-                    n = len(self._seen[arm]) - 1  # a single round may have been a slow one
+                    n = self._counted[arm] - 1  # a single round may have been a slow one
                     weight += n
                     drafts += n * arm.drafts
                     seconds += n * typical[arm]
@@ -179,6 +223,7 @@ class Chooser:
         self._idle, self._wait = 0, FIRST_WAIT
         self._round = self._alone = 0  # this round, and the last that the LLM alone was timed in
         self._timing = int(costs.timed(ALONE) < SURE)  # rounds of it to come
+        self._paused = 0  # rounds to come of the LLM alone
         self._last: Arm | None = None
 
     def choose(self, found: Sequence[int], catch_ups: int) -> Arm:
@@ -193,7 +238,7 @@ class Chooser:
         since. Where they gain more than MARGIN tokens, that is not done as often.
         """
         seconds, timed = self.costs.seconds, self.costs.timed
-        if self._timing:
+        if self._timing or self.pauses(found):
             return ALONE
         if timed(self._opener) < TIMED:
             return self._opener
@@ -228,7 +273,13 @@ class Chooser:
             self._probed += (seconds[self._model[0]] + owed) / alone - 1
             self.survival[MODEL].weaken(PRIOR)
             return self._model[0]
+        if best == ALONE:
+            self._paused = PAUSE
         return best
+
+    def pauses(self, found: Sequence[int]) -> bool:
+        """Whether the LLM goes on alone, as was chosen last, and nothing is found."""
+        return self._paused > 0 and not any(found)
 
     def saw(
         self,
@@ -257,12 +308,12 @@ class Chooser:
             took += catch_ups * self.costs.catch_up
             self._lost += took / self.costs.seconds[ALONE] - progress
         if arm == ALONE:
-            self._timing = max(self._timing - 1, 0)
+            self._timing, self._paused = max(self._timing - 1, 0), max(self._paused - 1, 0)
             self._alone = self._round
         self._last = arm
-        for level, rows in Counter(found).items():
+        for level in set(found):
             if level:
-                self.survival[level].fade(FORGET ** (rows / len(found)))
+                self.survival[level].fade(FORGET ** (found.count(level) / len(found)))
         if arm.drafter == MODEL:
             self._idle = 0
             self.survival[MODEL].fade(FORGET)

@@ -8,7 +8,6 @@ how many forwards that takes at most on the host.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import integers, moved
 from hybridgen.engine.steps import feed
 from hybridgen.kernels.lookup import MAX_NGRAM, lookup
-from hybridgen.kernels.verify import PENDING, SOURCE_LLM
+from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies.adaptive import (
     ALONE,
     LOOKUP,
@@ -90,6 +89,8 @@ class Auto(Program):
             arm: batch.round(auto_round, arm.drafts, *by.get(arm.drafter, (None, False)))
             for arm in experience.costs.arms
         }
+        # Between the rounds of a small model on a CPU a lookup takes longer than on a GPU.
+        self.paused = batch.round(single_round, SOURCE_LLM) if batch.by_host else None
         self.catch_up = batch.round(catch_up_round) if self.reads_slm else None
         self.found: Mapping[int, int] = {}
         self.last: Collection[int] = ()
@@ -99,7 +100,9 @@ class Auto(Program):
     def enqueue(self) -> Choice:
         """Enqueue what pays most, and before that what the SLM needs for it."""
         needed = -(-self.missed // MAX_FEED)
-        arm = self.chooser.choose([self.found[text] for text in self.last], needed)
+        found = [self.found[text] for text in self.last]
+        pauses = self.paused is not None and self.chooser.pauses(found)
+        arm = self.chooser.choose(found, needed)
         by_slm = self.reads_slm and arm.drafter == MODEL
         choice = Choice(arm, self.found, self.last, needed if by_slm else 0, self.drafted)
         if by_slm and self.catch_up is not None:
@@ -108,7 +111,10 @@ class Auto(Program):
             self.missed, self.drafted = 0, self.drafted + 1
         elif self.reads_slm:
             self.missed += arm.drafts + 1  # at most
-        self.rounds[arm]()
+        if pauses and self.paused is not None:
+            self.paused()
+        else:
+            self.rounds[arm]()
         return choice
 
     def reported(self, outcome: Outcome) -> None:
@@ -119,7 +125,8 @@ class Auto(Program):
             self.missed -= arm.drafts + 1 - most
         texts, gained = outcome.texts, outcome.gained
         waited_for = [n for text, n in zip(texts, gained, strict=True) if text in choice.last]
-        progress = fmean(waited_for or gained or [0])
+        counted = waited_for or gained
+        progress = sum(counted) / max(len(counted), 1)
         found = [choice.found.get(text, 0) for text in texts]
         self.chooser.saw(arm, found, gained, progress, outcome.seconds, choice.catch_ups)
         self.found = dict(zip(texts, outcome.left, strict=True))
@@ -136,8 +143,7 @@ def auto_round(batch: Batch, num_drafts: int, proposer: Proposer | None, with_q:
         speculative_round(batch, proposer, num_drafts, with_q)
         if proposer.reads_slm:
             batch.own(read_by_slm).copy_((rows.length - 2).clamp_min(0))
-    nothing = batch.drafts(num_drafts, False).tokens[:, :0]
-    rows.report[:, PENDING].copy_(lookup(rows.tokens, rows.length, nothing))
+    rows.pending.copy_(lookup(rows.tokens, rows.length, batch.drafts(num_drafts, False).none))
 
 
 def catch_up_round(batch: Batch) -> None:
