@@ -68,7 +68,10 @@ def step(weights: Weights, rope: Tensor, eps: float, head_dim: int, group: int) 
     dtype, read = weights.norm.dtype, (torch.float32, torch.bfloat16)
     if dtype != torch.float32 or not (same and fits and linear.reads_plain(dtype)):
         return None
-    if weights.embedding.dtype not in read or not is_compiled(head_dim, dtype):
+    table = weights.embedding
+    if not (table.is_cpu and table.is_contiguous() and table.dtype in read):
+        return None
+    if not is_compiled(head_dim, dtype):
         return None
     module = import_module("hybridgen.kernels.step_numba")
     return module.Step(weights, rope, eps, head_dim, group)

@@ -157,7 +157,16 @@ def narrow(decoder: Decoder) -> None:
     object.__setattr__(decoder.weights, "head", head._replace(weight=head.weight[:, :width]))
 
 
-@pytest.mark.parametrize("change", [other, narrow], ids=["of two dtypes", "of an odd depth"])
+def strided(decoder: Decoder) -> None:
+    table = decoder.weights.embedding
+    apart = torch.stack((table, table), 1)[:, 0]
+    object.__setattr__(decoder.weights, "embedding", apart)
+
+
+forms = ["of two dtypes", "of an odd depth", "an embedding with gaps"]
+
+
+@pytest.mark.parametrize("change", [other, narrow, strided], ids=forms)
 def test_weights_of_other_forms_are_left_to_ops(change: Callable[[Decoder], None]) -> None:
     decoder = Decoder.from_model(random_model("llama"))
     change(decoder)
