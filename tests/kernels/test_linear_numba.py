@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybridgen.kernels import linear, linear_numba, numba_utils
 from hybridgen.kernels.linear_numba import gated, rms_norm
-from hybridgen.kernels.numba_utils import array, exp, rounded, wide
+from hybridgen.kernels.numba_utils import exp, rounded, wide
 from hybridgen.kernels.quantise import quantise
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -33,6 +33,11 @@ def _exp_of(x, y):
 def _copied(x, y):
     for i in range(len(x)):
         y[i] = rounded(wide(x[i]), y)
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """Of bfloat16 the bits, as uint16."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 def test_the_exponential() -> None:
