@@ -1,4 +1,4 @@
-"""All layers of a decoder and its head on a CPU in one call, by one team of threads.
+"""A decoder from tokens to logits on a CPU in one call, by one team of threads.
 
 The parts are those of the ops of `linear.py` and `attention.py`, called by their addresses, and
 give the same bits. An op costs 10 to 20 us beside its work, and threads are woken for each product,

@@ -89,7 +89,7 @@ class Auto(Program):
             arm: batch.round(auto_round, arm.drafts, *by.get(arm.drafter, (None, False)))
             for arm in experience.costs.arms
         }
-        # Between the rounds of a small model on a CPU a lookup takes longer than on a GPU.
+        # On a CPU nothing else runs meanwhile: a lookup that finds nothing only adds to the round.
         self.paused = batch.round(single_round, SOURCE_LLM) if batch.by_host else None
         self.catch_up = batch.round(catch_up_round) if self.reads_slm else None
         self.found: Mapping[int, int] = {}
