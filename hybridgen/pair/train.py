@@ -51,7 +51,9 @@ class Trainer:
 
     def llm(self) -> Qwen3ForCausalLM:
         """Stage one: the large model."""
-        model = models.build(models.llm_config(*self.vocabulary), self.recipe.seed)
+        model = self._given("llm") or models.build(
+            models.llm_config(*self.vocabulary), self.recipe.seed
+        )
         run = loop.Run(
             name="llm",
             model=model,
@@ -90,8 +92,10 @@ class Trainer:
         """Stage two: the small model, from the large one in bfloat16."""
         teacher = llm.bfloat16().requires_grad_(False)
         samples = self.samples(teacher)
-        model = models.build(models.slm_config(*self.vocabulary), self.recipe.seed)
-        models.inherit_embedding(model, teacher)
+        model = self._given("slm")
+        if model is None:
+            model = models.build(models.slm_config(*self.vocabulary), self.recipe.seed)
+            models.inherit_embedding(model, teacher)
         run = loop.Run(
             name="slm",
             model=model,
@@ -104,6 +108,10 @@ class Trainer:
             on_save=partial(self.publish, model, "slm"),
         )
         loop.fit(run, self.rank)
+
+    def _given(self, name: str) -> Qwen3ForCausalLM | None:
+        """The model to start from, in float32, where the recipe names a pair."""
+        return measure.load(self.recipe.start / name) if self.recipe.start else None
 
     def publish(self, model: Qwen3ForCausalLM, name: str) -> str:
         """Write the checkpoint so far, and say how good it is."""
@@ -146,7 +154,11 @@ def prepare(recipe: Recipe, work: Path) -> None:
     if (work / documents.FILE).exists():
         return
     corpus = data.load_corpus(max_files=recipe.max_files, packages=recipe.packages)
-    tokenizer = data.train_tokenizer(corpus)
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(recipe.start / "llm")
+        if recipe.start
+        else data.train_tokenizer(corpus)
+    )
     tokenizer.save_pretrained(work / "tokenizer")
     documents.save(documents.encode(tokenizer, corpus), work / documents.FILE)
 
@@ -171,6 +183,7 @@ def parse(arguments: list[str] | None) -> tuple[Recipe, Path, Path]:
     add("--out", type=Path, default=Path(__file__).parent, help="where the pair goes (%(default)s)")
     add("--work", type=Path, default=Path("build/pair"), help="restart files (%(default)s)")
     add("--packages", type=Path, help="a folder of packages' sources to learn from as well")
+    add("--start", type=Path, help="a folder with a pair to train on, instead of a new one")
     add("--seed", type=int, default=Recipe.seed, help="weights, batches, samples (%(default)s)")
     add("--processes", type=int, help=f"single-threaded trainers ({Recipe.processes})")
     for name in ("llm", "slm"):
@@ -180,7 +193,10 @@ def parse(arguments: list[str] | None) -> tuple[Recipe, Path, Path]:
     add("--smoke", action="store_true", help="a few steps on a few files, to see that all works")
     options = parser.parse_args(arguments)
     recipe = replace(
-        SMOKE if options.smoke else Recipe(), seed=options.seed, packages=options.packages
+        SMOKE if options.smoke else Recipe(),
+        seed=options.seed,
+        packages=options.packages,
+        start=options.start,
     )
     if options.processes:
         recipe = replace(recipe, processes=options.processes)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,6 +63,27 @@ def test_a_finished_run_is_not_trained_again(smoke: Path) -> None:
     after = torch.load(smoke / "work" / "slm.0.pt", weights_only=True)
     assert after["step"] == before["step"]
     assert all(torch.equal(after["model"][k], before["model"][k]) for k in before["model"])
+
+
+def test_a_run_may_start_from_a_pair(smoke: Path) -> None:
+    """Of its tokenizer and shapes, and near its weights after one step; with others of its own."""
+    start, out = smoke / "out", smoke / "further"
+    options = ["--smoke", "--start", str(start), "--seed", "1", "--llm-steps", "1"]
+    options += ["--slm-steps", "1", "--work", str(smoke / "further_work"), "--out", str(out)]
+    threads = torch.get_num_threads()
+    train.main(options)
+    torch.set_num_threads(threads)
+    for name in ("llm", "slm"):
+        tokenizers = [(folder / name / "tokenizer.json").read_bytes() for folder in (start, out)]
+        assert tokenizers[0] == tokenizers[1]
+        before, after = (load_file(f / name / "model.safetensors") for f in (start, out))
+        assert before.keys() == after.keys()
+        for key, weight in before.items():
+            assert similarity(weight, after[key]) > 0.99, key
+
+
+def similarity(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.cosine_similarity(a.flatten().float(), b.flatten().float(), 0).item()
 
 
 def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
