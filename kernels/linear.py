@@ -42,7 +42,7 @@ PACKED_ROWS = 8  # a hint: the layout serves any number of rows
 FEW_ROWS = 64  # up to which compiled products are about as fast as the library's, or faster
 STEP = 16  # numbers of a row that a compiled product reads at a time: depths are multiples of it
 INT8_ROWS = 16  # up to which torch's kernel for int8 weights is used where a scale allows it
-WIDENED = 1 << 18  # numbers of a weight that are widened at a time: 1 MB, which stays in a cache
+WIDENED = 1 << 20  # numbers of a weight that are widened at a time: in fewer a product is slower
 SERIAL = 32768  # elements from which torch shares an elementwise op among threads
 
 
