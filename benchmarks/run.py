@@ -77,13 +77,17 @@ class Opened:
         sources = {"llm": (pair.llm, self.generator.llm)}
         if pair.slm is not None and self.generator.slm is not None:
             sources["slm"] = (pair.slm, self.generator.slm)
-        self.dtypes = {
-            name: str(model.dtype).removeprefix("torch.") for name, (_, model) in sources.items()
+        # A peer computes everything in what we may compute prompts alone in: it has no other way to
+        # read bfloat16 weights. The coarser of the two is also what a text has to be judged by.
+        dtypes = {
+            name: getattr(model, "prompt_dtype", model.dtype)
+            for name, (_, model) in sources.items()
         }
+        self.dtypes = {name: str(each).removeprefix("torch.") for name, each in dtypes.items()}
         self.place = run.place._replace(dtype=self.dtypes["llm"], slm_dtype=self.dtypes.get("slm"))
         self.judge = Judge(
             {
-                name: load_model(source, "checkpoint", model.device, model.dtype)
+                name: load_model(source, "checkpoint", model.device, dtypes[name])
                 for name, (source, model) in sources.items()
             }
         )

@@ -69,6 +69,7 @@ class Decoder:
         self.generation_config = generation_config
         self.batch_invariant = batch_invariant
         self._capture: Capture | None = None
+        self._prompt_dtype: torch.dtype | None = None
         self._step: Any = None  # see `step.step`
         self.vocab_size = weights.head.weight.shape[0]
         self.head_dim = head_dim(config)
@@ -157,6 +158,11 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         return self.weights.dtype
+
+    @property
+    def prompt_dtype(self) -> torch.dtype:
+        """What the products of prompts that are longer than a step are computed in."""
+        return self._prompt_dtype or self.dtype
 
     @property
     def quantised(self) -> str | None:
@@ -249,6 +255,10 @@ class Decoder:
         at = torch.tensor([start], dtype=torch.int64, device="cpu")
         self._step.fill(tokens, at, self.cache[:, :, :, row : row + 1].unbind())
 
+    def read_prompts_in(self, dtype: torch.dtype) -> None:
+        """Make ``dtype`` the `prompt_dtype`, on a CPU."""
+        self._prompt_dtype, self._threads = dtype, 0
+
     def capture_prompts(self, capture: Capture | None) -> None:
         """Read short prompts by graphs that ``capture`` makes; None: by none."""
         self._capture, self._threads = capture, 0
@@ -327,7 +337,7 @@ class Decoder:
         if self._threads == threads:
             return
         self._threads, self._tile, self._block = threads, 1, 1 << 30
-        self._prompts = PromptReader(self.weights, self.eps, self._capture)
+        self._prompts = PromptReader(self.weights, self.eps, self._capture, self.prompt_dtype)
         if self.device.type != "cpu":
             return
         self._prompts.find_classes()

@@ -9,6 +9,7 @@ checkpoint runs unless the caller says ``trust_remote_code=True``.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -25,7 +26,7 @@ from hybridgen.checks import shown
 from hybridgen.engine import checkpoint
 from hybridgen.engine.cache import CacheLayout, Footprint
 from hybridgen.engine.decoder import Decoder, cache_layout
-from hybridgen.engine.dtypes import default_dtype, int8_dtype, is_narrow, kept_dtype
+from hybridgen.engine.dtypes import default_dtype, int8_dtype, is_narrow, kept_dtype, prompt_dtype
 from hybridgen.engine.families import FAMILIES, check, check_can_run, lacking
 from hybridgen.engine.keys import check_headers, check_keys
 from hybridgen.engine.placement import bytes_as_int8, bytes_to_load, check_whole, final_device
@@ -95,7 +96,7 @@ class Found:
                 f"{argument}='int8' takes a model that the native decoder runs, which "
                 f"{shown(self.name)} is not: {self.reason}"
             )
-        dtype = int8_dtype if self._is_checkpoint else self.dtype
+        dtype = partial(int8_dtype, self.module) if self._is_checkpoint else self.dtype
         return replace(self, int8=argument, dtype=dtype)
 
     @property
@@ -182,6 +183,9 @@ class Found:
                 decoder.quantise(place if is_ours else decoder.device)
             elif is_ours:
                 decoder.pack()
+            if dtype is None and self._is_checkpoint:
+                narrow = kept != chosen or self.int8 is not None
+                decoder.read_prompts_in(prompt_dtype(chosen, decoder.device, narrow))
         return decoder
 
 
@@ -198,16 +202,18 @@ def look(
         return _look_at_loaded(model, argument)
     with named(argument, model):
         plan = _plan(model, trust_remote_code, _check_config)
+        narrow = is_narrow(plan.blueprint, {header.dtype for header in plan.headers.values()})
+        facts = _facts(plan.blueprint)
         return Found(
             argument,
             str(model),
             plan.config,
             lacking(plan.config),
-            _facts(plan.blueprint),
-            plan.dtype,
+            facts,
+            partial(plan.dtype, narrow=narrow and facts is None),
             plan.blueprint,
             lambda *place: (plan.build(*place), True),
-            narrow=is_narrow(plan.blueprint, {header.dtype for header in plan.headers.values()}),
+            narrow=narrow,
         )
 
 
@@ -276,7 +282,7 @@ def load_model(
     place = torch.device(device)
     with named(argument, model):
         plan = _plan(model, trust_remote_code, lambda config: None)
-        return plan.build(place, dtype or plan.dtype(place))
+        return plan.build(place, dtype or plan.dtype(place, narrow=False))
 
 
 @contextmanager
@@ -316,8 +322,8 @@ class _Plan:
     blueprint: PreTrainedModel
     headers: dict[str, checkpoint.Header]
 
-    def dtype(self, device: torch.device) -> torch.dtype:
-        return default_dtype(sum(p.numel() for p in self.blueprint.parameters()), device)
+    def dtype(self, device: torch.device, narrow: bool) -> torch.dtype:
+        return default_dtype(sum(p.numel() for p in self.blueprint.parameters()), device, narrow)
 
     def build(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
         auto: Any = type(self.blueprint)

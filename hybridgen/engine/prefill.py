@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hybridgen.engine.prompt_graphs import SLOTS, Capture, PromptGraph, slot, space_for
 from hybridgen.engine.rope import rotations
-from hybridgen.engine.weights import Weights
+from hybridgen.engine.weights import Linear, Weights
 from hybridgen.kernels.block_sizes import size_classes
 from hybridgen.kernels.cache_write import cache_write
 from hybridgen.kernels.layers import embed, normalize
@@ -153,22 +153,32 @@ class PromptReader:
     """Reads prompts with ``weights``, which give their device and dtype; eps is that of norms.
 
     capture  None: no prompt is read by graphs. A graph is captured when it is first needed.
+    dtype    of the products and of attention, where it is not the weights'; all else stays
     """
 
-    def __init__(self, weights: Weights, eps: float, capture: Capture | None = None) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        eps: float,
+        capture: Capture | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.weights, self.eps, self.capture = weights, eps, capture
+        self._multiplied = dtype or weights.dtype
         self._graphs: dict[int, PromptGraph] = {}
         self._space: Tensor | None = None
         cpu = weights.embedding.is_cpu
         self.sizes = CPU if cpu else GPU
-        self.dtype = _attention_dtype(weights.dtype) if cpu else weights.dtype
+        self.dtype = _attention_dtype(self._multiplied) if cpu else weights.dtype
         self._classes: Classes | None = None
 
     def find_classes(self) -> Classes:
         """Which blocks keep a row's bits, tried out in the first call."""
         if self._classes is None:
-            products = self.weights.layers[0].products
-            self._classes = size_classes(products, self.sizes.blocks, self.weights.dtype)
+            products: Sequence[Linear] = self.weights.layers[0].products
+            if self._multiplied != self.weights.dtype:
+                products = [linear._replace(bias=None) for linear in products]
+            self._classes = size_classes(products, self.sizes.blocks, self._multiplied)
         return self._classes
 
     def read(
@@ -243,7 +253,7 @@ class PromptReader:
         seen = None
         turns = rotations([layer.rotates for layer in layers], cos, sin)
         for layer, cache, (cos, sin) in zip(layers, caches, turns, strict=True):
-            qkv = product(normed(x, layer.input_norm, eps), *layer.qkv)
+            qkv = self._product(normed(x, layer.input_norm, eps), layer.qkv)
             if seen is None:
                 width = qkv.shape[1] - 2 * cache.shape[1] * cache.shape[4]
                 seen = qkv.new_zeros(len(qkv), width)  # padding stays zero
@@ -259,9 +269,16 @@ class PromptReader:
                     seen[part].view(output.shape).copy_(output)
             if layer is layers[-1]:
                 return
-            x = product(seen, *layer.output).add_(x)
-            both = product(normed(x, layer.mlp_norm, eps), *layer.gate_up)
-            x = product(gated(both), *layer.down).add_(x)
+            x = self._product(seen, layer.output).add_(x)
+            both = self._product(normed(x, layer.mlp_norm, eps), layer.gate_up)
+            x = self._product(gated(both), layer.down).add_(x)
+
+    def _product(self, x: Tensor, linear: Linear) -> Tensor:
+        """Of x [R, H], in x's dtype; sums are float32, the bias is added after any rounding."""
+        if self._multiplied == x.dtype:
+            return product(x, *linear)
+        y = product(x.to(self._multiplied), linear.weight, None, linear.scale).to(x.dtype)
+        return y if linear.bias is None else y.add_(linear.bias)
 
     def _embed(self, block: Block, tokens: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream [rows, H] before the first layer, and the tokens' rotary rows."""

@@ -9,6 +9,7 @@ from tiny_models import CONFIGS, at, random_model, random_tokens, reference_logi
 from transformers import AutoModelForCausalLM
 
 from hybridgen import HybridGenerator
+from hybridgen.engine import dtypes
 from hybridgen.engine.cache import Arena
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.loading import load, look
@@ -60,6 +61,35 @@ def test_a_prompt_is_read_in_float32(tmp_path: Path) -> None:
         decoder(tokens[:, i : i + 8], at(i))
     written = [cache[..., :200, :] for cache in caches]
     torch.testing.assert_close(*written, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "granite"])  # with biases, and with multipliers
+@pytest.mark.parametrize("int8", [False, True], ids=["narrow", "int8"])
+def test_a_processor_with_bfloat16_reads_prompts_in_it(
+    family: str, int8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the caller names no dtype: steps stay float32, and prompts as long as one."""
+    monkeypatch.setattr(dtypes, "cpu_has_bfloat16", lambda: True)
+    random_model(family, torch.bfloat16).save_pretrained(tmp_path)
+    model = look(tmp_path, "llm_model_id")
+    found = model.as_int8("llm_weights") if int8 else model
+    read = {}
+    for dtype in (None, torch.float32):
+        decoder = found.load(CPU, dtype)
+        assert isinstance(decoder, Decoder)
+        assert decoder.dtype == torch.float32
+        assert decoder.prompt_dtype == (dtype or torch.bfloat16)
+        decoder.bind(Arena([decoder.cache_layout()], 2, 256, "cpu").caches[0])
+        tokens = random_tokens(2, 200)
+        decoder.prefill(tokens, [200, linear.FEW_ROWS])
+        cache = decoder.cache.clone()
+        read[dtype] = [
+            cache[..., row, :count, :] for row, count in ((0, 200), (1, linear.FEW_ROWS))
+        ]
+    (long, short), (wide_long, wide_short) = read[None], read[torch.float32]
+    assert torch.equal(short, wide_short)
+    off = (long - wide_long).abs().max() / wide_long.std()
+    assert 1e-3 < off < 0.1  # roundings of 2 ** -9 of what is summed
 
 
 def test_it_takes_half_the_memory_and_says_so_before(tmp_path: Path) -> None:

@@ -48,11 +48,18 @@ def kept(decoder: Decoder, row: int, length: int) -> Tensor:
     return decoder.cache[:, :, :, row, :length].clone()
 
 
-def wide(dtype: torch.dtype, packed: bool, rows: int) -> Decoder:
-    """A decoder of two layers with a cache of NaN, at whose widths libraries switch kernels."""
-    decoder = Decoder.from_model(random_model("qwen3", dtype, **WIDE))
+def wide(
+    dtype: torch.dtype, packed: bool, rows: int, computed: torch.dtype | None = None
+) -> Decoder:
+    """A decoder of two layers with a cache of NaN, at whose widths libraries switch kernels.
+
+    computed   other than ``dtype``: prompts are read in that, all else is computed in this
+    """
+    decoder = Decoder.from_model(random_model("qwen3", dtype, **WIDE), dtype=computed)
     if packed:
         decoder.pack()
+    if computed:
+        decoder.read_prompts_in(dtype)
     arena = Arena([decoder.cache_layout()], rows, 768, "cpu")
     decoder.bind(arena.caches[0].fill_(torch.nan))
     return decoder
@@ -184,16 +191,32 @@ def test_bfloat16_is_as_near_to_the_truth_as_transformers() -> None:
 # --- bits ---
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype, packed, computed",
+    [
+        (torch.float32, False, None),
+        (torch.float32, True, None),
+        (torch.bfloat16, False, None),
+        (torch.bfloat16, True, None),
+        pytest.param(
+            torch.bfloat16,
+            False,
+            torch.float32,
+            marks=pytest.mark.skipif(
+                not linear.reads_plain(torch.float32), reason="no compiled products"
+            ),
+        ),
+    ],
+    ids=["float32", "float32 packed", "bfloat16", "bfloat16 packed", "bfloat16 in float32"],
+)
 def test_a_prompt_has_its_bits_whatever_it_is_read_with(
-    dtype: torch.dtype, packed: bool, threads: int
+    dtype: torch.dtype, packed: bool, computed: torch.dtype | None, threads: int
 ) -> None:
     """Alone, with others, in any order, into any row, over whatever stood there."""
     # Threads that share cores with other work wait long for each other: fewer prompts for two.
     lengths = (1, 15, 33, 100, 140, 256, 300, 513)[:: 1 if threads == 1 else 3]
     prompts = [random_tokens(1, n, seed=n)[0] for n in lengths]
-    decoder = wide(dtype, packed, rows=9)
+    decoder = wide(dtype, packed, 9, computed)
     alone = []
     for prompt in prompts:
         read(decoder, [prompt])
