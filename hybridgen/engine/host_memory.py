@@ -7,7 +7,9 @@ loading a model frees nearly as much as it keeps.
 import ctypes
 import mmap
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,3 +42,31 @@ def give_back_what_is_free() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_what_files_hold(tensors: Iterable[Tensor]) -> None:
+    """Of the files that ``tensors`` are mapped from: what is read again comes from them again.
+
+    To load a checkpoint is to read all of it, and where products were fused their parts have been
+    copied. Files that anybody has written to in memory alone are left as they are.
+    """
+    if sys.platform != "linux":
+        return
+    addresses = [tensor.data_ptr() for tensor in tensors if tensor.is_cpu and not tensor.is_mkldnn]
+    with suppress(AttributeError, OSError, ValueError):
+        for first, end in _unchanged_files():
+            if any(first <= address < end for address in addresses):
+                place, length = ctypes.c_void_p(first), ctypes.c_size_t(end - first)
+                ctypes.CDLL(None).madvise(place, length, mmap.MADV_DONTNEED)
+
+
+def _unchanged_files() -> Iterator[tuple[int, int]]:
+    """The addresses of mapped files of which nothing was written to, or not to the file."""
+    place = (0, 0)
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):  # addresses, rights, offset, device, inode, perhaps a path
+            first, end = (int(address, 16) for address in name.split("-"))
+            place = (first, end) if rest[3] != "0" else (0, 0)
+        elif name == "Anonymous:" and rest[0] == "0" and place != (0, 0):
+            yield place

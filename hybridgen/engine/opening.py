@@ -8,7 +8,7 @@ from hybridgen.checks import check_choice, check_int
 from hybridgen.engine.cache import demand
 from hybridgen.engine.decoder import Decoder
 from hybridgen.engine.forks import begin_to_load
-from hybridgen.engine.host_memory import give_back_what_is_free
+from hybridgen.engine.host_memory import give_back_what_files_hold, give_back_what_is_free
 from hybridgen.engine.loading import NAMES, Found, look
 from hybridgen.engine.pair import SLACK, Pair
 from hybridgen.engine.room import check_room
@@ -45,13 +45,20 @@ class Looked(NamedTuple):
         needed = demand(footprints, max_batch_size, positions + SLACK, device)
         check_room(needed, max_batch_size, positions)
         slm = None if self.slm is None else self.slm.load(device, dtype, batch_invariant=False)
-        give_back_what_is_free()
+        give_back(slm)
         llm = self.llm.load(device, dtype)
-        give_back_what_is_free()
+        give_back(llm)
         return Loaded(slm, llm, Pair(slm, llm, max_batch_size, positions))
 
 
 Runs = Decoder | TransformersDecoder
+
+
+def give_back(model: Runs | None) -> None:
+    """What loading ``model`` took and does not need."""
+    give_back_what_is_free()
+    if isinstance(model, Decoder):
+        give_back_what_files_hold(model.weights.tensors())
 
 
 class Loaded(NamedTuple):

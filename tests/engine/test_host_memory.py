@@ -2,14 +2,22 @@
 
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import random_model
 
 from hybridgen.engine.cache import Arena, CacheLayout
-from hybridgen.engine.host_memory import give_back_what_is_free, untouched_zeros
+from hybridgen.engine.host_memory import (
+    give_back_what_files_hold,
+    give_back_what_is_free,
+    untouched_zeros,
+)
+from hybridgen.kernels.linear import reads_plain
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -63,3 +71,53 @@ def test_what_was_freed_between_what_is_used_goes_back() -> None:
     del blocks[::2]
     give_back_what_is_free()
     assert full - resident() > 100 * MB
+
+
+def test_a_files_pages_go_and_come_again(tmp_path: Path) -> None:
+    save_file({"a": torch.full((16 * MB,), 3.0)}, tmp_path / "a.safetensors")
+    mapped = load_file(tmp_path / "a.safetensors")["a"]
+    assert mapped.sum() == 3.0 * 16 * MB  # in memory now
+    full = resident()
+    give_back_what_files_hold([mapped])
+    assert full - resident() > 60 * MB
+    assert (mapped == 3.0).all()
+    mapped[5] = 7.0  # in this process alone: no file has it
+    full = resident()
+    give_back_what_files_hold([mapped])
+    assert abs(full - resident()) < 4 * MB
+    assert mapped[5] == 7.0
+
+
+@pytest.mark.skipif(not reads_plain(torch.float32), reason="weights are not kept as they lie")
+def test_a_checkpoint_takes_little_more_than_its_weights(tmp_path: Path) -> None:
+    """Though half of it was copied, where products were fused; before it is used and after."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    wide = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 8}
+    for folder in (first, second):
+        random_model("llama", torch.bfloat16, **wide).save_pretrained(folder)
+    weights = (second / "model.safetensors").stat().st_size
+    assert weights > 90 * MB
+    # In a process of its own: in this one what other tests have freed may be taken again.
+    command = [sys.executable, "-c", LOAD_AND_STEP, str(first), str(second)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    loaded, used = (int(word) / weights for word in told.split())
+    assert loaded < 0.8 and used < 1.1, (loaded, used)
+
+
+LOAD_AND_STEP = """
+import os, sys, torch
+from pathlib import Path
+from hybridgen.engine.opening import look_at
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+held = []
+for folder in sys.argv[1:]:  # the first compiles what the second uses
+    before = resident()
+    llm = look_at(None, folder).load(torch.device("cpu"), torch.float32, 1, 64).llm
+    loaded = resident()
+    held.append(llm)
+    llm(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+print(loaded - before, resident() - before)
+"""
