@@ -16,7 +16,7 @@ tags: [speculative-decoding, qwen3, code]
 # The embedded pair
 
 Two small Qwen3 models over one vocabulary, made for each other: `llm` ({llm_m:.1f}M parameters) has
-read Python's standard library, and `slm` ({slm_m:.2f}M) was distilled from it to draft for it. They
+read {sources}, and `slm` ({slm_m:.2f}M) was distilled from it to draft for it. They
 let `hybridgen` run, and be tested, on any machine and without a download. They complete text that
 looks like the standard library; they do not answer questions, and their code is not to be
 trusted. Both folders are ordinary transformers checkpoints in bfloat16:
@@ -67,11 +67,7 @@ separates documents and ends a text; there is no bos token.
 
 ## Recipe
 
-This pair was trained for about two hours on two CPU cores. Its schedules followed the clock
-(`--llm-minutes 55 --slm-minutes 43`) through several restarts, with samples added in between and
-the SLM's schedule extended twice. `python -m hybridgen.pair.train` now trains a larger pair for
-longer, by this recipe.
-
+{start}\
 Muon on the hidden matrices and AdamW on the embedding and the norms, a linear decay to zero, weight
 decay 0.1, bfloat16 autocast. Documents are shuffled, packed, and cut at another random phase in
 every epoch; windows grow from 256 to 512 to 1,024 tokens. The SLM then minimises the forward KL
@@ -85,6 +81,22 @@ Drawn at temperature 0.6, top-k 20, top-p 0.95, one each and not chosen. The pro
 to the mark `▶`.
 {samples}"""
 
+
+FIRST = """\
+This pair was trained for about two hours on two CPU cores. Its schedules followed the clock
+(`--llm-minutes 55 --slm-minutes 43`) through several restarts, with samples added in between and
+the SLM's schedule extended twice. `python -m hybridgen.pair.train` now trains a larger pair for
+longer, by this recipe.
+
+"""
+
+FURTHER = """\
+This pair was trained on two CPU cores, for about two hours on the standard library alone (`llm` in
+{llm[steps]:,} steps, `slm` in {slm[steps]:,}), and then from there on (`--start`), the packages
+beside it, for the rest of the steps. `python -m hybridgen.pair.train` without a start trains a
+larger pair by this recipe.
+
+"""
 
 COMPLETIONS = """
 Of {count} texts from `{prompt}` at the recommended sampling {parse} are Python that parses (apart
@@ -113,6 +125,8 @@ def render(metrics: dict[str, Any]) -> str:
         "shapes": _shapes(metrics),
         "packages": _packages(metrics["packages"]) if "packages" in metrics else "",
         "completions": "",
+        "sources": _sources(metrics),
+        "start": FURTHER.format(**metrics["start"]) if "start" in metrics else FIRST,
     }
     if "completions" in metrics:
         parts["completions"] = COMPLETIONS.format(**metrics["completions"])
@@ -126,6 +140,13 @@ def render(metrics: dict[str, Any]) -> str:
         rows="\n".join(_row(label, entry) for label, entry in metrics["speculation"].items()),
         samples="".join(_sample(entry) for entry in metrics["samples"]),
     )
+
+
+def _sources(metrics: dict[str, Any]) -> str:
+    if "packages" not in metrics:
+        return "Python's standard library"
+    count = sum(1 for source in metrics["packages"]["sources"] if source["files"])
+    return f"Python's standard library and sources of {count} packages"
 
 
 def _shapes(metrics: dict[str, Any]) -> str:

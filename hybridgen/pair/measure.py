@@ -58,6 +58,13 @@ def measure(folder: Path, work: Path, recipe: Recipe) -> dict[str, Any]:
             "steps": steps,
             "tokens_seen": steps * tokens_a_step(phases[name]),
         }
+    if recipe.start and (recipe.start / "metrics.json").exists():
+        before = json.loads((recipe.start / "metrics.json").read_text(encoding="utf-8"))
+        counts = ("steps", "tokens_seen")
+        metrics["start"] = {n: {key: before[n][key] for key in counts} for n in pair}
+        for name, counted in metrics["start"].items():
+            for key, count in counted.items():
+                metrics[name][key] += count
     if recipe.packages:
         metrics["packages"] = packages_metrics(pair, tokenizer, parts, recipe)
     starts = data.windows(held_out, evaluate.PROMPT_LENGTH, np.random.default_rng(recipe.seed))

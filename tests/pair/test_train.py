@@ -73,6 +73,9 @@ def test_a_run_may_start_from_a_pair(smoke: Path) -> None:
     threads = torch.get_num_threads()
     train.main(options)
     torch.set_num_threads(threads)
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["llm"]["steps"] == metrics["start"]["llm"]["steps"] + 1 == 3 + 1
+    assert (out / "README.md").read_text(encoding="utf-8") == card.render(metrics)
     for name in ("llm", "slm"):
         tokenizers = [(folder / name / "tokenizer.json").read_bytes() for folder in (start, out)]
         assert tokenizers[0] == tokenizers[1]
