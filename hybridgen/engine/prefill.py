@@ -28,6 +28,7 @@ from hybridgen.kernels.block_sizes import size_classes
 from hybridgen.kernels.cache_write import cache_write
 from hybridgen.kernels.layers import embed, normalize
 from hybridgen.kernels.linear import gated, product
+from hybridgen.kernels.processor import cpu_has_amx
 from hybridgen.kernels.prompt_attention import Masks, prompt_attention
 
 Classes = Sequence[tuple[int, ...]]
@@ -137,10 +138,11 @@ def _size(count: int, sizes: tuple[int, ...], run: int) -> int:
 def _attention_dtype(dtype: torch.dtype) -> torch.dtype:
     """What a CPU computes a prompt's attention in, for a model of ``dtype``.
 
-    torch's attention is twice as fast in bfloat16 as in float32, but its kernel for AMX needs the
-    vector instructions of AVX-512 beside it; in float16 it is slower.
+    torch's attention is twice as fast in bfloat16 as in float32 where there is AMX, but its kernel
+    needs the vector instructions of AVX-512 beside it; elsewhere it is as fast in float32, or
+    faster, and in float16 it is slower.
     """
-    fast = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    fast = cpu_has_amx() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return dtype if dtype == torch.bfloat16 and fast else torch.float32
 
 
@@ -153,7 +155,8 @@ class PromptReader:
     """Reads prompts with ``weights``, which give their device and dtype; eps is that of norms.
 
     capture  None: no prompt is read by graphs. A graph is captured when it is first needed.
-    dtype    of the products and of attention, where it is not the weights'; all else stays
+    dtype    of the products, their results and attention, where it is not the weights'; the
+             residual stream and its norms stay
     """
 
     def __init__(
@@ -269,15 +272,15 @@ class PromptReader:
                     seen[part].view(output.shape).copy_(output)
             if layer is layers[-1]:
                 return
-            x = self._product(seen, layer.output).add_(x)
+            x.add_(self._product(seen, layer.output))
             both = self._product(normed(x, layer.mlp_norm, eps), layer.gate_up)
-            x = self._product(gated(both), layer.down).add_(x)
+            x.add_(self._product(gated(both), layer.down))
 
     def _product(self, x: Tensor, linear: Linear) -> Tensor:
-        """Of x [R, H], in x's dtype; sums are float32, the bias is added after any rounding."""
-        if self._multiplied == x.dtype:
+        """Of x [R, H] in any dtype; the result has that of the products."""
+        if self._multiplied == self.weights.dtype:
             return product(x, *linear)
-        y = product(x.to(self._multiplied), linear.weight, None, linear.scale).to(x.dtype)
+        y = product(x.to(self._multiplied), linear.weight, None, linear.scale)
         return y if linear.bias is None else y.add_(linear.bias)
 
     def _embed(self, block: Block, tokens: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,9 +17,9 @@ tags: [speculative-decoding, qwen3, code]
 
 Two small Qwen3 models over one vocabulary, made for each other: `llm` ({llm_m:.1f}M parameters) has
 read {sources}, and `slm`
-({slm_m:.2f}M) was distilled from it to draft for it. They let `hybridgen` run, and be tested, on any
-machine and without a download. They complete text that looks like what they have read; they do not
-answer questions, call functions that there never were, and their code is not to be
+({slm_m:.2f}M) was distilled from it to draft for it. They let `hybridgen` run, and be tested, on
+any machine and without a download. They complete text that looks like what they have read; they do
+not answer questions, they call functions that there never were, and their code is not to be
 trusted. Both folders are ordinary transformers checkpoints in bfloat16:
 
 ```python
