@@ -84,18 +84,14 @@ to the mark `▶`.
 
 
 FIRST = """\
-This pair was trained for about two hours on two CPU cores. Its schedules followed the clock
-(`--llm-minutes 55 --slm-minutes 43`) through several restarts, with samples added in between and
-the SLM's schedule extended twice. `python -m hybridgen.pair.train` now trains a larger pair for
-longer, by this recipe.
+`python -m hybridgen.pair.train` trains a pair by this recipe.
 
 """
 
 FURTHER = """\
-This pair was trained on two CPU cores, for about two hours on the standard library alone (`llm` in
-{llm[steps]:,} steps, `slm` in {slm[steps]:,}), and then from there on (`--start`), the packages
-beside it, for the rest of the steps. `python -m hybridgen.pair.train` without a start trains a
-larger pair by this recipe.
+This pair was trained further from another of its shapes and tokenizer (`--start`), whose `llm` had
+seen {llm[tokens_seen]:,} tokens in {llm[steps]:,} steps and whose `slm` {slm[tokens_seen]:,} in
+{slm[steps]:,}. `python -m hybridgen.pair.train` without a start trains a larger one by this recipe.
 
 """
 
