@@ -25,8 +25,8 @@ def default_dtype(parameters: int, device: torch.device, narrow: bool) -> torch.
         return torch.bfloat16
     if device.type != "cpu" or not cpu_has_bfloat16():
         return torch.float32
-    small = parameters <= SMALL_MODEL or (narrow and reads_plain(torch.float32))
-    return torch.float32 if small else torch.bfloat16
+    wide = parameters <= SMALL_MODEL or (narrow and reads_plain(torch.float32))
+    return torch.float32 if wide else torch.bfloat16
 
 
 def int8_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
