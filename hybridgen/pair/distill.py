@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3ForCausalLM
 
-from hybridgen.pair import data, texts
+from hybridgen.pair import attention, data, texts
 from hybridgen.pair.loop import Loss
 from hybridgen.pair.pretrain import logits
 
@@ -69,6 +69,8 @@ def distillation_loss(teacher: Qwen3ForCausalLM, student: Qwen3ForCausalLM, comp
     Half the weight is on the distributions at temperature 1, half on the sharper ones at 0.6: the
     small model cannot match everything, and the likeliest tokens are the ones that get accepted.
     """
+    attention.use(teacher)
+    attention.use(student)
 
     def loss(window: torch.Tensor) -> torch.Tensor:
         tokens = window[:, :-1]

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3ForCausalLM
 
+from hybridgen.pair import attention
 from hybridgen.pair.loop import Loss
 
 
@@ -15,6 +16,7 @@ def logits(model: Qwen3ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
 
 def next_token_loss(model: Qwen3ForCausalLM, compiled: bool) -> Loss:
     """Mean cross-entropy in nats of windows int64 [B, L + 1]."""
+    attention.use(model)
 
     def loss(window: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

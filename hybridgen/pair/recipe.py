@@ -16,7 +16,8 @@ SLM_BUDGET = Budget(8_000)
 class Recipe:
     """What to train; the defaults are a good pair's, with ``packages``.
 
-    ``start`` is a folder with a pair, llm and slm, to train on instead of a new one.
+    ``start`` is a folder with a pair, llm and slm, to train on instead of a new one; a trained pair
+    forgets less at a lower ``lr_scale``, the factor on every learning rate.
 
     A step reads the same number of tokens in every phase of a stage. Short windows come first:
     attention is a third of the work at 512, and what a young model learns is local anyway.
@@ -28,6 +29,7 @@ class Recipe:
     max_files: int | None = None
     packages: Path | None = None
     start: Path | None = None
+    lr_scale: float = 1.0
     llm_phases: tuple[Phase, ...] = (Phase(0.7, 32, 256), Phase(0.92, 16, 512), Phase(1.0, 8, 1024))
     llm_budget: Budget = LLM_BUDGET
     sample_count: int = 6144

@@ -63,6 +63,7 @@ class Trainer:
             budget=self.recipe.llm_budget,
             folder=self.work,
             seed=self.recipe.seed,
+            lr_scale=self.recipe.lr_scale,
             on_save=partial(self.publish, model, "llm"),
         )
         loop.fit(run, self.rank)
@@ -105,6 +106,7 @@ class Trainer:
             budget=self.recipe.slm_budget,
             folder=self.work,
             seed=self.recipe.seed + 1,
+            lr_scale=self.recipe.lr_scale,
             on_save=partial(self.publish, model, "slm"),
         )
         loop.fit(run, self.rank)
@@ -184,6 +186,12 @@ def parse(arguments: list[str] | None) -> tuple[Recipe, Path, Path]:
     add("--work", type=Path, default=Path("build/pair"), help="restart files (%(default)s)")
     add("--packages", type=Path, help="a folder of packages' sources to learn from as well")
     add("--start", type=Path, help="a folder with a pair to train on, instead of a new one")
+    add(
+        "--lr-scale",
+        type=float,
+        default=Recipe.lr_scale,
+        help="on the learning rates (%(default)s)",
+    )
     add("--seed", type=int, default=Recipe.seed, help="weights, batches, samples (%(default)s)")
     add("--processes", type=int, help=f"single-threaded trainers ({Recipe.processes})")
     for name in ("llm", "slm"):
@@ -197,6 +205,7 @@ def parse(arguments: list[str] | None) -> tuple[Recipe, Path, Path]:
         seed=options.seed,
         packages=options.packages,
         start=options.start,
+        lr_scale=options.lr_scale,
     )
     if options.processes:
         recipe = replace(recipe, processes=options.processes)
