@@ -23,9 +23,9 @@ from hybridgen.kernels.weights import bounded
 from hybridgen.profiling.measuring import Kind, Recorded
 from hybridgen.profiling.profile import ProfileResult, TokenProfile
 from hybridgen.request import Request
-from hybridgen.strategies.adaptive import MODEL
 from hybridgen.strategies.auto import Choice
 from hybridgen.strategies.base import RoundStrategy
+from hybridgen.strategies.estimates import MODEL
 from hybridgen.strategies.speculative import Speculative
 
 WRITERS = {SOURCE_SLM: "slm", SOURCE_LLM: "llm", SOURCE_LOOKUP: "lookup"}

@@ -19,188 +19,29 @@ of them rejected, that would still be less than START rounds and RISK of the tex
 Texts that are written side by side end when the last of them does. What a round is worth is what it
 gives the rows that are furthest from their limits; what it tells of survival, all of them tell.
 
-Where no drafts pay, the LLM goes on alone. The SLM, which reads nothing meanwhile, is asked again
-after a while, and after twice as long when that was in vain; all such probes, with what the SLM has
-missed, may cost no more than that same share. Lookups cost next to nothing: what is known of them
-is forgotten as they come up, until they are worth another try.
+Where no drafts pay, the LLM goes on alone. To weigh takes time too: as long as no more is found
+than there was then, it is done again after a rest, each longer than the one before. The SLM, which
+reads nothing meanwhile, is asked again after a while, and after twice as long when that was in
+vain; all such probes, with what the SLM has missed, may cost no more than that same share. Lookups
+cost next to nothing: what is known of them is forgotten as they come up, until they are worth
+another try.
 """
 
-import math
-from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
-LLM, MODEL, LOOKUP = "llm", "model", "lookup"
-REMEMBERED = 25  # rounds of an arm whose median is its time: times vary by a draft's own
+from hybridgen.kernels.lookup import MAX_NGRAM
+from hybridgen.strategies.estimates import ALONE, LOOKUP, MODEL, PRIOR, SURE, Arm, Costs, Survival
+
 TIMED = 2  # rounds of drafts that the first text of a pair begins with
-SURE = 3  # rounds after which a median stands by itself
-NOTICED = 0.01  # by what share a median must move for the estimates to follow it
 FORGET = 0.97  # of what is known of survival, a round
-LARGEST_UNIT = 1e9  # numbers in units are kept below what they would overflow at, by far
-PRIOR = 3.0  # trials that the prior is worth, and all that is known from another text or of old
-MODEL_PRIOR = 0.6
-LOOKUP_PRIOR = (0.0, 0.4, 0.5, 0.6, 0.8)  # by how many tokens were found
-STEP = {MODEL: 0.2, LOOKUP: 0.02}  # of an LLM round, a draft's time where nothing is known yet
 START, RISK = 1.5, 0.02  # rounds, and of the text, that drafts may lose: 3 % of 200 tokens
 HORIZON = 8  # rounds over which it pays that the SLM has caught up
 STAY = 0.2  # of a draft's time, what it is worth that the SLM keeps reading: coming back is dear
 FIRST_WAIT, LONGEST_WAIT = 24, 256  # rounds between probes of the SLM
-PAUSE = 3  # rounds of the LLM alone after which it is weighed again whether the SLM pays
+REST, LONGEST_REST = 2, 16  # rounds of the LLM alone before drafts are weighed again
 TIMING = 2  # rounds of the LLM in a row, of which the last is timed
 FEW, STALE, PATIENT, MARGIN = 8, 64, 4, 0.3  # rounds, their factor and tokens, see `choose`
 HOPE = 0.9  # survival that a probe hopes for
-
-
-class Arm(NamedTuple):
-    """``drafts`` tokens by ``drafter``: MODEL, LOOKUP, or LLM for none at all."""
-
-    drafter: str
-    drafts: int
-
-
-ALONE = Arm(LLM, 0)
-
-
-class Survival:
-    """How likely a draft is accepted where those before it were, from what has been.
-
-    Hits and trials are kept in units that grow, so that to forget is one division.
-    """
-
-    def __init__(self, prior: float, most: int) -> None:
-        self.prior = prior
-        self.hits, self.trials = [0.0] * most, [0.0] * most
-        self._unit = 1.0
-        self._gains: list[float] | None = None
-
-    def saw(self, accepted: int, drafts: int) -> None:
-        """So many of so many drafts were accepted."""
-        for i in range(min(accepted + 1, drafts)):
-            self.trials[i] += self._unit
-        for i in range(accepted):
-            self.hits[i] += self._unit
-        self._gains = None
-
-    def fade(self, share: float) -> None:
-        """Keep this share of the weight of what was seen."""
-        self._unit /= share
-        self._gains = None
-        if self._unit > LARGEST_UNIT:
-            self.hits = [hits / self._unit for hits in self.hits]
-            self.trials = [trials / self._unit for trials in self.trials]
-            self._unit = 1.0
-
-    def weaken(self, most: float) -> None:
-        """Let what was seen weigh no more than ``most`` trials of the first draft."""
-        if self.trials[0] > most * self._unit:
-            self.fade(most * self._unit / self.trials[0])
-
-    @property
-    def gains(self) -> list[float]:
-        """Tokens of a round with 0, 1, 2, ... drafts, the LLM's own among them."""
-        if self._gains is not None:
-            return self._gains
-        prior = PRIOR * self._unit
-        pooled = (sum(self.hits) + prior * self.prior) / (sum(self.trials) + prior)
-        gains, alive = [1.0], 1.0
-        for hits, trials in zip(self.hits, self.trials, strict=True):
-            alive *= (hits + prior * pooled) / (trials + prior)
-            gains.append(gains[-1] + alive)
-        self._gains = gains
-        return gains
-
-
-class Recent:
-    """The last `REMEMBERED` of some numbers, and their median without sorting them anew."""
-
-    def __init__(self) -> None:
-        self._last: deque[float] = deque()
-        self._ordered: list[float] = []
-
-    def __len__(self) -> int:
-        return len(self._last)
-
-    def add(self, number: float) -> None:
-        """Forget the first where there are too many."""
-        if len(self._last) == REMEMBERED:
-            del self._ordered[bisect_left(self._ordered, self._last.popleft())]
-        self._last.append(number)
-        insort(self._ordered, number)
-
-    @property
-    def typical(self) -> float:
-        """The median; of fewer than `SURE` the least."""
-        ordered, count = self._ordered, len(self._ordered)
-        if count < SURE:
-            return ordered[0]
-        half = count // 2
-        return ordered[half] if count % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-class Costs:
-    """Seconds of a round, by arm, and of a forward in which the SLM catches up.
-
-    Of one batch. A drafter's arms lie on a line in the number of drafts, from the LLM alone on; an
-    arm leaves it as far as its own rounds say so.
-    """
-
-    def __init__(self, arms: Iterable[Arm]) -> None:
-        self.arms = tuple(arms)
-        self.seconds = dict.fromkeys(self.arms, 1.0)
-        self._chains = {name: [arm for arm in self.arms if arm.drafter == name] for name in STEP}
-        self._seen: dict[Arm, Recent] = {}
-        self._typical: dict[Arm, float] = {}
-        self._counted: dict[Arm, int] = {}  # how many rounds that is of
-        self._caught_up: deque[float] = deque(maxlen=REMEMBERED)
-        self._settle()
-
-    def timed(self, arm: Arm) -> int:
-        """How many of the last rounds of this arm have been timed."""
-        return len(self._seen.get(arm, ()))
-
-    def took(self, arm: Arm, seconds: float, catch_ups: int = 0) -> None:
-        """A round took so long, with so many forwards before it in which the SLM caught up."""
-        if catch_ups:
-            self._caught_up.append(max(seconds - self.seconds[arm], 0.0) / catch_ups)
-            self._settle()
-            return
-        seen = self._seen.setdefault(arm, Recent())
-        seen.add(seconds)
-        count, typical, known = len(seen), seen.typical, self._typical.get(arm, 0.0)
-        # Between two rounds of a small model there is no time to weigh what has hardly changed.
-        if abs(typical - known) > NOTICED * known or count > 1.5 * self._counted[arm]:
-            self._typical[arm], self._counted[arm] = typical, count
-            self._settle()
-
-    def _settle(self) -> None:
-        typical, means = self._typical, {}
-        alone = typical.get(ALONE, math.inf)
-        for drafter, arms in self._chains.items():
-            weight = drafts = seconds = 0.0
-            for arm in arms:
-                if arm in typical:
-                    n = self._counted[arm] - 1  # a single round may have been a slow one
-                    weight += n
-                    drafts += n * arm.drafts
-                    seconds += n * typical[arm]
-            if weight:
-                means[drafter] = drafts / weight, seconds / weight
-                # Drafts never save time: what says so was a slow moment of the LLM.
-                alone = min(alone, seconds / weight)
-        if alone == math.inf:
-            alone = min(typical.values(), default=1.0)
-        self.seconds[ALONE] = alone
-        for drafter, arms in self._chains.items():
-            drafts, seconds = means.get(drafter, (1.0, (1 + STEP[drafter]) * alone))
-            step = (seconds - alone) / drafts
-            for arm in arms:
-                line, n = alone + step * arm.drafts, self.timed(arm)
-                own = typical.get(arm, line)
-                self.seconds[arm] = own if n >= SURE else min(own, line)
-            if drafter == MODEL:
-                self.catch_up = median([step, step, *self._caught_up])
 
 
 class Chooser:
@@ -223,7 +64,10 @@ class Chooser:
         self._idle, self._wait = 0, FIRST_WAIT
         self._round = self._alone = 0  # this round, and the last that the LLM alone was timed in
         self._timing = int(costs.timed(ALONE) < SURE)  # rounds of it to come
-        self._paused = 0  # rounds to come of the LLM alone
+        self._rest, self._resting = REST, 0  # how long the next rest is, and rounds to come of one
+        self._declined = 0  # tokens found with which the LLM alone was chosen
+        self._met = [0] * (MAX_NGRAM + 1)  # rounds of a rest, by how many tokens were found
+        self._took: float | None = None  # by one of them
         self._last: Arm | None = None
 
     def choose(self, found: Sequence[int], catch_ups: int) -> Arm:
@@ -237,49 +81,38 @@ class Chooser:
         take longer than with drafts: if the machine was slow then, drafts have looked cheap ever
         since. Where they gain more than MARGIN tokens, that is not done as often.
         """
+        self._count_rest()
         seconds, timed = self.costs.seconds, self.costs.timed
-        if self._timing or self.pauses(found):
+        if self._timing:
             return ALONE
         if timed(self._opener) < TIMED:
             return self._opener
-        alone = seconds[ALONE]
-        if timed(ALONE) < TIMED and alone >= seconds[self._opener]:
+        if timed(ALONE) < TIMED and seconds[ALONE] >= seconds[self._opener]:
             return ALONE
-        rate, left = self._rate(), (1 + START + RISK * self._written - self._lost) * alone
-        base = 1.0 - rate * alone
-        best, most = ALONE, base
-        if any(found):
-            gains = self._lookup_gains(found)
-            best, most = self._better(self._lookup, gains, rate, left, best, most)
-        if not self._model:
-            return best
-        owed = self.costs.catch_up * catch_ups
-        leave = owed / HORIZON - STAY * (seconds[self._model[0]] - alone)
-        chosen, value = self._better(
-            self._model, self.survival[MODEL].gains, rate, left - owed, best, most + rate * leave
-        )
-        if chosen is not best:
-            self._wait = FIRST_WAIT
-            doubtful = timed(ALONE) < SURE or seconds[chosen] < alone
-            patience = FEW if doubtful else STALE
-            if value - base >= MARGIN:
-                patience *= PATIENT
-            if self._round - self._alone <= patience:
-                return chosen
-            self._timing = TIMING
-            return ALONE
-        if self._idle >= self._wait and self._may_pay(rate, left, most, owed):
-            self._wait = min(2 * self._wait, LONGEST_WAIT)
-            self._probed += (seconds[self._model[0]] + owed) / alone - 1
-            self.survival[MODEL].weaken(PRIOR)
-            return self._model[0]
-        if best == ALONE:
-            self._paused = PAUSE
-        return best
+        chosen = self._weighed(found, catch_ups)
+        if chosen == ALONE and not self._timing:
+            self._declined, self._resting = max(found, default=0), self._rest
+            self._rest = min(2 * self._rest, LONGEST_REST)
+        return chosen
 
-    def pauses(self, found: Sequence[int]) -> bool:
-        """Whether the LLM goes on alone, as was chosen last, and nothing is found."""
-        return self._paused > 0 and not any(found)
+    def rests(self, found: int) -> bool:
+        """Whether the LLM goes on alone, as was chosen last, without anything being weighed.
+
+        A small model's round is too short to weigh after each what has hardly changed.
+
+        found    see `choose`; the most of all rows
+        """
+        if found > self._declined:
+            self._resting = 0
+        if not self._resting:
+            return False
+        self._resting -= 1
+        self._met[found] += 1
+        return True
+
+    def rested(self, seconds: float | None) -> None:
+        """A round of a rest took so long."""
+        self._took = seconds
 
     def saw(
         self,
@@ -308,8 +141,9 @@ class Chooser:
             took += catch_ups * self.costs.catch_up
             self._lost += took / self.costs.seconds[ALONE] - progress
         if arm == ALONE:
-            self._timing, self._paused = max(self._timing - 1, 0), max(self._paused - 1, 0)
-            self._alone = self._round
+            self._timing, self._alone = max(self._timing - 1, 0), self._round
+        else:
+            self._rest, self._resting = REST, 0
         self._last = arm
         for level in set(found):
             if level:
@@ -324,6 +158,60 @@ class Chooser:
                 known = self.survival.get(MODEL if arm.drafter == MODEL else level)
                 if tokens and known is not None:
                     known.saw(tokens - 1, arm.drafts)
+
+    def _weighed(self, found: Sequence[int], catch_ups: int) -> Arm:
+        """The arm whose round is worth most, see above, or a probe."""
+        seconds, timed = self.costs.seconds, self.costs.timed
+        alone = seconds[ALONE]
+        rate, left = self._rate(), (1 + START + RISK * self._written - self._lost) * alone
+        base = 1.0 - rate * alone
+        best, most = ALONE, base
+        if any(found):
+            gains = self._lookup_gains(found)
+            best, most = self._better(self._lookup, gains, rate, left, best, most)
+        if not self._model:
+            return best
+        owed = self.costs.catch_up * catch_ups
+        leave = owed / HORIZON - STAY * (seconds[self._model[0]] - alone)
+        chosen, value = self._better(
+            self._model, self.survival[MODEL].gains, rate, left - owed, best, most + rate * leave
+        )
+        if chosen is not best:
+            self._wait = FIRST_WAIT
+            doubtful = timed(ALONE) < SURE or seconds[chosen] < alone
+            patience = FEW if doubtful else STALE
+            if value - base >= MARGIN:
+                patience *= PATIENT
+            if self._round - self._alone <= patience:
+                return chosen
+            self._timing = TIMING
+            return ALONE
+        if self._idle >= self._wait and self._may_pay(rate, left, most, owed):
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+            self._probed += (seconds[self._model[0]] + owed) / alone - 1
+            self.survival[MODEL].weaken(PRIOR)
+            return self._model[0]
+        return best
+
+    def _count_rest(self) -> None:
+        """Learn from the rounds of the last rest, which gave a token each."""
+        rounds = sum(self._met)
+        if not rounds:
+            return
+        self._round += rounds
+        self._idle += rounds
+        self._alone, self._written = self._round, self._written + rounds
+        if self._took is not None:
+            self.costs.took(ALONE, self._took)
+            self._took = None
+        kept = FORGET**rounds
+        given = (1 - kept) / (1 - FORGET)
+        self._tokens = kept * self._tokens + given
+        self._seconds = kept * self._seconds + given * self.costs.seconds[ALONE]
+        for level, count in enumerate(self._met):
+            if level and count:
+                self.survival[level].fade(FORGET**count)
+            self._met[level] = 0
 
     def _lookup_gains(self, found: Sequence[int]) -> list[float]:
         """Tokens of a round with 0, 1, 2, ... looked up drafts, in the mean of the rows."""

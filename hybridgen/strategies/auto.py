@@ -20,18 +20,18 @@ from hybridgen.engine.state import integers, moved
 from hybridgen.engine.steps import feed
 from hybridgen.kernels.lookup import MAX_NGRAM, lookup
 from hybridgen.kernels.verify import SOURCE_LLM
-from hybridgen.strategies.adaptive import (
+from hybridgen.strategies.adaptive import Chooser
+from hybridgen.strategies.drafts import Proposer, speculative_round
+from hybridgen.strategies.estimates import (
     ALONE,
     LOOKUP,
     LOOKUP_PRIOR,
     MODEL,
     MODEL_PRIOR,
     Arm,
-    Chooser,
     Costs,
     Survival,
 )
-from hybridgen.strategies.drafts import Proposer, speculative_round
 from hybridgen.strategies.lookup import NgramDrafts
 from hybridgen.strategies.single import single_round
 
@@ -55,6 +55,9 @@ class Choice(NamedTuple):
     last: Collection[int] = ()
     catch_ups: int = 0
     drafted: int = 0
+
+
+REST = Choice(ALONE)  # as was chosen before, unweighed
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +92,6 @@ class Auto(Program):
             arm: batch.round(auto_round, arm.drafts, *by.get(arm.drafter, (None, False)))
             for arm in experience.costs.arms
         }
-        # On a CPU nothing else runs meanwhile: a lookup that finds nothing only adds to the round.
-        self.paused = batch.round(single_round, SOURCE_LLM) if batch.by_host else None
         self.catch_up = batch.round(catch_up_round) if self.reads_slm else None
         self.found: Mapping[int, int] = {}
         self.last: Collection[int] = ()
@@ -99,9 +100,12 @@ class Auto(Program):
 
     def enqueue(self) -> Choice:
         """Enqueue what pays most, and before that what the SLM needs for it."""
-        needed = -(-self.missed // MAX_FEED)
         found = [self.found[text] for text in self.last]
-        pauses = self.paused is not None and self.chooser.pauses(found)
+        if self.chooser.rests(max(found, default=0)):
+            self.missed += 1
+            self.rounds[ALONE]()
+            return REST
+        needed = -(-self.missed // MAX_FEED)
         arm = self.chooser.choose(found, needed)
         by_slm = self.reads_slm and arm.drafter == MODEL
         choice = Choice(arm, self.found, self.last, needed if by_slm else 0, self.drafted)
@@ -111,15 +115,16 @@ class Auto(Program):
             self.missed, self.drafted = 0, self.drafted + 1
         elif self.reads_slm:
             self.missed += arm.drafts + 1  # at most
-        if pauses and self.paused is not None:
-            self.paused()
-        else:
-            self.rounds[arm]()
+        self.rounds[arm]()
         return choice
 
     def reported(self, outcome: Outcome) -> None:
         """Learn from a round."""
+        self._reach(outcome)
         choice: Choice = outcome.name
+        if choice is REST:
+            self.chooser.rested(outcome.seconds)
+            return
         arm, most = choice.arm, max(outcome.gained, default=0)
         if self.reads_slm and arm.drafter != MODEL and choice.drafted == self.drafted:
             self.missed -= arm.drafts + 1 - most
@@ -129,9 +134,12 @@ class Auto(Program):
         progress = sum(counted) / max(len(counted), 1)
         found = [choice.found.get(text, 0) for text in texts]
         self.chooser.saw(arm, found, gained, progress, outcome.seconds, choice.catch_ups)
-        self.found = dict(zip(texts, outcome.left, strict=True))
-        furthest = max(outcome.to_come, default=0)
-        self.last = [text for text, n in zip(texts, outcome.to_come, strict=True) if n == furthest]
+
+    def _reach(self, outcome: Outcome) -> None:
+        self.found = dict(zip(outcome.texts, outcome.left, strict=True))
+        to_come = outcome.to_come
+        furthest = max(to_come, default=0)
+        self.last = [text for text, n in zip(outcome.texts, to_come, strict=True) if n == furthest]
 
 
 def auto_round(batch: Batch, num_drafts: int, proposer: Proposer | None, with_q: bool) -> None:

@@ -15,7 +15,6 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.request import Request
 from hybridgen.result import Stats
-from hybridgen.strategies.adaptive import LOOKUP, MODEL, Arm
 from hybridgen.strategies.auto import (
     MOST_DRAFTS,
     Auto,
@@ -27,6 +26,7 @@ from hybridgen.strategies.auto import (
 from hybridgen.strategies.base import RoundStrategy, Written
 from hybridgen.strategies.declarations import AUTO, SPECULATIVE, Declaration
 from hybridgen.strategies.drafts import Proposer, SlmDrafts, speculative_round
+from hybridgen.strategies.estimates import LOOKUP, MODEL, Arm
 
 
 class Speculative(RoundStrategy):

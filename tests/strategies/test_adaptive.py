@@ -13,10 +13,11 @@ from collections.abc import Mapping
 import pytest
 
 from hybridgen.engine.limits import MAX_FEED
-from hybridgen.strategies.adaptive import ALONE, LOOKUP, MODEL, Arm, Chooser, Costs, Survival
+from hybridgen.strategies.adaptive import LONGEST_REST, REST, Chooser
 from hybridgen.strategies.auto import LOOKUP_DRAFTS, MODEL_DRAFTS, Experience
 from hybridgen.strategies.auto import MOST_DRAFTS as MOST
 from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.estimates import ALONE, LOOKUP, MODEL, Arm, Costs, Survival
 from hybridgen.strategies.lookup import NgramDrafts
 
 TEXTS = 16
@@ -54,7 +55,11 @@ class Simulated:
         total, tokens, missed, found, before = 0.0, 0, -1, 0, None
         while tokens < self.tokens:
             needed = math.ceil(missed / MAX_FEED)
-            arm = chooser if isinstance(chooser, Arm) else chooser.choose([found], needed)
+            rests = isinstance(chooser, Chooser) and chooser.rests(found)
+            if isinstance(chooser, Chooser):
+                arm = ALONE if rests else chooser.choose([found], needed)
+            else:
+                arm = chooser
             needed = needed if arm.drafter == MODEL and not isinstance(chooser, Arm) else 0
             at = max(start for start in self.chance if start <= tokens)
             chance = self.chance[at] if arm.drafter == MODEL else self.found.get(found, 0.0)
@@ -68,7 +73,10 @@ class Simulated:
             if isinstance(chooser, Chooser):
                 slow = noise.choice([2, 5]) if noise.random() < OUTLIERS else 1
                 seconds = slow * took * math.exp(noise.gauss(0, NOISE))
-                chooser.saw(arm, [found], [gained], gained, seconds, needed)
+                if rests:
+                    chooser.rested(seconds)
+                else:
+                    chooser.saw(arm, [found], [gained], gained, seconds, needed)
             found = luck[tokens][1]
         return total
 
@@ -159,6 +167,65 @@ def test_times_that_are_unknown_leave_the_choice_open() -> None:
         arm = chooser.choose([0], 0)
         assert arm.drafts in (0, *MODEL_DRAFTS)
         chooser.saw(arm, [0, 0], [1, 1], 1, None)
+
+
+def rest(chooser: Chooser, found: int = 0) -> int:
+    """How many rounds in a row the LLM goes on unweighed."""
+    rounds = 0
+    while chooser.rests(found):
+        chooser.rested(1.0)
+        rounds += 1
+    return rounds
+
+
+def declining() -> Chooser:
+    """It has seen that no drafts pay, and for how long none is worth trying."""
+    known = Experience.of(NgramDrafts())
+    for _ in range(3):
+        for arm in known.costs.arms:
+            known.costs.took(arm, 1.0 + arm.drafts)
+    return Chooser(known.costs, known.survival)
+
+
+def test_where_no_drafts_pay_the_rests_grow() -> None:
+    chooser, rests = declining(), []
+    for _ in range(6):
+        assert chooser.choose([2], 0) == ALONE
+        chooser.saw(ALONE, [2], [1], 1, 1.0)
+        rests.append(rest(chooser, 2))
+    assert rests == [REST, 2 * REST, 4 * REST, 8 * REST, LONGEST_REST, LONGEST_REST]
+
+
+def test_what_is_found_beyond_that_ends_a_rest() -> None:
+    chooser = declining()
+    assert chooser.choose([2], 0) == ALONE
+    chooser.saw(ALONE, [2], [1], 1, 1.0)
+    assert chooser.rests(1) and not chooser.rests(3) and not chooser.rests(0)
+
+
+def test_a_round_of_drafts_makes_the_next_rest_short() -> None:
+    chooser = declining()
+    for arm in (ALONE, ALONE, ALONE, Arm(LOOKUP, 3), ALONE):
+        chooser.choose([2], 0)
+        chooser.saw(arm, [2], [1], 1, 1.0)
+        before = rest(chooser, 2)
+    assert before == REST
+
+
+def test_rounds_of_a_rest_count_as_if_they_had_been_weighed() -> None:
+    resting, weighing = declining(), declining()
+    for chooser in (resting, weighing):
+        chooser.choose([2], 0)
+        chooser.saw(ALONE, [2], [1], 1, 1.0)
+    for _ in range(REST):
+        assert resting.rests(2)
+        resting.rested(1.0)
+        weighing.saw(ALONE, [2], [1], 1, 1.0)
+    for chooser in (resting, weighing):
+        chooser.choose([2], 0)
+    for name in ("_tokens", "_seconds", "_written", "_round", "_alone", "_idle", "_lost"):
+        assert getattr(resting, name) == pytest.approx(getattr(weighing, name)), name
+    assert resting.survival[2].gains == pytest.approx(weighing.survival[2].gains)
 
 
 def test_survival_is_counted_where_a_draft_was_reached() -> None:

@@ -24,9 +24,10 @@ from hybridgen.engine.rounds import Batch
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.result import GenerationResult
 from hybridgen.strategies import auto
-from hybridgen.strategies.adaptive import ALONE, LOOKUP, Arm, Chooser
+from hybridgen.strategies.adaptive import Chooser
 from hybridgen.strategies.auto import Auto, Experience, start_texts
 from hybridgen.strategies.drafts import SlmDrafts
+from hybridgen.strategies.estimates import ALONE, LOOKUP, Arm
 from hybridgen.strategies.single import single_round
 
 PLAIN = (1.0, 0, 1.0, 0.0)
