@@ -42,8 +42,8 @@ def penalize_reference(
     padding     int64 [B, 3]: how many tokens stand before position 0, and which (all the same id):
                 part of every text of the row. And the position from which tokens count as repeated,
                 below 0 where those before it do
-    bias        float32 [V], added to every row
-    early       float32 [V], added where start[b] + i + 1 < minimum[b]
+    bias        float32 [V] or longer, added to every row
+    early       float32 [V] or longer, added where start[b] + i + 1 < minimum[b]
     minimum     int64 [B]
     repetition  float32 [1], positive: an id that the text holds is penalised once, however often
                 it stands there. None: no id is
@@ -53,8 +53,9 @@ def penalize_reference(
     All are contiguous where no stride is named. NaN and infinities pass through as IEEE 754 says.
     """
     scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    torch.add(logits.detach(), bias, out=scores)
-    rows, texts, added = scores.numpy(), tokens.numpy(), early.numpy()
+    vocab = logits.shape[2]
+    torch.add(logits.detach(), bias[:vocab], out=scores)
+    rows, texts, added = scores.numpy(), tokens.numpy(), early[:vocab].numpy()
     r = None if repetition is None else repetition.numpy()
     n = 0 if ngram is None else int(ngram)
     per_row = zip(rows, texts, start.tolist(), minimum.tolist(), padding.tolist(), strict=True)
@@ -122,4 +123,5 @@ penalize = define(
     penalize_reference,
     _penalize_fake,
     "penalties_triton:penalize",
+    "penalties_numba:penalize",
 )

@@ -36,11 +36,13 @@ def adjusted(batch: Batch, adjustment: Adjustment) -> Batch:
 
 
 def write(forward: Forward) -> None:
-    """Put the tokens of a forward, drafts among them, where they are read.
+    """Put a forward's drafts where tokens are read.
 
     What adjusts a draft's logits must see the drafts before it. Behind a row's end nobody else
     looks.
     """
+    if not forward.drafted:
+        return
     rows, tokens, start = forward.rows, forward.tokens, forward.start
     column = torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device)
     place = (start[:, None] + column).clamp(0, rows.tokens.shape[1] - 1)
