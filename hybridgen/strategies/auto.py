@@ -1,13 +1,14 @@
 """``num_drafts="auto"``: each round drafts as many tokens as pay, by the SLM, a lookup, or none.
 
 The choice is `adaptive.Chooser`'s, on the host; it decides how fast a text comes, and with coupled
-verification nothing of the text. The SLM reads only where it drafts. What it has missed it reads
-before it drafts again, up to 16 tokens a forward: how far it has come is kept on the device, and
-how many forwards that takes at most on the host.
+verification nothing of the text. The SLM reads only where it drafts, the prompts too: a long one
+the LLM continues by a token first, so that this comes as early as from the LLM alone. What it has
+missed since it reads before it drafts again, up to 16 tokens a forward: how far it has come is kept
+on the device, and how many forwards that takes at most on the host.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from hybridgen.engine.limits import MAX_FEED
 from hybridgen.engine.loop import Outcome, Program
 from hybridgen.engine.rounds import Batch
 from hybridgen.engine.state import integers, moved
-from hybridgen.engine.steps import feed
+from hybridgen.engine.steps import feed, prefill
 from hybridgen.kernels.lookup import MAX_NGRAM, lookup
 from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.strategies.adaptive import Chooser
@@ -39,6 +40,7 @@ MODEL_DRAFTS = (1, 2, 3, 4, 6, 8)
 LOOKUP_DRAFTS = (3, 6, 10)
 MOST_DRAFTS = max(MODEL_DRAFTS + LOOKUP_DRAFTS)
 NGRAMS = NgramDrafts()
+LONG = 64  # tokens of a prompt that take the SLM longer than a round may wait for
 
 
 class Choice(NamedTuple):
@@ -48,6 +50,8 @@ class Choice(NamedTuple):
     last         the texts that were furthest from their limits
     catch_ups    forwards in which the SLM read what it had missed
     drafted      rounds before it in which the SLM drafted
+    prompts      how often the SLM had read prompts before
+    rests        it was chosen unweighed, as the one before
     """
 
     arm: Arm
@@ -55,9 +59,8 @@ class Choice(NamedTuple):
     last: Collection[int] = ()
     catch_ups: int = 0
     drafted: int = 0
-
-
-REST = Choice(ALONE)  # as was chosen before, unweighed
+    prompts: int = 0
+    rests: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +96,10 @@ class Auto(Program):
             for arm in experience.costs.arms
         }
         self.catch_up = batch.round(catch_up_round) if self.reads_slm else None
+        self.unread = batch.own(Unread)
+        self.unread.prompts.clear()
+        self.begun = False
+        self.rest = Choice(ALONE, rests=True)
         self.found: Mapping[int, int] = {}
         self.last: Collection[int] = ()
         self.drafted = 0
@@ -104,12 +111,18 @@ class Auto(Program):
         if self.chooser.rests(max(found, default=0)):
             self.missed += 1
             self.rounds[ALONE]()
-            return REST
+            return self.rest
         needed = -(-self.missed // MAX_FEED)
-        arm = self.chooser.choose(found, needed)
+        first, self.begun = not self.begun, True
+        arm = ALONE if first and self.unread.is_long else self.chooser.choose(found, needed)
         by_slm = self.reads_slm and arm.drafter == MODEL
-        choice = Choice(arm, self.found, self.last, needed if by_slm else 0, self.drafted)
+        choice = Choice(
+            arm, self.found, self.last, needed if by_slm else 0, self.drafted, self.rest.prompts
+        )
         if by_slm and self.catch_up is not None:
+            if self.unread.prompts:
+                self.unread.read()
+                self.rest = self.rest._replace(prompts=self.rest.prompts + 1)
             for _ in range(needed):
                 self.catch_up()
             self.missed, self.drafted = 0, self.drafted + 1
@@ -122,8 +135,10 @@ class Auto(Program):
         """Learn from a round."""
         self._reach(outcome)
         choice: Choice = outcome.name
-        if choice is REST:
-            self.chooser.rested(outcome.seconds)
+        # The host may have been late for the round before as well.
+        seconds = outcome.seconds if choice.prompts == self.rest.prompts else None
+        if choice.rests:
+            self.chooser.rested(seconds)
             return
         arm, most = choice.arm, max(outcome.gained, default=0)
         if self.reads_slm and arm.drafter != MODEL and choice.drafted == self.drafted:
@@ -133,7 +148,7 @@ class Auto(Program):
         counted = waited_for or gained
         progress = sum(counted) / max(len(counted), 1)
         found = [choice.found.get(text, 0) for text in texts]
-        self.chooser.saw(arm, found, gained, progress, outcome.seconds, choice.catch_ups)
+        self.chooser.saw(arm, found, gained, progress, seconds, choice.catch_ups)
 
     def _reach(self, outcome: Outcome) -> None:
         self.found = dict(zip(outcome.texts, outcome.left, strict=True))
@@ -166,7 +181,33 @@ def read_by_slm(batch: Batch) -> Tensor:
     return torch.zeros_like(batch.rows.length)
 
 
-def start_texts(batch: Batch, rows: Sequence[int]) -> None:
-    """The SLM will have read the prompts in ``rows`` but for one token."""
-    index = moved(integers(rows), batch.rows.length.device)
-    batch.own(read_by_slm).index_copy_(0, index, batch.rows.length[index] - 1)
+@dataclass(eq=False)
+class Unread:
+    """The prompts that the SLM has yet to read: of a row from which token to which."""
+
+    batch: Batch
+    prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, rows: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> None:
+        """New texts, of which the SLM has read ``starts`` tokens, and may read ``lengths``."""
+        self._has_read(rows, starts)
+        self.prompts |= {
+            row: (start, length) for row, start, length in zip(rows, starts, lengths, strict=True)
+        }
+
+    @property
+    def is_long(self) -> bool:
+        """Whether to read them takes long."""
+        return any(length - start > LONG for start, length in self.prompts.values())
+
+    def read(self) -> None:
+        """Let the SLM read them."""
+        rows, batch = [*self.prompts], self.batch
+        starts, lengths = ([*of] for of in zip(*self.prompts.values(), strict=True))
+        prefill(batch.rows, batch.slm, lengths, rows, starts)
+        self._has_read(rows, lengths)
+        self.prompts.clear()
+
+    def _has_read(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        table = moved(integers([[*rows], [*counts]]), self.batch.rows.length.device)
+        self.batch.own(read_by_slm).index_copy_(0, table[0], table[1])

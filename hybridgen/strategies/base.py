@@ -240,11 +240,22 @@ class RoundStrategy(Strategy):
         lengths = [len(prompt) - 1 for prompt in prompts]
         starts = [held.take(row, text.prompt) if held else (0, 0) for row, text in placed]
         if self.reads_slm:
-            prefill(batch.rows, batch.slm, lengths, rows, [slm for slm, _ in starts])
+            self.prompt_slm(batch, request, rows, [slm for slm, _ in starts], lengths)
         if self.reads_llm:
             prefill(batch.rows, batch.llm, lengths, rows, [llm for _, llm in starts])
         for text, start in zip(texts, starts, strict=True):
             text.reused = min(compress(start, (self.reads_slm, self.reads_llm)), default=0)
+
+    def prompt_slm(
+        self,
+        batch: Batch,
+        request: Request,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        lengths: Sequence[int],
+    ) -> None:
+        """Let the SLM read of the texts in ``rows`` tokens starts[i] to lengths[i] of the i-th."""
+        prefill(batch.rows, batch.slm, lengths, rows, starts)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from hybridgen.strategies.auto import (
     Auto,
     Choice,
     Experience,
+    Unread,
     read_by_slm,
-    start_texts,
 )
 from hybridgen.strategies.base import RoundStrategy, Written
 from hybridgen.strategies.declarations import AUTO, SPECULATIVE, Declaration
@@ -43,9 +43,19 @@ class Speculative(RoundStrategy):
         self.proposer = SlmDrafts() if proposer is None else proposer
         self.reads_slm = self.proposer.reads_slm
 
-    def load(self, batch: Batch, request: Request, rows: Sequence[int]) -> None:
-        if request.num_drafts == AUTO and self.reads_slm:
-            start_texts(batch, rows)
+    def prompt_slm(
+        self,
+        batch: Batch,
+        request: Request,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        lengths: Sequence[int],
+    ) -> None:
+        """See `RoundStrategy`. Where it may never be asked, the SLM reads them as it first is."""
+        if request.num_drafts == AUTO:
+            batch.own(Unread).add(rows, starts, lengths)
+        else:
+            super().prompt_slm(batch, request, rows, starts, lengths)
 
     def program(self, batch: Batch, request: Request) -> Program:
         with_q = self._verification(request) == "rejection" and not request.sampling.greedy

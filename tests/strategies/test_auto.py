@@ -25,9 +25,9 @@ from hybridgen.kernels.verify import SOURCE_LLM
 from hybridgen.result import GenerationResult
 from hybridgen.strategies import auto
 from hybridgen.strategies.adaptive import Chooser
-from hybridgen.strategies.auto import Auto, Experience, start_texts
+from hybridgen.strategies.auto import LONG, Auto, Experience, Unread, read_by_slm
 from hybridgen.strategies.drafts import SlmDrafts
-from hybridgen.strategies.estimates import ALONE, LOOKUP, Arm
+from hybridgen.strategies.estimates import ALONE, LOOKUP, MODEL, Arm
 from hybridgen.strategies.single import single_round
 
 PLAIN = (1.0, 0, 1.0, 0.0)
@@ -64,7 +64,7 @@ def start(prompts: Sequence[Sequence[int]], depth: int, vocab: int = 5) -> Batch
 def program(batch: Batch, with_q: bool) -> Auto:
     proposer = SlmDrafts()
     made = Auto(batch, proposer, with_q, Experience.of(proposer))
-    start_texts(batch, range(batch.width))
+    batch.own(read_by_slm).copy_(batch.rows.length - 1)
     return made
 
 
@@ -134,6 +134,19 @@ def test_the_slm_catches_up_or_its_drafts_would_be_nothing(monkeypatch: pytest.M
         write(batch, program(batch, with_q=False))
 
 
+def test_after_a_late_prompt_the_slm_catches_up_from_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The table decoders know what they were fed."""
+    arms = iter([ALONE] * 20 + [Arm(MODEL, 2)] * 200)
+    monkeypatch.setattr(Chooser, "choose", lambda self, found, catch_ups: next(arms))
+    batch = start([list(range(5)) * 4], 120)
+    made = program(batch, with_q=False)
+    batch.own(Unread).add([0], [0], [19])
+    (text,) = write(batch, made)
+    assert {choice.arm.drafter for choice, _ in text.rounds} == {"llm", "model"}
+
+
 @pytest.mark.parametrize("with_q", [True, False], ids=["rejection", "coupled"])
 def test_the_law_is_the_llms(monkeypatch: pytest.MonkeyPatch, with_q: bool) -> None:
     monkeypatch.setattr(Chooser, "choose", at_random(1, 2))
@@ -174,6 +187,75 @@ def test_it_is_the_default_and_writes_the_llms_tokens(
         found = generate(made, prompt, **mode)
         assert found.tokens == alone.tokens
         assert (found.stats["num_drafts"], found.stats["verification"]) == ("auto", "coupled")
+
+
+class Log(list[str]):
+    """What came first: a piece of text, or that the SLM read prompts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, arm: Arm) -> None:
+        read = Unread.read
+
+        def reading(unread: Unread) -> None:
+            self.append(f"{len(unread.prompts)} prompts")
+            read(unread)
+
+        monkeypatch.setattr(Unread, "read", reading)
+        monkeypatch.setattr(Chooser, "choose", lambda self, found, catch_ups: arm)
+
+
+@pytest.mark.parametrize("words", [4, 120])
+def test_the_slm_reads_a_long_prompt_after_the_first_token(
+    generator: HybridGenerator, monkeypatch: pytest.MonkeyPatch, words: int
+) -> None:
+    log = Log(monkeypatch, Arm(MODEL, 2))
+    prompt = list(range(10, 10 + words))
+    text = generate(generator, prompt, stream=lambda piece: log.append("text"), **SAMPLED).tokens
+    assert log.index("1 prompts") == (1 if words > LONG else 0) and log.count("1 prompts") == 1
+    assert text == generate(generator, prompt, strategy="llm", **SAMPLED).tokens
+
+
+def test_an_slm_that_is_never_asked_reads_nothing(
+    generator: HybridGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor has it for the next call, which goes on from what the LLM has read."""
+    log = Log(monkeypatch, ALONE)
+    prompt = generate(generator, PROMPTS[1], max_new_tokens=20, **SAMPLED).full_text
+    assert log == []
+    log = Log(monkeypatch, Arm(MODEL, 3))
+    found = generate(generator, prompt, reuse=True, **SAMPLED)
+    assert log == ["1 prompts"]
+    assert found.tokens == generate(generator, prompt, strategy="llm", **SAMPLED).tokens
+    fixed = generate(generator, prompt, num_drafts=3, verification="coupled", **SAMPLED)
+    assert found.stats["draft_accepted"] == fixed.stats["draft_accepted"] > 0
+
+
+def test_prompts_that_come_later_are_read_when_drafts_are_wanted(
+    tiny_pair: TinyPair, generator: HybridGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(monkeypatch, Arm(MODEL, 2))
+    narrow = HybridGenerator(*tiny_pair, dtype=torch.float32, max_batch_size=2, max_seq_len=200)
+    expected = generate(generator, PROMPTS, strategy="llm", **SAMPLED).tokens
+    assert generate(narrow, PROMPTS, **SAMPLED).tokens == expected
+    assert sum(int(entry.split()[0]) for entry in log) == len(PROMPTS)
+
+
+def test_rounds_that_a_prompt_was_read_beside_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither the round before it, whose report may have waited for the host."""
+    timed: list[float | None] = []
+    arms = iter([ALONE, Arm(MODEL, 1), ALONE])
+    monkeypatch.setattr(Chooser, "choose", lambda self, found, catch_ups: next(arms))
+    monkeypatch.setattr(Chooser, "saw", lambda self, *told: timed.append(told[4]))
+    batch = start([[3, 1]], 40)
+    made = program(batch, False)
+    batch.own(Unread).add([0], [0], [1])
+    flying = [made.enqueue(), made.enqueue()]
+    for seconds in (1.0, 2.0, 3.0):
+        made.reported(Outcome(flying.pop(0), [0], [1], [20], [0], seconds))
+        if seconds == 1.0:
+            flying.append(made.enqueue())
+    assert timed == [None, None, 3.0]
 
 
 def test_statistics_tell_what_was_chosen(generator: HybridGenerator) -> None:
