@@ -65,7 +65,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     count = {"max_new_tokens": arguments.new_tokens}
     greedy = {**inputs, **count, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     asked: dict[str, dict[str, Any]] = {
-        "": {},
+        "": {"repetition_penalty": 1.0},
         ", repetition penalty": {"repetition_penalty": 1.1},
         ", processor in Python": {"logits_processor": [Half()]},
     }
@@ -74,6 +74,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             generator.generate(
                 inputs["input_ids"][0],
                 temperature=0,
+                repetition_penalty=1.0,
                 num_drafts=arguments.num_drafts,
                 ignore_eos=True,
                 print_stats=False,

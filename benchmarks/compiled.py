@@ -93,7 +93,7 @@ def of_texts(
     """Milliseconds a token, and the ratio."""
     count = arguments.new_tokens
     options = {"top_k": 0, "top_p": 1.0, "seed": 1, "ignore_eos": True, "print_stats": False}
-    given = {"max_new_tokens": count, **options, **way}
+    given = {"max_new_tokens": count, "repetition_penalty": 1.0, **options, **way}
     works = (partial(each.generate, PROMPT, **given) for each in (plain, generator))
     return compare(works, arguments.texts, count)
 

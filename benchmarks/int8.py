@@ -147,6 +147,7 @@ def rounds(generator: HybridGenerator, arguments: argparse.Namespace) -> dict[st
             max_new_tokens=arguments.new_tokens,
             ignore_eos=True,
             seed=1,
+            repetition_penalty=1.0,
             print_stats=False,
             **options,  # type: ignore[arg-type]
         ).stats

@@ -79,6 +79,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Ratios]:
                 "max_new_tokens": arguments.new_tokens,
                 "ignore_eos": True,
                 "seed": 1,
+                "repetition_penalty": 1.0,
                 "print_stats": False,
                 **sampling,
                 **options,

@@ -123,6 +123,7 @@ def talk(
             torch.tensor([tokens]),
             max_new_tokens=count,
             do_sample=False,
+            repetition_penalty=1.0,
             eos_token_id=None,
             pad_token_id=0,
             return_dict_in_generate=True,

@@ -264,8 +264,9 @@ class Generating:
         self._told = True
         if asked:
             fields = ", ".join(f"{name}={quoted(value)}" for name, value in asked.items())
+            who = "hybridgen" if isinstance(chosen, Strategy) else "this strategy"
             warnings.warn(
-                f"{SOURCE} asks for {fields}, which hybridgen does not apply",
+                f"{SOURCE} asks for {fields}, which {who} does not apply",
                 UserWarning,
                 stacklevel=4,  # the caller of `generate`, beyond its turn
             )

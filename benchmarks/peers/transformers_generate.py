@@ -111,8 +111,14 @@ class Generate(LLMWriter):
 
     def _config(self, work: Work) -> GenerationConfig:
         how = {"do_sample": False} if work.is_greedy else {"do_sample": True, **filters(work)}
+        # What is not told here is as the checkpoint recommends.
         return GenerationConfig(
-            max_new_tokens=work.new_tokens, pad_token_id=PAD, **how, **self._configured
+            max_new_tokens=work.new_tokens,
+            pad_token_id=PAD,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            **how,
+            **self._configured,
         )
 
     def close(self) -> None:

@@ -6,8 +6,13 @@ from typing import Any
 
 from hybridgen.pair.loop import Budget, Phase
 
-# What the checkpoints recommend: greedy text of so small a model repeats itself.
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95}
+# What the checkpoints recommend: text of so small a model repeats itself, greedy text above all.
+SAMPLING: dict[str, Any] = {
+    "temperature": 0.85,
+    "top_k": 40,
+    "top_p": 0.95,
+    "repetition_penalty": 1.1,
+}
 LLM_BUDGET = Budget(14_000)
 SLM_BUDGET = Budget(8_000)
 
