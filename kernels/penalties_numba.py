@@ -1,4 +1,4 @@
-"""`penalties.py` compiled for a CPU: one pass over the logits, and one over the text for each penalty.
+"""`penalties.py` compiled for a CPU: a pass over the logits, and one over the text a penalty.
 
 A repeated id is penalised by its logit as it was given, so that twice is once.
 """
