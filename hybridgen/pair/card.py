@@ -52,7 +52,8 @@ K = {drafts} drafts a round and no top-k or top-p. Agreement is the chance that 
 {rows}
 
 The last column is the share of 8-grams that occurred before in the same text: it shows looping.
-Greedy text of a model this small repeats itself; sample at 0.6 or above for text worth reading.
+Greedy text of a model this small repeats itself. What the checkpoints recommend, and
+`generate` follows, is {recommended}.
 {completions}
 ## Data
 
@@ -78,8 +79,7 @@ as the LLM's, projected on the leading directions.
 
 ## Samples
 
-Drawn at temperature 0.6, top-k 20, top-p 0.95, one each and not chosen. The prompt comes first, up
-to the mark `▶`.
+Drawn as recommended, one each and not chosen. The prompt comes first, up to the mark `▶`.
 {samples}"""
 
 
@@ -123,12 +123,19 @@ def render(metrics: dict[str, Any]) -> str:
         "packages": _packages(metrics["packages"]) if "packages" in metrics else "",
         "completions": "",
         "sources": _sources(metrics),
+        "recommended": ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in metrics["sampling"].items()
+        ),
         "start": FURTHER.format(**metrics["start"]) if "start" in metrics else FIRST,
     }
     if "completions" in metrics:
         parts["completions"] = COMPLETIONS.format(**metrics["completions"])
     return CARD.format(
-        **{k: v for k, v in metrics.items() if k not in ("samples", "speculation", *parts)},
+        **{
+            k: v
+            for k, v in metrics.items()
+            if k not in ("samples", "sampling", "speculation", *parts)
+        },
         **parts,
         llm_m=metrics["llm"]["parameters"] / 1e6,
         slm_m=metrics["slm"]["parameters"] / 1e6,

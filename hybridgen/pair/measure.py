@@ -12,13 +12,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from hybridgen.pair import data, documents, evaluate, texts
 from hybridgen.pair.completions import completions
-from hybridgen.pair.recipe import Recipe, tokens_a_step
+from hybridgen.pair.recipe import SAMPLING, Recipe, tokens_a_step
 
 WINDOW = 512
 MAX_WINDOWS = 256
 LAYERS = ("num_hidden_layers", "hidden_size", "intermediate_size")
 HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
-SAMPLE_TEMPERATURE = 0.6
 SAMPLE_TOKENS = 120
 PROMPTS = (
     'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self):\n',
@@ -77,6 +76,7 @@ def measure(folder: Path, work: Path, recipe: Recipe) -> dict[str, Any]:
         recipe.seed,
     )
     metrics |= speculation(pair["llm"], pair["slm"], held_out, recipe)
+    metrics["sampling"] = SAMPLING
     metrics["samples"] = [sample(pair["llm"], tokenizer, prompt, recipe) for prompt in PROMPTS]
     return metrics
 
@@ -143,16 +143,14 @@ def speculation(
 
 
 def sample(llm: Qwen3ForCausalLM, tokenizer: Any, prompt: str, recipe: Recipe) -> dict[str, str]:
-    """One completion, drawn and not chosen: the seed is the recipe's."""
+    """One completion as the checkpoint recommends, not chosen: the seed is the recipe's."""
     torch.manual_seed(recipe.seed)
     inputs = tokenizer(prompt, return_tensors="pt")
     output = llm.generate(
         **inputs,
         do_sample=True,
-        temperature=SAMPLE_TEMPERATURE,
-        top_k=20,
-        top_p=0.95,
         max_new_tokens=min(SAMPLE_TOKENS, recipe.eval_tokens),
+        **SAMPLING,
     )
     written = output[0, inputs["input_ids"].shape[1] :]
     return {"prompt": prompt, "text": tokenizer.decode(written, skip_special_tokens=True)}
