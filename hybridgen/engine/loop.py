@@ -42,7 +42,7 @@ class Text:
     rounds     each round that gave some: what the program says of it, and how many it gave
     note       the last number that a round left for it (see `kernels.verify.NOTE`)
     row        that it was put into; -1 before
-    reused     tokens of the prompt that no model had to read
+    reused     tokens of the prompt that no model had to read as it began
     seconds    from when it was put into its row to its end
     """
 

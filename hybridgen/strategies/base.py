@@ -239,23 +239,28 @@ class RoundStrategy(Strategy):
             hook.start(request.adjustment, placed)
         lengths = [len(prompt) - 1 for prompt in prompts]
         starts = [held.take(row, text.prompt) if held else (0, 0) for row, text in placed]
-        if self.reads_slm:
-            self.prompt_slm(batch, request, rows, [slm for slm, _ in starts], lengths)
+        slm_starts = [slm for slm, _ in starts]
+        slm_reads = self.reads_slm and not self.slm_waits(batch, request, rows, slm_starts, lengths)
+        if slm_reads:
+            prefill(batch.rows, batch.slm, lengths, rows, slm_starts)
         if self.reads_llm:
             prefill(batch.rows, batch.llm, lengths, rows, [llm for _, llm in starts])
         for text, start in zip(texts, starts, strict=True):
-            text.reused = min(compress(start, (self.reads_slm, self.reads_llm)), default=0)
+            text.reused = min(compress(start, (slm_reads, self.reads_llm)), default=0)
 
-    def prompt_slm(
+    def slm_waits(
         self,
         batch: Batch,
         request: Request,
         rows: Sequence[int],
         starts: Sequence[int],
         lengths: Sequence[int],
-    ) -> None:
-        """Let the SLM read of the texts in ``rows`` tokens starts[i] to lengths[i] of the i-th."""
-        prefill(batch.rows, batch.slm, lengths, rows, starts)
+    ) -> bool:
+        """Whether the SLM reads of new texts, tokens starts[i] to lengths[i], only as it is asked.
+
+        Of what it then is to read in ``rows``, this is the only word.
+        """
+        return False
 
 
 @contextmanager

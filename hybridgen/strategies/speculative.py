@@ -43,19 +43,19 @@ class Speculative(RoundStrategy):
         self.proposer = SlmDrafts() if proposer is None else proposer
         self.reads_slm = self.proposer.reads_slm
 
-    def prompt_slm(
+    def slm_waits(
         self,
         batch: Batch,
         request: Request,
         rows: Sequence[int],
         starts: Sequence[int],
         lengths: Sequence[int],
-    ) -> None:
-        """See `RoundStrategy`. Where it may never be asked, the SLM reads them as it first is."""
-        if request.num_drafts == AUTO:
-            batch.own(Unread).add(rows, starts, lengths)
-        else:
-            super().prompt_slm(batch, request, rows, starts, lengths)
+    ) -> bool:
+        """See `RoundStrategy`. It does where it may never be asked."""
+        if request.num_drafts != AUTO or not self.reads_slm:
+            return False
+        batch.own(Unread).add(rows, starts, lengths)
+        return True
 
     def program(self, batch: Batch, request: Request) -> Program:
         with_q = self._verification(request) == "rejection" and not request.sampling.greedy
