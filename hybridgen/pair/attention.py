@@ -1,7 +1,7 @@
 """Causal attention for training on a CPU: blocks of queries, products in bfloat16.
 
-torch's flash attention computes its backward in float32 where a processor has no AMX, and took a
-third of a step. Here a block's scores lie in a cache while softmax reads them, and a block meets
+torch's attention was hardly faster in bfloat16 than in float32 on a processor without AMX, and took
+a third of a step. Here a block's scores lie in a cache while softmax reads them, and a block meets
 no key behind its last query.
 """
 

@@ -190,7 +190,7 @@ def parse(arguments: list[str] | None) -> tuple[Recipe, Path, Path]:
         "--lr-scale",
         type=float,
         default=Recipe.lr_scale,
-        help="on the learning rates (%(default)s)",
+        help="factor on every learning rate (%(default)s)",
     )
     add("--seed", type=int, default=Recipe.seed, help="weights, batches, samples (%(default)s)")
     add("--processes", type=int, help=f"single-threaded trainers ({Recipe.processes})")
