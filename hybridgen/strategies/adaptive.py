@@ -39,9 +39,16 @@ HORIZON = 8  # rounds over which it pays that the SLM has caught up
 STAY = 0.2  # of a draft's time, what it is worth that the SLM keeps reading: coming back is dear
 FIRST_WAIT, LONGEST_WAIT = 24, 256  # rounds between probes of the SLM
 REST, LONGEST_REST = 2, 16  # rounds of the LLM alone before drafts are weighed again
+LOOK = 4  # rounds of a rest for each that looks the text's end up
 TIMING = 2  # rounds of the LLM in a row, of which the last is timed
 FEW, STALE, PATIENT, MARGIN = 8, 64, 4, 0.3  # rounds, their factor and tokens, see `choose`
 HOPE = 0.9  # survival that a probe hopes for
+
+
+def looks_up(left: int) -> bool:
+    """Whether the end of the text is looked up in a rest that has ``left`` rounds, this one among
+    them: in every `LOOK`-th, and in the last, by whose finds is chosen."""
+    return left % LOOK == 1
 
 
 class Chooser:
@@ -95,20 +102,21 @@ class Chooser:
             self._rest = min(2 * self._rest, LONGEST_REST)
         return chosen
 
-    def rests(self, found: int) -> bool:
-        """Whether the LLM goes on alone, as was chosen last, without anything being weighed.
+    def rests(self, found: int) -> int:
+        """For how many rounds, this one among them, the LLM goes on as was chosen last.
 
-        A small model's round is too short to weigh after each what has hardly changed.
+        Nothing is weighed meanwhile: a small model's round is too short to weigh after each what
+        has hardly changed.
 
-        found    see `choose`; the most of all rows
+        found    see `choose`; the most of all rows, as far as was looked (see `looks_up`)
         """
         if found > self._declined:
             self._resting = 0
         if not self._resting:
-            return False
+            return 0
         self._resting -= 1
         self._met[found] += 1
-        return True
+        return self._resting + 1
 
     def rested(self, seconds: float | None) -> None:
         """A round of a rest took so long."""

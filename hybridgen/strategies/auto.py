@@ -7,7 +7,7 @@ missed since it reads before it drafts again, up to 16 tokens a forward: how far
 on the device, and how many forwards that takes at most on the host.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from hybridgen.engine.state import integers, moved
 from hybridgen.engine.steps import feed, prefill
 from hybridgen.kernels.lookup import MAX_NGRAM, lookup
 from hybridgen.kernels.verify import SOURCE_LLM
-from hybridgen.strategies.adaptive import Chooser
+from hybridgen.strategies.adaptive import Chooser, looks_up
 from hybridgen.strategies.drafts import Proposer, speculative_round
 from hybridgen.strategies.estimates import (
     ALONE,
@@ -51,7 +51,6 @@ class Choice(NamedTuple):
     catch_ups    forwards in which the SLM read what it had missed
     drafted      rounds before it in which the SLM drafted
     prompts      how often the SLM had read prompts before
-    rests        it was chosen unweighed, as the one before
     """
 
     arm: Arm
@@ -60,7 +59,18 @@ class Choice(NamedTuple):
     catch_ups: int = 0
     drafted: int = 0
     prompts: int = 0
-    rests: bool = False
+
+
+class Rest(NamedTuple):
+    """A round of the LLM alone that was chosen unweighed, as the one before.
+
+    prompts      see `Choice`
+    looks        its report tells what a lookup finds
+    """
+
+    prompts: int
+    looks: bool
+    arm: Arm = ALONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,30 +109,31 @@ class Auto(Program):
         self.unread = batch.own(Unread)
         self.unread.prompts.clear()
         self.begun = False
-        self.rest = Choice(ALONE, rests=True)
+        # A card's lookup takes no time that counts, and its next round is chosen without it.
+        self.blind = batch.round(single_round, SOURCE_LLM) if batch.by_host else None
         self.found: Mapping[int, int] = {}
         self.last: Collection[int] = ()
-        self.drafted = 0
+        self.most_found = 0
+        self.drafted = self.prompts = 0
         self.missed = -1  # the prompt's last token and one more it reads as it first drafts
 
-    def enqueue(self) -> Choice:
+    def enqueue(self) -> Choice | Rest:
         """Enqueue what pays most, and before that what the SLM needs for it."""
+        left = self.chooser.rests(self.most_found)
+        if left:
+            return self._rest(left)
         found = [self.found[text] for text in self.last]
-        if self.chooser.rests(max(found, default=0)):
-            self.missed += 1
-            self.rounds[ALONE]()
-            return self.rest
         needed = -(-self.missed // MAX_FEED)
         first, self.begun = not self.begun, True
         arm = ALONE if first and self.unread.is_long else self.chooser.choose(found, needed)
         by_slm = self.reads_slm and arm.drafter == MODEL
         choice = Choice(
-            arm, self.found, self.last, needed if by_slm else 0, self.drafted, self.rest.prompts
+            arm, self.found, self.last, needed if by_slm else 0, self.drafted, self.prompts
         )
         if by_slm and self.catch_up is not None:
             if self.unread.prompts:
                 self.unread.read()
-                self.rest = self.rest._replace(prompts=self.rest.prompts + 1)
+                self.prompts += 1
             for _ in range(needed):
                 self.catch_up()
             self.missed, self.drafted = 0, self.drafted + 1
@@ -131,15 +142,27 @@ class Auto(Program):
         self.rounds[arm]()
         return choice
 
+    def _rest(self, left: int) -> Rest:
+        """Enqueue a round of a rest that has so many left, this one among them."""
+        self.missed += 1
+        looks = self.blind is None or looks_up(left)
+        if self.blind is None or looks:
+            self.rounds[ALONE]()
+        else:
+            self.blind()
+        return Rest(self.prompts, looks)
+
     def reported(self, outcome: Outcome) -> None:
         """Learn from a round."""
-        self._reach(outcome)
-        choice: Choice = outcome.name
+        choice: Choice | Rest = outcome.name
         # The host may have been late for the round before as well.
-        seconds = outcome.seconds if choice.prompts == self.rest.prompts else None
-        if choice.rests:
+        seconds = outcome.seconds if choice.prompts == self.prompts else None
+        if isinstance(choice, Rest):
+            if choice.looks:
+                self._reach(outcome)
             self.chooser.rested(seconds)
             return
+        self._reach(outcome)
         arm, most = choice.arm, max(outcome.gained, default=0)
         if self.reads_slm and arm.drafter != MODEL and choice.drafted == self.drafted:
             self.missed -= arm.drafts + 1 - most
@@ -155,6 +178,7 @@ class Auto(Program):
         to_come = outcome.to_come
         furthest = max(to_come, default=0)
         self.last = [text for text, n in zip(outcome.texts, to_come, strict=True) if n == furthest]
+        self.most_found = max([self.found[text] for text in self.last], default=0)
 
 
 def auto_round(batch: Batch, num_drafts: int, proposer: Proposer | None, with_q: bool) -> None:
@@ -188,12 +212,10 @@ class Unread:
     batch: Batch
     prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
 
-    def add(self, rows: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> None:
-        """New texts, of which the SLM has read ``starts`` tokens, and may read ``lengths``."""
-        self._has_read(rows, starts)
-        self.prompts |= {
-            row: (start, length) for row, start, length in zip(rows, starts, lengths, strict=True)
-        }
+    def add(self, prompts: Mapping[int, tuple[int, int]]) -> None:
+        """Those of new texts."""
+        self._has_read({row: start for row, (start, _) in prompts.items()})
+        self.prompts |= prompts
 
     @property
     def is_long(self) -> bool:
@@ -205,9 +227,9 @@ class Unread:
         rows, batch = [*self.prompts], self.batch
         starts, lengths = ([*of] for of in zip(*self.prompts.values(), strict=True))
         prefill(batch.rows, batch.slm, lengths, rows, starts)
-        self._has_read(rows, lengths)
+        self._has_read(dict(zip(rows, lengths, strict=True)))
         self.prompts.clear()
 
-    def _has_read(self, rows: Sequence[int], counts: Sequence[int]) -> None:
-        table = moved(integers([[*rows], [*counts]]), self.batch.rows.length.device)
+    def _has_read(self, counts: Mapping[int, int]) -> None:
+        table = moved(integers([[*counts], [*counts.values()]]), self.batch.rows.length.device)
         self.batch.own(read_by_slm).index_copy_(0, table[0], table[1])

@@ -1,7 +1,7 @@
 """What a strategy is, and what the strategies that run as rounds share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -240,7 +240,8 @@ class RoundStrategy(Strategy):
         lengths = [len(prompt) - 1 for prompt in prompts]
         starts = [held.take(row, text.prompt) if held else (0, 0) for row, text in placed]
         slm_starts = [slm for slm, _ in starts]
-        slm_reads = self.reads_slm and not self.slm_waits(batch, request, rows, slm_starts, lengths)
+        unread = dict(zip(rows, zip(slm_starts, lengths, strict=True), strict=True))
+        slm_reads = self.reads_slm and not self.slm_waits(batch, request, unread)
         if slm_reads:
             prefill(batch.rows, batch.slm, lengths, rows, slm_starts)
         if self.reads_llm:
@@ -249,16 +250,12 @@ class RoundStrategy(Strategy):
             text.reused = min(compress(start, (slm_reads, self.reads_llm)), default=0)
 
     def slm_waits(
-        self,
-        batch: Batch,
-        request: Request,
-        rows: Sequence[int],
-        starts: Sequence[int],
-        lengths: Sequence[int],
+        self, batch: Batch, request: Request, unread: Mapping[int, tuple[int, int]]
     ) -> bool:
-        """Whether the SLM reads of new texts, tokens starts[i] to lengths[i], only as it is asked.
+        """Whether the SLM reads of new texts only as it is asked.
 
-        Of what it then is to read in ``rows``, this is the only word.
+        unread    by row, from which token of the text to which; where it waits this is the only
+                  word of it
         """
         return False
 

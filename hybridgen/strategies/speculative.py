@@ -6,7 +6,7 @@ communication and drafter-invariant speculative decoding") for ``verification="c
 greedy decoding is the temperature 0 case.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -44,17 +44,12 @@ class Speculative(RoundStrategy):
         self.reads_slm = self.proposer.reads_slm
 
     def slm_waits(
-        self,
-        batch: Batch,
-        request: Request,
-        rows: Sequence[int],
-        starts: Sequence[int],
-        lengths: Sequence[int],
+        self, batch: Batch, request: Request, unread: Mapping[int, tuple[int, int]]
     ) -> bool:
         """See `RoundStrategy`. It does where it may never be asked."""
         if request.num_drafts != AUTO or not self.reads_slm:
             return False
-        batch.own(Unread).add(rows, starts, lengths)
+        batch.own(Unread).add(unread)
         return True
 
     def program(self, batch: Batch, request: Request) -> Program:

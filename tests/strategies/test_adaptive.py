@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import pytest
 
 from hybridgen.engine.limits import MAX_FEED
-from hybridgen.strategies.adaptive import LONGEST_REST, REST, Chooser
+from hybridgen.strategies.adaptive import LONGEST_REST, REST, Chooser, looks_up
 from hybridgen.strategies.auto import LOOKUP_DRAFTS, MODEL_DRAFTS, Experience
 from hybridgen.strategies.auto import MOST_DRAFTS as MOST
 from hybridgen.strategies.drafts import SlmDrafts
@@ -55,7 +55,7 @@ class Simulated:
         total, tokens, missed, found, before = 0.0, 0, -1, 0, None
         while tokens < self.tokens:
             needed = math.ceil(missed / MAX_FEED)
-            rests = isinstance(chooser, Chooser) and chooser.rests(found)
+            rests = chooser.rests(found) if isinstance(chooser, Chooser) else 0
             if isinstance(chooser, Chooser):
                 arm = ALONE if rests else chooser.choose([found], needed)
             else:
@@ -77,7 +77,8 @@ class Simulated:
                     chooser.rested(seconds)
                 else:
                     chooser.saw(arm, [found], [gained], gained, seconds, needed)
-            found = luck[tokens][1]
+            if not rests or looks_up(rests):
+                found = luck[tokens][1]
         return total
 
     def fixed(self, arm: Arm) -> float:

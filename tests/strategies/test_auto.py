@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from table_decoder import (
 from hybridgen import HybridGenerator
 from hybridgen.engine.loop import Outcome, Repeat
 from hybridgen.engine.rounds import Batch
-from hybridgen.kernels.verify import SOURCE_LLM
+from hybridgen.kernels.verify import PENDING, SOURCE_LLM
 from hybridgen.result import GenerationResult
 from hybridgen.strategies import auto
 from hybridgen.strategies.adaptive import Chooser
@@ -117,6 +118,8 @@ def test_whatever_is_chosen_the_tokens_are_the_llms(
     batch = start(prompts, depth)
     expected = [text.tokens for text in write(batch, Repeat(batch.round(single_round, SOURCE_LLM)))]
     drafters: set[str] = set()
+    rests = random.Random(0)
+    monkeypatch.setattr(Chooser, "rests", lambda self, found: rests.choice([0, 0, 0, 1, 2]))
     for seed in range(6):
         monkeypatch.setattr(Chooser, "choose", at_random(seed, patience))
         batch = start(prompts, depth)
@@ -142,9 +145,39 @@ def test_after_a_late_prompt_the_slm_catches_up_from_its_end(
     monkeypatch.setattr(Chooser, "choose", lambda self, found, catch_ups: next(arms))
     batch = start([list(range(5)) * 4], 120)
     made = program(batch, with_q=False)
-    batch.own(Unread).add([0], [0], [19])
+    batch.own(Unread).add({0: (0, 19)})
     (text,) = write(batch, made)
     assert {choice.arm.drafter for choice, _ in text.rounds} == {"llm", "model"}
+
+
+@pytest.mark.parametrize("by_host", [True, False])
+def test_in_a_rest_the_text_is_looked_up_now_and_then_and_last(
+    monkeypatch: pytest.MonkeyPatch, by_host: bool
+) -> None:
+    """What comes after the rest is chosen by the text as it then ends."""
+    looked, asked = [], []
+
+    def looking(tokens: Any, length: Any, drafts: Any) -> torch.Tensor:
+        looked.append(n)
+        return torch.full_like(length, n)
+
+    def choose(self: Chooser, found: Sequence[int], catch_ups: int) -> Arm:
+        asked.append(found)
+        return ALONE
+
+    lefts = iter([*range(16, 0, -1), 0])
+    monkeypatch.setattr(Chooser, "rests", lambda self, found: next(lefts))
+    monkeypatch.setattr(Chooser, "choose", choose)
+    monkeypatch.setattr(auto, "lookup", looking)
+    batch = start([[3, 1]], 40)
+    made = program(batch if by_host else replace(batch, capture=lambda work: work), False)
+    for n in range(1, 17):
+        name = made.enqueue()
+        (report,) = batch.rows.report.tolist()
+        made.reported(Outcome(name, [0], [1], [40 - n], [report[PENDING]], 1.0))
+    made.enqueue()
+    assert looked[:-1] == ([4, 8, 12, 16] if by_host else [*range(1, 17)])
+    assert asked == [[16]]
 
 
 @pytest.mark.parametrize("with_q", [True, False], ids=["rejection", "coupled"])
@@ -249,7 +282,7 @@ def test_rounds_that_a_prompt_was_read_beside_are_not_timed(
     monkeypatch.setattr(Chooser, "saw", lambda self, *told: timed.append(told[4]))
     batch = start([[3, 1]], 40)
     made = program(batch, False)
-    batch.own(Unread).add([0], [0], [1])
+    batch.own(Unread).add({0: (0, 1)})
     flying = [made.enqueue(), made.enqueue()]
     for seconds in (1.0, 2.0, 3.0):
         made.reported(Outcome(flying.pop(0), [0], [1], [20], [0], seconds))
