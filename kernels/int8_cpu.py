@@ -20,11 +20,12 @@ from hybridgen.kernels.quantise import quantise
 STEP = 16  # numbers that the kernel reads at a time: at another depth it would read past the end
 
 
-def quantise_for_cpu(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantise` of a bfloat16 ``weight`` [O, H], with the scale as the kernel takes it if it can.
+def quantise_for_cpu(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`quantise` of ``weight`` [O, H], with the scale as the kernel takes it if it can.
 
-    That is bfloat16, for a depth of whole `STEP`s; else float32.
+    That is bfloat16, where ``dtype`` is, what products are computed in, and for a depth of whole
+    `STEP`s; else float32.
     """
     q, scale = quantise(weight)
-    suits = weight.dtype == torch.bfloat16 and weight.shape[1] % STEP == 0
+    suits = dtype == torch.bfloat16 and weight.shape[1] % STEP == 0
     return q, scale.to(torch.bfloat16) if suits else scale

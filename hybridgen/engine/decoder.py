@@ -130,15 +130,16 @@ class Decoder:
         with `pack`, only what nothing else uses is freed. Raises ValueError for NaN and infinity.
         """
         place, dtype = device or self.device, self.dtype
-        change = quantise_for_cpu if place.type == "cpu" else quantise
+        on_cpu = place.type == "cpu"
 
         def quantised(linear: Linear) -> Linear:
-            weight, scale = change(linear.weight.to(place))
+            plain = linear.weight.to(place)
+            weight, scale = quantise_for_cpu(plain, dtype) if on_cpu else quantise(plain)
             return Linear(weight, linear.bias, scale)
 
         self._change_products(quantised)
         weights = self.weights.map(lambda tensor: tensor.to(place))
-        if place.type != "cpu":  # a CPU keeps it in float32
+        if not on_cpu:  # a CPU keeps it in float32
             for i, layer in enumerate(weights.layers):
                 if layer.qk_norm is not None:
                     weights.layers[i] = replace(layer, qk_norm=layer.qk_norm.to(dtype))

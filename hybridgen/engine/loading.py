@@ -118,7 +118,7 @@ class Found:
 
     def _kept(self, device: torch.device, dtype: torch.dtype) -> torch.dtype:
         """What matrices are kept in where ``dtype`` is computed in."""
-        narrow = self.narrow and self.facts is None and not self.int8
+        narrow = self.narrow and self.facts is None
         return kept_dtype(dtype, final_device(self.module, device)) if narrow else dtype
 
     def _bytes_to_load(self, device: torch.device, dtype: torch.dtype) -> int:

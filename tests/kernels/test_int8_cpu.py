@@ -22,7 +22,7 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def layer(outputs: int, depth: int, dtype: torch.dtype = torch.bfloat16) -> tuple:
     generator = torch.Generator().manual_seed(outputs)
     weight = torch.randn(outputs, depth, generator=generator).to(dtype)
-    q, scale = quantise_for_cpu(weight)
+    q, scale = quantise_for_cpu(weight, dtype)
     return q, torch.randn(outputs, generator=generator).to(dtype), scale
 
 
