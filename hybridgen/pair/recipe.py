@@ -25,7 +25,7 @@ class Recipe:
     forgets less at a lower ``lr_scale``, the factor on every learning rate.
 
     A step reads the same number of tokens in every phase of a stage. Short windows come first:
-    attention is a third of the work at 512, and what a young model learns is local anyway.
+    they are cheaper, and what a young model learns is local anyway.
     """
 
     seed: int = 0
@@ -35,7 +35,7 @@ class Recipe:
     packages: Path | None = None
     start: Path | None = None
     lr_scale: float = 1.0
-    llm_phases: tuple[Phase, ...] = (Phase(0.7, 32, 256), Phase(0.92, 16, 512), Phase(1.0, 8, 1024))
+    llm_phases: tuple[Phase, ...] = (Phase(0.4, 32, 256), Phase(0.85, 16, 512), Phase(1.0, 8, 1024))
     llm_budget: Budget = LLM_BUDGET
     sample_count: int = 6144
     sample_length: int = 288
