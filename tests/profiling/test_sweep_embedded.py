@@ -54,7 +54,7 @@ def test_a_metric_is_worth_more_than_chance(swept: Sweep, metric: str, fraction:
 def test_metrics_are_worth_what_was_measured_of_them(generator: HybridGenerator) -> None:
     """On this package's sources: AU of probabilities, then entropy, then EU and AU of logits.
 
-    They were 0.815, 0.774, 0.572 and 0.580 as these models were new.
+    They were 0.814, 0.772, 0.568 and 0.571 as these models were new.
     """
     sources = sorted(Path(hybridgen.__file__).parent.glob("**/*.py"))[::3]
     ids = [generator.tokenizer(path.read_text(encoding="utf-8"))["input_ids"] for path in sources]
@@ -67,4 +67,4 @@ def test_metrics_are_worth_what_was_measured_of_them(generator: HybridGenerator)
         auroc(joined(raw, "aleatoric"), differs),
     ]
     assert areas[0] > areas[1] > max(areas[2:])
-    assert areas == pytest.approx([0.815, 0.774, 0.572, 0.580], abs=0.05)
+    assert areas == pytest.approx([0.814, 0.772, 0.568, 0.571], abs=0.05)
