@@ -3,6 +3,7 @@
 from typing import Any
 
 from hybridgen.pair.data import MAX_CONTEXT
+from hybridgen.pair.documents import LIBRARY_WEIGHT
 from hybridgen.pair.measure import HEADS, LAYERS
 from hybridgen.pair.packages import MAX_PACKAGE_BYTES
 
@@ -104,9 +105,10 @@ from a cut-off end) and {ended} come to an end; the share of repeated 8-grams at
 PACKAGES = """
 To it come sources of {count} packages of the Python package index under permissive licences:
 {train_tokens:,} tokens, and {functions:,} small functions and classes whole, which teach where a
-text ends. Left out are tests, vendored and generated code, tables, files that are not in English
-and near-duplicates, licence headers, and of large packages what is above {limit} MB. {held_out}
-are held out with all their files ({held_out_tokens:,} tokens): there the LLM's loss is
+text ends. For each pass over them the recipe has {weight} over the library. Left out are tests,
+vendored and generated code, tables, files that are not in English and near-duplicates, licence
+headers, and of large packages what is above {limit} MB. {held_out} are held out
+with all their files ({held_out_tokens:,} tokens): there the LLM's loss is
 {llm[held_out_loss]:.3f} nats a token ({llm[bits_per_byte]:.3f} bits a byte), the SLM's
 {slm[held_out_loss]:.3f} ({slm[bits_per_byte]:.3f}).
 
@@ -169,6 +171,7 @@ def _packages(metrics: dict[str, Any]) -> str:
         **{k: v for k, v in metrics.items() if k != "sources"},
         count=len(sources),
         limit=MAX_PACKAGE_BYTES // 1_000_000,
+        weight=LIBRARY_WEIGHT,
         held_out=" and ".join(source["name"] for source in sources if source["held_out"]),
         rows="\n".join(
             f"| {s['name']} | {s['version']} | {s['licence']} | {s['files']:,} | {s['bytes']:,} |"
