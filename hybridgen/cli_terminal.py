@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -85,9 +86,11 @@ def leave_when_interrupted() -> None:
 
     A KeyboardInterrupt would come up anywhere, and some of them catch it or turn it into another
     error. Nothing needs to be cleaned up. A signal that the parent has set to be ignored stays so.
+    Once the interpreter ends all is said, and the signal comes too late.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def leave(*signal_and_frame: Any) -> NoReturn:

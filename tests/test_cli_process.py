@@ -192,6 +192,27 @@ def test_an_interrupt_at_any_time_leaves_no_traceback(tiny_pair: TinyPair, delay
     assert (process.returncode, errors) in ((130, "\n"), (0, ""))  # it may have been done
 
 
+@pytest.mark.parametrize("late", ["atexit.register(interrupt)", "interrupted = Interrupted()"])
+def test_an_interrupt_as_the_interpreter_ends_comes_too_late(late: str) -> None:
+    """While exit functions run, and while modules are taken down, where Python handles none."""
+    program = f"""
+import atexit, os, signal, sys
+
+def interrupt(kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+    kill(pid, number)
+
+class Interrupted:
+    def __del__(self, interrupt=interrupt):
+        interrupt()
+
+{late}
+import hybridgen.cli
+sys.exit(hybridgen.cli.main(["--version"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_ignored_interrupt_stays_ignored(
     warm: Warm, tiny_pair: TinyPair, tmp_path: Path
 ) -> None:
