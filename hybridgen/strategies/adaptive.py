@@ -46,8 +46,10 @@ HOPE = 0.9  # survival that a probe hopes for
 
 
 def looks_up(left: int) -> bool:
-    """Whether the end of the text is looked up in a rest that has ``left`` rounds, this one among
-    them: in every `LOOK`-th, and in the last, by whose finds is chosen."""
+    """Whether a round of a rest looks up the end of the text, with ``left`` to come, it included.
+
+    Every `LOOK`-th does, and the last, by whose finds the next round is chosen.
+    """
     return left % LOOK == 1
 
 

@@ -145,12 +145,9 @@ class Auto(Program):
     def _rest(self, left: int) -> Rest:
         """Enqueue a round of a rest that has so many left, this one among them."""
         self.missed += 1
-        looks = self.blind is None or looks_up(left)
-        if self.blind is None or looks:
-            self.rounds[ALONE]()
-        else:
-            self.blind()
-        return Rest(self.prompts, looks)
+        blind = None if looks_up(left) else self.blind
+        (blind or self.rounds[ALONE])()
+        return Rest(self.prompts, looks=blind is None)
 
     def reported(self, outcome: Outcome) -> None:
         """Learn from a round."""
